@@ -1,0 +1,8 @@
+"""Writers: a model in, a folder or a file out.
+
+- `huggingface.py`: weights → Hugging Face folder
+- `gguf_model.py`: weights → GGUF, in the type asked for
+- `gguf_copy.py`: GGUF → shorter GGUF, byte for byte, without torch
+
+Nothing here knows about the search: a shortened model is a model.
+"""

@@ -1,0 +1,78 @@
+"""The metadata of a GGUF made from a checkpoint, as llama.cpp's `convert_hf_to_gguf.py` writes it.
+
+The general part comes from the gguf package itself. Same keys, same order, same omissions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+from gguf.gguf_writer import GGUFValue, GGUFWriter
+
+from tinysleb.config import ModelConfig, parameter_count
+from tinysleb.export.gguf_vocab import add_vocabulary
+from tinysleb.files import read_json_object
+from tinysleb.gguf_file import GgufValue
+
+
+def checkpoint_metadata(
+    config: ModelConfig, folder: Path, file_type: gguf.LlamaFileType, pre: str | None = None
+) -> dict[str, GgufValue]:
+    """All metadata for the checkpoint in `folder`: general, model, tokenizer.
+
+    `config` gives the shape (it may be shorter than the folder's), `folder` the files around the weights.
+    Raises TinyslebError if the tokenizer cannot be expressed.
+    """
+    values = read_json_object(folder / "config.json")
+    writer = GGUFWriter(None, config.architecture.gguf)
+    writer.add_type(gguf.GGUFType.MODEL)
+    _add_general(writer, config, folder)
+    _add_model(writer, config, values)
+    writer.add_file_type(file_type)
+    _add_llama(writer, config)
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    add_vocabulary(writer, folder, config.vocab_size, pre)
+    return {key: _plain(value) for key, value in writer.kv_data[0].items()}
+
+
+def _plain(item: GGUFValue) -> GgufValue:
+    item_type = item.sub_type
+    if item.type == gguf.GGUFValueType.ARRAY and item_type is None:
+        item_type = gguf.GGUFValueType.get_type(item.value[0])
+    return GgufValue(item.value, item.type, item_type)
+
+
+def _add_general(writer: GGUFWriter, config: ModelConfig, folder: Path) -> None:
+    parameters = parameter_count(config)
+    metadata = gguf.Metadata.load(None, folder, None, parameters)
+    if metadata.name is None:
+        metadata.name = folder.resolve().name
+    if metadata.size_label is None:
+        metadata.size_label = gguf.size_label(parameters, parameters, 0, 0)
+    metadata.set_gguf_meta_model(writer)
+
+
+def _add_model(writer: GGUFWriter, config: ModelConfig, values: Mapping[str, Any]) -> None:
+    writer.add_block_count(config.blocks)
+    writer.add_context_length(config.context_length)
+    writer.add_embedding_length(config.width)
+    writer.add_feed_forward_length(config.intermediate)
+    writer.add_head_count(config.heads)
+    writer.add_head_count_kv(config.kv_heads)
+    if config.rotary.linear_factor != 1.0:
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(config.rotary.linear_factor)
+    writer.add_rope_freq_base(config.rotary.theta)
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+    if values.get("head_dim") is not None:
+        writer.add_key_length(config.head_dim)
+        writer.add_value_length(config.head_dim)
+
+
+def _add_llama(writer: GGUFWriter, config: ModelConfig) -> None:
+    if config.architecture.gguf == "llama":
+        writer.add_vocab_size(config.vocab_size)
+        writer.add_rope_dimension_count(config.head_dim)

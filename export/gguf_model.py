@@ -1,0 +1,110 @@
+"""Weights → GGUF: each tensor converted in chunks of rows, so that memory stays at one tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from io import FileIO
+from pathlib import Path
+
+import gguf
+import numpy as np
+import torch
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.quants import quantize
+
+from tinysleb.errors import TinyslebError
+from tinysleb.export.gguf_metadata import checkpoint_metadata
+from tinysleb.export.gguf_writer import TensorTypes, tinysleb_metadata, write_all, write_gguf_file
+from tinysleb.gguf_file import DEFAULT_ALIGNMENT
+from tinysleb.gguf_names import (
+    ROPE_FACTORS,
+    gguf_name,
+    huggingface_name,
+    interleaved,
+    rotated_heads,
+)
+from tinysleb.weights import Weights
+
+TYPES = {
+    "f32": (GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),
+    "f16": (GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16),
+    "bf16": (GGMLQuantizationType.BF16, gguf.LlamaFileType.MOSTLY_BF16),
+    "q8_0": (GGMLQuantizationType.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
+}
+"""What `--type` takes: the type of matrices, and the file type to state in the metadata."""
+CHUNK_ELEMENTS = 1 << 22
+
+
+def write_gguf(
+    weights: Weights,
+    folder: Path,
+    out: Path,
+    type_name: str,
+    plan_text: str | None = None,
+    pre: str | None = None,
+) -> None:
+    """Write `weights` as a GGUF; `folder` holds the config and tokenizer files.
+
+    One-dimensional tensors and norms are float32; a matrix whose rows are no multiple of the type's
+    block falls back to f16, as in llama.cpp's converter. `auto` is the checkpoint's own type.
+    Raises TinyslebError before anything is written if the model cannot be expressed.
+    """
+    if type_name == "auto":
+        type_name = own_type(weights)
+    matrix_type, file_type = TYPES[type_name]
+    metadata = checkpoint_metadata(weights.config, folder, file_type, pre)
+    metadata |= tinysleb_metadata(plan_text)
+    tensors = _tensor_types(weights, matrix_type)
+
+    def write_tensor(name: str, file: FileIO) -> None:
+        for chunk in _rows(weights, name):
+            write_all(file, np.ascontiguousarray(quantize(chunk, tensors[name][1])).data)
+
+    write_gguf_file(out, metadata, tensors, DEFAULT_ALIGNMENT, write_tensor)
+
+
+def own_type(weights: Weights) -> str:
+    """The type most of a checkpoint's bytes are stored in, as `--type` names it."""
+    stored: dict[str, int] = {}
+    for info in weights.tensors.values():
+        stored[info.type] = stored.get(info.type, 0) + info.nbytes
+    name = max(stored, key=lambda key: stored[key]).lower()
+    return name if name in TYPES else "f32"
+
+
+def _tensor_types(weights: Weights, matrix_type: GGMLQuantizationType) -> TensorTypes:
+    tensors: dict[str, tuple[tuple[int, ...], GGMLQuantizationType]] = {}
+    if factors := weights.config.rotary.frequency_factors:
+        tensors[ROPE_FACTORS] = ((len(factors),), GGMLQuantizationType.F32)
+    for name, info in weights.tensors.items():
+        tensors[gguf_name(name)] = (info.shape, _tensor_type(info.shape, matrix_type))
+    return tensors
+
+
+def _tensor_type(shape: tuple[int, ...], wanted: GGMLQuantizationType) -> GGMLQuantizationType:
+    if len(shape) == 1:
+        return GGMLQuantizationType.F32
+    fits = shape[-1] % GGML_QUANT_SIZES[wanted][0] == 0
+    return wanted if fits else GGMLQuantizationType.F16
+
+
+def _rows(weights: Weights, stored_name: str) -> Iterator[np.ndarray]:
+    """A tensor as float32 chunks of rows, in the GGUF's row order."""
+    if stored_name == ROPE_FACTORS:
+        yield np.array(weights.config.rotary.frequency_factors, dtype=np.float32)
+        return
+    name = huggingface_name(stored_name)
+    shape = weights.tensors[name].shape
+    step = max(1, CHUNK_ELEMENTS // shape[-1]) if len(shape) > 1 else shape[0]
+    heads = rotated_heads(weights.config, name)
+    whole = interleaved(weights.tensor(name), heads) if heads else None
+    for start in range(0, shape[0], step):
+        stop = min(start + step, shape[0])
+        chunk = weights.tensor(name, start, stop) if whole is None else whole[start:stop]
+        yield _finite(chunk.to(torch.float32), name).numpy()
+
+
+def _finite(values: torch.Tensor, name: str) -> torch.Tensor:
+    if not values.isfinite().all():
+        raise TinyslebError(f"tensor {name!r} holds values that are not finite numbers")
+    return values

@@ -1,0 +1,166 @@
+"""The tokenizer of a checkpoint as GGUF metadata (`tokenizer.*`)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+from gguf.constants import TokenType
+from gguf.gguf_writer import GGUFWriter
+
+from tinysleb.errors import TinyslebError
+from tinysleb.files import read_json_object
+from tinysleb.tokenizer import import_tokenizers, load_sentencepiece
+
+UNUSED_SCORE, ADDED_SCORE = -10000.0, -1000.0
+CODE_VOCABULARY = 49152
+"""Vocabularies of this size (SmolLM, Granite) take no BOS token, whatever their config says."""
+
+PROBE_TEXT = (
+    "\n \n\n \n\n\n \t \t\t \t\n  \n   \n    \n     \n🚀 (normal) 😶\u200d🌫️ (multiple emojis concatenated) ✅ "
+    "🦙🦙 3 33 333 3333 33333 333333 3333333 33333333 3.3 3..3 3...3 កាន់តែពិសេសអាច😁 "
+    "?我想在apple工作1314151天～ ------======= нещо на Български ''''''```````\"\"\"\"......!!!!!!?????? "
+    "I've been 'told he's there, 'RE you sure? 'M not sure I'll make it, 'D you like some tea? "
+    "We'Ve a'lL"
+)
+"""What llama.cpp's converter encodes to recognise a pre-tokenizer (`get_vocab_base_pre`)."""
+FINGERPRINTS = {
+    "d4540891389ea895b53b399da6ac824becc30f2fba0e9ddbb98f92e55ca0e97c": "qwen2",  # Qwen/Qwen3-Embedding-0.6B
+    "0fe1cf6eda062318a1af7270f3331a85c539a01778ff948e24388e949c5282f4": "gpt-2",  # evilfreelancer/ruGPT3XL
+    "0ef9807a4087ebef797fc749390439009c3b9eda9ad1a097abbe738f486c01e5": "llama-bpe",  # meta-llama/Meta-Llama-3-8B
+    "35d91631860c815f952d711435f48d356ebac988362536bed955d43bfa436e34": "starcoder",  # bigcode/starcoder2-3b
+    "3ce83efda5659b07b1ad37ca97ca5797ea4285d9b9ab0dc679e4a720c9da7454": "gpt-2",  # openai-community/gpt2
+    "6221ad2852e85ce96f791f476e0b390cf9b474c9e3d1362f53a24a06dc8220ff": "refact",  # smallcloudai/Refact-1_6-base
+    "e636dc30a262dcc0d8c323492e32ae2b70728f4df7dfe9737d9f920a282b8aea": "qwen2",  # Qwen/Qwen1.5-7B
+    "63b97e4253352e6f357cc59ea5b583e3a680eaeaf2632188c2b952de2588485e": "tekken",  # mistralai/Mistral-Nemo-Base-2407
+    "855059429035d75a914d1eda9f10a876752e281a054a7a3d421ef0533e5b6249": "smollm",  # HuggingFaceTB/SmolLM-135M
+    "b3f499bb4255f8ca19fccd664443283318f2fd2414d5e0b040fbdd0cc195d6c5": "deepseek-r1-qwen",  # deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B
+}
+"""SHA-256 of the probe's token ids → `tokenizer.ggml.pre`, from the same function of the converter."""
+
+
+@dataclass(frozen=True)
+class Token:
+    """One entry of the vocabulary as a GGUF has it."""
+
+    text: str
+    type: TokenType
+    score: float = 0.0
+
+
+def add_vocabulary(writer: GGUFWriter, folder: Path, rows: int, pre: str | None) -> None:
+    """Add the tokenizer found in `folder`; `rows` is the embedding's number of rows.
+
+    `pre` names the pre-tokenizer of a byte-level BPE; None: it is recognised.
+
+    Raises TinyslebError if there is none, if it has more tokens than rows, or if its way of splitting
+    text is unknown to llama.cpp.
+    """
+    config_path = folder / "tokenizer_config.json"
+    settings = read_json_object(config_path) if config_path.is_file() else {}
+    if isinstance(settings.get("add_prefix_space"), bool):
+        writer.add_add_space_prefix(settings["add_prefix_space"])
+    if (folder / "tokenizer.model").is_file():
+        tokens = _sentencepiece_tokens(folder, settings, rows)
+        writer.add_tokenizer_model("llama")
+        writer.add_tokenizer_pre("default")
+        writer.add_token_list([token.text for token in tokens])
+        writer.add_token_scores([token.score for token in tokens])
+    elif (folder / "tokenizer.json").is_file():
+        tokens = _byte_level_tokens(folder, rows)
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(pre or pre_tokenizer_name(folder / "tokenizer.json"))
+        writer.add_token_list([token.text for token in tokens])
+    else:
+        raise TinyslebError(
+            f"there is no tokenizer.model and no tokenizer.json in {folder}",
+            "a GGUF carries its tokenizer: put the model's tokenizer files there",
+        )
+    writer.add_token_types([token.type for token in tokens])
+    byte_level = not (folder / "tokenizer.model").is_file()
+    gguf.SpecialVocab(folder, load_merges=byte_level, n_vocab=rows).add_to_gguf(writer, quiet=True)
+    if rows == CODE_VOCABULARY:
+        writer.add_add_bos_token(False)
+
+
+def pre_tokenizer_name(path: Path) -> str:
+    """llama.cpp's name for how a `tokenizer.json` splits text, by what it makes of the probe text.
+
+    Raises TinyslebError if the fingerprint is not in the table: a wrong name would go unnoticed.
+    """
+    tokenizer = import_tokenizers(str(path)).Tokenizer.from_file(str(path))
+    fingerprint = hashlib.sha256(str(tokenizer.encode(PROBE_TEXT).ids).encode()).hexdigest()
+    if fingerprint not in FINGERPRINTS:
+        raise TinyslebError(
+            f"{path} splits text in a way that is not known here (fingerprint {fingerprint})",
+            "if you know llama.cpp's name for it, give it with --pre; recognised: "
+            + ", ".join(sorted(set(FINGERPRINTS.values()))),
+        )
+    return FINGERPRINTS[fingerprint]
+
+
+def _byte_level_tokens(folder: Path, rows: int) -> list[Token]:
+    path = folder / "tokenizer.json"
+    values = read_json_object(path)
+    model = values.get("model") or {}
+    if model.get("type") != "BPE" or model.get("byte_fallback"):
+        raise TinyslebError(
+            f"{path} is no byte-level BPE tokenizer (type {model.get('type')!r})",
+            "put the model's tokenizer.model beside it",
+        )
+    found = {index: Token(text, TokenType.NORMAL) for text, index in model["vocab"].items()}
+    for item in values.get("added_tokens") or []:
+        found[item["id"]] = Token(item["content"], _added_type(item["content"], item["special"]))
+    return _filled(found, rows, path)
+
+
+def _sentencepiece_tokens(folder: Path, settings: Mapping[str, Any], rows: int) -> list[Token]:
+    path = folder / "tokenizer.model"
+    processor = load_sentencepiece(path)
+    found = {}
+    for index in range(processor.vocab_size()):
+        type_ = TokenType.NORMAL
+        for is_type, name in (
+            (processor.IsUnknown, TokenType.UNKNOWN),
+            (processor.IsControl, TokenType.CONTROL),
+            (processor.IsUnused, TokenType.UNUSED),
+            (processor.IsByte, TokenType.BYTE),
+        ):
+            if is_type(index):
+                type_ = name
+                break
+        found[index] = Token(processor.IdToPiece(index), type_, processor.GetScore(index))
+    found |= dict(_added_tokens(folder, settings))
+    return _filled(found, rows, path)
+
+
+def _added_tokens(folder: Path, settings: Mapping[str, Any]) -> Iterator[tuple[int, Token]]:
+    added_path = folder / "added_tokens.json"
+    if added_path.is_file():
+        for text, index in read_json_object(added_path).items():
+            yield index, Token(text, TokenType.USER_DEFINED, ADDED_SCORE)
+    for index, item in (settings.get("added_tokens_decoder") or {}).items():
+        type_ = _added_type(item["content"], item.get("special"))
+        text = item["content"]
+        if type_ == TokenType.USER_DEFINED:
+            text = text.replace("▁", " ")
+        yield int(index), Token(text, type_, ADDED_SCORE)
+
+
+def _added_type(text: str, special: bool | None) -> TokenType:
+    looks_special = text.startswith("<|") and text.endswith("|>")
+    return TokenType.CONTROL if special or looks_special else TokenType.USER_DEFINED
+
+
+def _filled(found: Mapping[int, Token], rows: int, path: Path) -> list[Token]:
+    """All `rows` tokens; rows without one are named and marked as unused."""
+    if found and max(found) >= rows:
+        raise TinyslebError(
+            f"{path} has a token with index {max(found)}, the embedding only {rows} rows",
+            "the tokenizer belongs to another model, or tokens were added without resizing it",
+        )
+    return [found.get(index, Token(f"[PAD{index}]", TokenType.UNUSED, UNUSED_SCORE)) for index in range(rows)]

@@ -1,0 +1,46 @@
+"""Write one GGUF: the header, then each tensor's bytes in order, padded to the alignment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from io import FileIO
+from pathlib import Path
+
+from gguf.constants import GGMLQuantizationType, GGUFValueType
+
+from tinysleb import __version__
+from tinysleb.files import replaced_file
+from tinysleb.gguf_file import GgufTensor, GgufValue, pack_gguf_header, padded
+
+TensorTypes = Mapping[str, tuple[tuple[int, ...], GGMLQuantizationType]]
+
+
+def write_gguf_file(
+    path: Path,
+    metadata: Mapping[str, GgufValue],
+    tensors: TensorTypes,
+    alignment: int,
+    write_tensor: Callable[[str, FileIO], None],
+) -> None:
+    """Write a GGUF whole or not at all. `write_tensor` puts one tensor's bytes into the file."""
+    with replaced_file(path) as temporary, FileIO(temporary, "wb") as file:
+        write_all(file, pack_gguf_header(metadata, tensors, alignment))
+        for name, (shape, type_) in tensors.items():
+            size = GgufTensor(shape, type_, 0).nbytes
+            begin = file.tell()
+            write_tensor(name, file)
+            assert file.tell() == begin + size, name
+            write_all(file, bytes(padded(size, alignment) - size))
+
+
+def write_all(file: FileIO, data: bytes | memoryview) -> None:
+    """Write every byte: an unbuffered file may take fewer at a time."""
+    view = memoryview(data).cast("B")
+    while view:
+        view = view[file.write(view) :]
+
+
+def tinysleb_metadata(plan_text: str | None) -> dict[str, GgufValue]:
+    """What tinysleb adds to a GGUF: its version and, for a cut model, the plan as JSON."""
+    values = {"tinysleb.version": __version__} | ({"tinysleb.plan": plan_text} if plan_text else {})
+    return {key: GgufValue(value, GGUFValueType.STRING) for key, value in values.items()}

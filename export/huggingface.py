@@ -1,0 +1,83 @@
+"""Weights → Hugging Face folder: config, shards, and the files around them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tinysleb.files import read_json_object, replaced_folder
+from tinysleb.huggingface_source import INDEX_NAME, SINGLE_NAME
+from tinysleb.safetensors_file import write_safetensors
+from tinysleb.weights import Weights
+
+SHARD_BYTES = 5 * 10**9
+COPIED_SUFFIXES = (".json", ".jinja", ".model", ".txt", ".md")
+"""Tokenizer, generation, chat template, licence and model card; weights and code are not copied."""
+NOT_COPIED = ("config.json", INDEX_NAME, "plan.json")
+
+
+def write_huggingface(
+    weights: Weights, folder: Path, kept: Sequence[int], out: Path, plan: dict[str, Any]
+) -> None:
+    """Write `weights` as a folder, whole or not at all.
+
+    `folder` holds the original's config and other files; `kept` are the original indices of the blocks
+    that `weights` has. Tensors keep their dtype. `plan` is written as `plan.json`.
+    """
+    with replaced_folder(out) as temporary:
+        for file in sorted(folder.iterdir()):
+            named = file.name.startswith("LICENSE") or file.suffix in COPIED_SUFFIXES
+            if file.is_file() and named and file.name not in NOT_COPIED:
+                shutil.copyfile(file, temporary / file.name)
+        config = cut_config(read_json_object(folder / "config.json"), kept)
+        _write(temporary / "config.json", config)
+        _write(temporary / "plan.json", plan)
+        _write_shards(weights, temporary)
+
+
+def cut_config(config: dict[str, Any], kept: Sequence[int]) -> dict[str, Any]:
+    """`config.json` of the shorter model: the new block count, per-block lists cut to `kept`."""
+    blocks = config["num_hidden_layers"]
+    cut = {
+        key: [value[index] for index in kept]
+        for key, value in config.items()
+        if isinstance(value, list) and len(value) == blocks and not _is_token_list(key)
+    }
+    return config | cut | {"num_hidden_layers": len(kept)}
+
+
+def _is_token_list(key: str) -> bool:
+    return key == "architectures" or key.endswith(("_token_id", "_token_ids", "_tokens"))
+
+
+def _write_shards(weights: Weights, folder: Path) -> None:
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, info in weights.tensors.items():
+        if shards[-1] and size + info.nbytes > SHARD_BYTES:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += info.nbytes
+    if len(shards) == 1:
+        _write_shard(weights, shards[0], folder / SINGLE_NAME)
+        return
+    weight_map = {}
+    for number, names in enumerate(shards, 1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        _write_shard(weights, names, folder / file)
+        weight_map |= dict.fromkeys(names, file)
+    total = sum(info.nbytes for info in weights.tensors.values())
+    _write(folder / INDEX_NAME, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _write_shard(weights: Weights, names: Sequence[str], path: Path) -> None:
+    tensors = {name: (weights.tensors[name].type, weights.tensors[name].shape) for name in names}
+    write_safetensors(path, tensors, weights.tensor)
+
+
+def _write(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

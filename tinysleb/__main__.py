@@ -1,0 +1,5 @@
+"""`python -m tinysleb`, also what `torchrun -m tinysleb` starts."""
+
+from tinysleb.cli import main
+
+main()

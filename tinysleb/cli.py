@@ -1,0 +1,470 @@
+"""The command line: parse, call, print. Everything that prints is here; heavy imports wait until used."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from tinysleb import __version__
+from tinysleb.errors import TinyslebError
+from tinysleb.files import read_json_object, refuse_existing, write_json
+from tinysleb.memory import format_bytes, parse_bytes
+from tinysleb.plan import Plan, Round, perplexity, plan_to_json, read_plan
+
+if TYPE_CHECKING:
+    from tinysleb.calibration import Calibration
+    from tinysleb.search import Compute
+    from tinysleb.weights import Weights
+
+WINDOW_LENGTH = 1024
+WINDOWS = 8
+EXPORT_TYPES = ("auto", "f32", "f16", "bf16", "q8_0")
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+path_type = click.Path(path_type=Path)
+
+
+class _Failure(click.ClickException):
+    """A problem the user can fix, as text: one line, and a hint."""
+
+    def __init__(self, error: TinyslebError) -> None:
+        super().__init__(error.message)
+        self.hint = error.hint
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"Error: {self.message}", err=True, file=file)
+        if self.hint:
+            click.echo(f"\nhint: {self.hint}", err=True, file=file)
+
+
+class _Group(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except TinyslebError as error:
+            raise _Failure(error) from error
+
+
+class _Progress:
+    """One line on stderr, rewritten in place, with the time that is left; silent if not a terminal."""
+
+    def __init__(self) -> None:
+        self.begin, self.shown, self.visible = time.monotonic(), 0.0, sys.stderr.isatty()
+
+    def __call__(self, what: str, part: float) -> None:
+        now = time.monotonic()
+        if not self.visible or now - self.shown < 0.2:
+            return
+        self.shown = now
+        left = (now - self.begin) * (1 - part) / part if part > 0.01 else None
+        estimate = "" if left is None else f", about {_duration(left)} left"
+        click.echo(f"\r\033[K{what}: {part:.0%}{estimate}", err=True, nl=False)
+
+    def clear(self) -> None:
+        """Remove the line, so that something else can be printed."""
+        if self.visible:
+            click.echo("\r\033[K", err=True, nl=False)
+
+
+def _shared(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+text_options = _shared(
+    click.option("--text", "texts", type=path_type, multiple=True, help="A UTF-8 text; repeatable."),
+    click.option("--tokens", "token_file", type=path_type, help="Windows as a .npy array, int32 [n, T]."),
+    click.option("--windows", type=click.IntRange(1), help="How many windows to use."),
+    click.option(
+        "--window-length", type=click.IntRange(2), default=WINDOW_LENGTH, show_default=True,
+        help="Tokens in a window.",
+    ),
+)  # fmt: skip
+compute_options = _shared(
+    click.option("--memory", default="4GiB", show_default=True, help="Limit for the whole process."),
+    click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto"),
+)
+force_option = click.option("--force", is_flag=True, help="Replace an existing output.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+dtype_choice = click.Choice(["auto", "float32", "bfloat16", "float16"])
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def main() -> None:
+    """Shorten Llama-family models: find the blocks a model can do without, and leave them out."""
+
+
+@main.command()
+@click.argument("model", type=path_type)
+@click.option("-o", "--output", "out", type=path_type, help="Default: MODEL's name with -sleb, here.")
+@click.option("--remove", type=click.IntRange(1), help="How many blocks to leave out.")
+@click.option("--ratio", type=click.FloatRange(0, 1), help="Which part of the blocks.  [default: 0.2]")
+@click.option("--keep-first", type=click.IntRange(0), default=1, show_default=True)
+@click.option("--keep-last", type=click.IntRange(0), default=1, show_default=True)
+@text_options
+@click.option("--seed", default=0, show_default=True, help="Chooses and orders the windows.")
+@click.option("--exact", is_flag=True, help="Score all candidates on all windows; no racing.")
+@compute_options
+@click.option("--dtype", type=dtype_choice, default="auto", help="Of the matrix products.")
+@click.option("--plan", "plan_path", type=path_type, help="Apply this plan; no search.")
+@click.option("--resume", is_flag=True, help="Continue an unfinished search.")
+@force_option
+@json_option
+def prune(model: Path, out: Path | None, plan_path: Path | None, **options: Any) -> None:
+    """Find the blocks MODEL can do without, and write it without them.
+
+    MODEL is a .safetensors file (config.json beside it), a Hugging Face folder or a .gguf. The output is of
+    the same kind. Without --text, the calibration text is Python's own documentation.
+    """
+    from tinysleb.weights import open_model
+
+    weights = open_model(model)
+    out = out or _default_output(model)
+    refuse_existing(out, options["force"], model)
+    unfinished = out.with_name(out.name + ".unfinished.json")
+    if plan_path is not None:
+        plan = _plan_for(weights, plan_path)
+    else:
+        plan = _searched(weights, unfinished, options)
+    _write_shortened(weights, plan, out)
+    unfinished.unlink(missing_ok=True)
+    _print_pruned(weights, plan, out, options["as_json"])
+
+
+@main.command()
+@click.argument("model", type=path_type, required=False)
+@click.option(
+    "--gguf", "gguf_out", is_flag=False, flag_value="", metavar="[OUT]",
+    help="Write a GGUF.  [default OUT: MODEL's name with .gguf, here]",
+)  # fmt: skip
+@click.option("--hf", "hf_out", type=path_type, metavar="OUT", help="Write a Hugging Face folder.")
+@click.option(
+    "--type", "type_name", type=click.Choice(EXPORT_TYPES), default="auto", show_default=True,
+    help="Of a GGUF's matrices; auto is the model's own.",
+)  # fmt: skip
+@click.option("--pre", help="llama.cpp's name of the pre-tokenizer, where it is not recognised.")
+@force_option
+def export(
+    model: Path | None,
+    gguf_out: str | None,
+    hf_out: Path | None,
+    type_name: str,
+    pre: str | None,
+    force: bool,
+) -> None:
+    """Write MODEL in another format, uncut as it is.
+
+    Without MODEL, the one *-sleb folder in the current directory is taken.
+    """
+    if (gguf_out is None) == (hf_out is None):
+        raise click.UsageError("Give either --gguf [OUT] or --hf OUT.")
+    model = model or _only_shortened_folder()
+    if hf_out is not None:
+        _export_folder(model, hf_out, force)
+    else:
+        name = model.resolve().name if model.is_dir() else model.stem
+        _export_gguf(model, Path(gguf_out or f"{name}.gguf"), type_name, pre, force)
+
+
+@main.command("eval")
+@click.argument("model", type=path_type)
+@text_options
+@compute_options
+@click.option("--dtype", type=dtype_choice, default="float32", show_default=True)
+@json_option
+def eval_(model: Path, as_json: bool, **options: Any) -> None:
+    """Print MODEL's perplexity on a text, its windows taken in order."""
+    from tinysleb.evaluate import evaluate
+    from tinysleb.weights import open_model
+
+    if not options["texts"] and options["token_file"] is None:
+        raise click.UsageError("Give a text with --text, or windows with --tokens.")
+    weights = open_model(model)
+    compute = _compute(weights, options)
+    tokens = _calibration(weights, options, seed=None).tokens
+    progress = _Progress()
+    result = evaluate(weights, tokens, compute, lambda part: progress(f"evaluating {model}", part))
+    progress.clear()
+    values = {"perplexity": result.perplexity, **asdict(result)}
+    if as_json:
+        click.echo(json.dumps(values))
+        return
+    click.echo(f"perplexity         {result.perplexity:.4f}")
+    click.echo(f"tokens             {result.tokens} in {result.windows} windows")
+    click.echo(f"tokens per second  {result.tokens_per_second:.0f}")
+
+
+@main.command()
+@click.argument("model", type=path_type)
+@json_option
+def inspect(model: Path, as_json: bool) -> None:
+    """Print what MODEL is, from its headers alone."""
+    from tinysleb.inspect import describe
+    from tinysleb.weights import open_model
+
+    values = describe(open_model(model), WINDOW_LENGTH)
+    if as_json:
+        click.echo(json.dumps(values))
+        return
+    for key, value in values.items():
+        click.echo(f"{key.replace('_', ' '):<20} {_shown(key, value)}")
+
+
+def _shown(key: str, value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {format_bytes(size)}" for name, size in value.items())
+    if key.endswith("bytes"):
+        return format_bytes(value)
+    return f"{value:,}" if key.endswith("parameters") else str(value)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
+
+
+def _default_output(model: Path) -> Path:
+    if model.is_dir():
+        return Path(f"{model.resolve().name}-sleb")
+    return Path(f"{model.stem}-sleb{model.suffix if model.suffix == '.gguf' else ''}")
+
+
+def _plan_path(out: Path) -> Path:
+    return out.with_name(out.name.removesuffix(".gguf") + ".plan.json")
+
+
+def _only_shortened_folder() -> Path:
+    folders = sorted(path for path in Path().glob("*-sleb") if path.is_dir())
+    if len(folders) != 1:
+        found = ", ".join(folder.name for folder in folders) or "none"
+        raise TinyslebError(
+            f"no MODEL was given, and the current directory has not one *-sleb folder; found: {found}",
+            "name the model: tinysleb export MODEL --gguf",
+        )
+    return folders[0]
+
+
+def _plan_for(weights: Weights, path: Path) -> Plan:
+    plan = read_plan(path)
+    if plan.blocks != weights.config.blocks:
+        raise TinyslebError(
+            f"{path} is for a model of {plan.blocks} blocks, {weights.path} has {weights.config.blocks}"
+        )
+    return plan
+
+
+def _compute(weights: Weights, options: dict[str, Any]) -> Compute:
+    from tinysleb.device import choose_device, choose_dtype
+    from tinysleb.search import Compute
+
+    device = choose_device(options["device"])
+    config = weights.config
+    dtype = choose_dtype(options["dtype"], device, config.width, config.intermediate)
+    return Compute(device, dtype, parse_bytes(options["memory"]))
+
+
+def _calibration(weights: Weights, options: dict[str, Any], seed: int | None) -> Calibration:
+    from tinysleb.calibration import from_text, from_token_file
+    from tinysleb.tokenizer import open_tokenizer
+
+    if options["token_file"] is not None:
+        vocabulary = weights.config.vocab_size
+        return from_token_file(options["token_file"], vocabulary, options["windows"])
+    count = options["windows"] or (WINDOWS if seed is not None else None)
+    tokenizer = open_tokenizer(weights)
+    return from_text(tokenizer, options["texts"], options["window_length"], count, seed)
+
+
+def _searched(weights: Weights, unfinished: Path, options: dict[str, Any]) -> Plan:
+    """Run the search, saving the plan after every round."""
+    from tinysleb.search import removable, search
+
+    compute = _compute(weights, options)
+    calibration = _calibration(weights, options, options["seed"])
+    blocks = weights.config.blocks
+    plan = Plan(
+        blocks=blocks,
+        target=_target(blocks, options),
+        settings=_settings(weights, calibration, compute, options),
+    )
+    plan = _resumed(plan, unfinished, options["resume"], options["force"])
+    allowed = removable(blocks, options["keep_first"], options["keep_last"])
+    _announce(plan, calibration, compute)
+    progress = _Progress()
+    for plan in search(
+        weights, calibration.tokens, plan, compute,
+        allowed=allowed, exact=options["exact"], progress=progress,
+    ):  # fmt: skip
+        write_json(unfinished, plan_to_json(plan))
+        progress.clear()
+        before = plan.rounds[-2].loss if len(plan.rounds) > 1 else plan.loss
+        click.echo(_round_line(len(plan.rounds), plan.target, plan.rounds[-1], before), err=True)
+    return plan
+
+
+def _target(blocks: int, options: dict[str, Any]) -> int:
+    if options["remove"] is not None and options["ratio"] is not None:
+        raise click.UsageError("Give either --remove or --ratio.")
+    ratio = 0.2 if options["ratio"] is None else options["ratio"]
+    target: int = options["remove"] or round(ratio * blocks)
+    if target < 1:
+        raise TinyslebError(f"--ratio {ratio} of {blocks} blocks is none", "give a larger ratio")
+    return target
+
+
+def _settings(
+    weights: Weights, calibration: Calibration, compute: Compute, options: dict[str, Any]
+) -> dict[str, Any]:
+    from tinysleb.fingerprint import fingerprint
+
+    return {
+        "version": __version__,
+        "model": weights.path.resolve().name,
+        "fingerprint": fingerprint(weights),
+        "metric": "perplexity",
+        "exact": options["exact"],
+        "text": calibration.source,
+        "text_sha256": calibration.sha256,
+        "windows": calibration.tokens.shape[0],
+        "window_length": calibration.tokens.shape[1],
+        "seed": options["seed"],
+        "keep_first": options["keep_first"],
+        "keep_last": options["keep_last"],
+        "dtype": str(compute.dtype).removeprefix("torch."),
+        "device": compute.device.type,
+    }
+
+
+def _resumed(plan: Plan, unfinished: Path, resume: bool, force: bool) -> Plan:
+    """The plan so far, if a search of the same settings was interrupted and is to be continued."""
+    if not unfinished.exists():
+        return plan
+    found = read_plan(unfinished)
+    if not resume:
+        if force:
+            return plan
+        raise TinyslebError(
+            f"{unfinished} holds a search that stopped after {len(found.rounds)} rounds",
+            "continue it with --resume, or start again with --force",
+        )
+    for key, value in plan.settings.items():
+        if found.settings.get(key) != value:
+            raise TinyslebError(
+                f"{unfinished} was made with {key} {found.settings.get(key)!r}, now it is {value!r}",
+                "resume with the same settings, or start again with --force",
+            )
+    return replace(found, target=max(plan.target, len(found.rounds)))
+
+
+def _announce(plan: Plan, calibration: Calibration, compute: Compute) -> None:
+    windows, length = calibration.tokens.shape
+    click.echo(
+        f"removing {plan.target} of {plan.blocks} blocks; calibrating on {windows} windows of {length} "
+        f"tokens of {calibration.source}; {plan.settings['dtype']} products on {compute.device.type}",
+        err=True,
+    )
+
+
+def _round_line(number: int, target: int, round_: Round, before: float | None) -> str:
+    was = "?" if before is None else f"{perplexity(before):.2f}"
+    left_early = sum(
+        score.windows < max(other.windows for other in round_.candidates.values())
+        for score in round_.candidates.values()
+    )
+    return (
+        f"round {number}/{target}: block {round_.removed} removed, perplexity {was} -> "
+        f"{perplexity(round_.loss):.2f}, {len(round_.candidates)} candidates "
+        f"({left_early} left early), {round_.seconds:.1f} s"
+    )
+
+
+def _write_shortened(weights: Weights, plan: Plan, out: Path) -> None:
+    from tinysleb.export.gguf_copy import copy_gguf
+    from tinysleb.gguf_source import GgufWeights
+    from tinysleb.huggingface_source import HuggingfaceWeights
+    from tinysleb.weights import Shortened
+
+    values = plan_to_json(plan)
+    if isinstance(weights, GgufWeights):
+        copy_gguf(weights.file, plan.kept, out, json.dumps(values, separators=(",", ":")))
+        write_json(_plan_path(out), values)
+    elif isinstance(weights, HuggingfaceWeights):
+        from tinysleb.export.huggingface import write_huggingface
+
+        write_huggingface(Shortened(weights, plan.kept), weights.folder, plan.kept, out, values)
+
+
+def _print_pruned(weights: Weights, plan: Plan, out: Path, as_json: bool) -> None:
+    from tinysleb.config import parameter_count
+
+    before = parameter_count(weights.config)
+    after = parameter_count(replace(weights.config, blocks=len(plan.kept)))
+    if as_json:
+        click.echo(json.dumps({"output": str(out), "parameters": after, **plan_to_json(plan)}))
+        return
+    removed = ", ".join(map(str, plan.removed))
+    click.echo(f"{out}: {len(plan.kept)} of {plan.blocks} blocks, without {removed}")
+    click.echo(f"parameters: {before:,} -> {after:,} ({after / before:.0%})")
+    if plan.loss is not None:
+        last = plan.rounds[-1].loss
+        click.echo(
+            f"perplexity on the calibration text: {perplexity(plan.loss):.2f} -> {perplexity(last):.2f}"
+        )
+
+
+def _export_folder(model: Path, out: Path, force: bool) -> None:
+    from tinysleb.export.huggingface import write_huggingface
+    from tinysleb.huggingface_source import HuggingfaceWeights
+    from tinysleb.weights import open_model
+
+    weights = open_model(model)
+    refuse_existing(out, force, model)
+    if not isinstance(weights, HuggingfaceWeights):
+        raise TinyslebError(
+            f"{model} is a GGUF, and a Hugging Face folder cannot be made from one yet",
+            "start from the original checkpoint; `tinysleb prune --plan` applies a plan to it",
+        )
+    kept = range(weights.config.blocks)
+    write_huggingface(weights, weights.folder, kept, out, _plan_beside(weights.folder))
+    click.echo(f"{out}: {len(kept)} blocks")
+
+
+def _export_gguf(model: Path, out: Path, type_name: str, pre: str | None, force: bool) -> None:
+    from tinysleb.export.gguf_copy import copy_gguf
+    from tinysleb.gguf_source import GgufWeights
+    from tinysleb.huggingface_source import HuggingfaceWeights
+    from tinysleb.weights import open_model
+
+    weights = open_model(model)
+    refuse_existing(out, force, model)
+    if isinstance(weights, GgufWeights):
+        if type_name != "auto":
+            raise TinyslebError(
+                f"{model} is a GGUF already; its tensors are copied as they are, not as {type_name}",
+                f"requantise it with llama.cpp: llama-quantize {model} OUT.gguf {type_name}",
+            )
+        copy_gguf(weights.file, range(weights.config.blocks), out, None)
+    elif isinstance(weights, HuggingfaceWeights):
+        from tinysleb.export.gguf_model import write_gguf
+
+        plan = _plan_beside(weights.folder)
+        plan_text = json.dumps(plan, separators=(",", ":")) if plan else None
+        write_gguf(weights, weights.folder, out, type_name, plan_text, pre)
+    click.echo(f"{out}: {weights.config.blocks} blocks, {format_bytes(out.stat().st_size)}")
+
+
+def _plan_beside(folder: Path) -> dict[str, Any]:
+    path = folder / "plan.json"
+    return read_json_object(path) if path.is_file() else {}

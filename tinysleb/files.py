@@ -1,0 +1,122 @@
+"""Reading small files with clear errors, and writing outputs so that nothing is half-written."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tinysleb.errors import TinyslebError
+
+LARGEST_JSON_BYTES = 256 * 1024 * 1024
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises TinyslebError if it is absent, too large or not an object."""
+    try:
+        if path.stat().st_size > LARGEST_JSON_BYTES:
+            raise TinyslebError(f"{path} is too large for a JSON file ({path.stat().st_size} bytes)")
+        value = json.loads(path.read_bytes())
+    except OSError as error:
+        raise TinyslebError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise TinyslebError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise TinyslebError(f"{path} should hold a JSON object, found {type(value).__name__}")
+    return value
+
+
+def read_text(path: Path) -> str:
+    """A text file in UTF-8. Raises TinyslebError if it is absent or is not text."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise TinyslebError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise TinyslebError(
+            f"{path} is not UTF-8 text: byte {error.object[error.start]:#04x} at {error.start}",
+            "convert it to UTF-8 first",
+        ) from error
+
+
+def refuse_existing(path: Path, force: bool, *inputs: Path) -> None:
+    """Refuse, before any slow work, an output that exists or that is one of the inputs."""
+    for source in inputs:
+        if path.exists() and source.exists() and path.samefile(source):
+            raise TinyslebError(f"{path} is the input itself", "choose another output with -o")
+    if path.exists() and not force:
+        raise TinyslebError(
+            f"{path} exists already", "choose another output with -o, or replace it with --force"
+        )
+    if not path.parent.is_dir():
+        raise TinyslebError(f"the folder {path.parent} does not exist", "create it first")
+    if not os.access(path.parent, os.W_OK):
+        raise TinyslebError(f"the folder {path.parent} cannot be written to")
+
+
+@contextmanager
+def replaced_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`; on success it is flushed to disk and renamed to `path`."""
+    with _temporary_name(path) as temporary:
+        temporary.touch()
+        yield temporary
+        _flush(temporary)
+        temporary.replace(path)
+
+
+@contextmanager
+def replaced_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path`; on success its files are flushed and it becomes `path`."""
+    with _temporary_name(path) as temporary:
+        temporary.mkdir()
+        yield temporary
+        for file in temporary.iterdir():
+            _flush(file)
+        if path.exists():
+            with _temporary_name(path) as old:
+                path.rename(old)
+                temporary.rename(path)
+        else:
+            temporary.rename(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Readable JSON, written whole or not at all."""
+    with replaced_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _temporary_name(path: Path) -> Iterator[Path]:
+    """A free name beside `path`; whatever stands there at the end is deleted."""
+    try:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+        try:
+            yield temporary
+        finally:
+            _delete(temporary)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise TinyslebError(
+                f"no space left on the disk while writing {path}",
+                "nothing was written; free some space or choose another place with -o",
+            ) from error
+        raise TinyslebError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

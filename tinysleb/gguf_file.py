@@ -1,0 +1,313 @@
+"""The GGUF container: header in, values checked, tensors' bytes read on demand.
+
+The header is untrusted: every count, length, type and offset is checked against the file's size before
+anything is allocated from it. Nothing here needs torch. Format: docs/gguf.md of the ggml project.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
+from gguf.quants import dequantize
+
+from tinysleb.errors import TinyslebError
+from tinysleb.safetensors_file import read_exactly
+
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+Floats = np.ndarray[Any, np.dtype[np.float32]]
+
+VERSIONS = (2, 3)
+DEFAULT_ALIGNMENT = 32
+MOST_DIMENSIONS = 4
+DEQUANTIZE_ELEMENTS = 1 << 22
+"""Elements dequantised at a time: bounds the several temporaries the routine makes."""
+SCALAR_FORMATS = {
+    GGUFValueType.UINT8: "B", GGUFValueType.INT8: "b", GGUFValueType.UINT16: "H",
+    GGUFValueType.INT16: "h", GGUFValueType.UINT32: "I", GGUFValueType.INT32: "i",
+    GGUFValueType.FLOAT32: "f", GGUFValueType.BOOL: "?", GGUFValueType.UINT64: "Q",
+    GGUFValueType.INT64: "q", GGUFValueType.FLOAT64: "d",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class GgufValue:
+    """A metadata value with the type it is stored in; arrays also have their items' type."""
+
+    value: Any
+    type: GGUFValueType
+    item_type: GGUFValueType | None = None
+
+
+@dataclass(frozen=True)
+class GgufTensor:
+    """Where a tensor lies: shape with rows first (torch's order), type, and first byte in the file."""
+
+    shape: tuple[int, ...]
+    type: GGMLQuantizationType
+    offset: int
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes it takes in the file."""
+        items, size = GGML_QUANT_SIZES[self.type]
+        return math.prod(self.shape) // items * size
+
+    @property
+    def rows(self) -> int:
+        """The number of rows; the last dimension runs along a row."""
+        return math.prod(self.shape[:-1])
+
+
+@dataclass(frozen=True)
+class GgufFile:
+    """A parsed header. `metadata` and `tensors` keep the order of the file."""
+
+    path: Path
+    metadata: Mapping[str, GgufValue]
+    tensors: Mapping[str, GgufTensor]
+    alignment: int
+
+    def values(self) -> dict[str, Any]:
+        """The metadata as plain values."""
+        return {key: item.value for key, item in self.metadata.items()}
+
+    def read_bytes(self, name: str, start: int = 0, stop: int | None = None) -> Bytes:
+        """Rows [start, stop) of a tensor as stored: uint8 `[rows, bytes per row]`."""
+        tensor = self.tensors[name]
+        stop = tensor.rows if stop is None else stop
+        row_bytes = tensor.nbytes // max(tensor.rows, 1)
+        buffer = np.empty((stop - start) * row_bytes, dtype=np.uint8)
+        read_exactly(self.path, tensor.offset + start * row_bytes, buffer)
+        return buffer.reshape(stop - start, row_bytes)
+
+    def read_floats(self, name: str, start: int = 0, stop: int | None = None) -> Floats:
+        """Rows [start, stop) of a tensor, dequantised to float32 `[rows, columns]`."""
+        tensor = self.tensors[name]
+        stop = tensor.rows if stop is None else stop
+        columns = tensor.shape[-1]
+        result = np.empty((stop - start, columns), dtype=np.float32)
+        step = max(1, DEQUANTIZE_ELEMENTS // columns)
+        for row in range(start, stop, step):
+            end = min(row + step, stop)
+            try:
+                result[row - start : end - start] = dequantize(self.read_bytes(name, row, end), tensor.type)
+            except NotImplementedError as error:
+                raise TinyslebError(
+                    f"{self.path}: tensor {name!r} is stored as {tensor.type.name}, "
+                    "which cannot be dequantised here"
+                ) from error
+        return result
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a file begins as a GGUF does."""
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"GGUF"
+    except OSError:
+        return False
+
+
+def read_gguf(path: Path) -> GgufFile:
+    """Parse and check a GGUF's header. Raises TinyslebError naming the field that is wrong."""
+    try:
+        with path.open("rb") as file:
+            cursor = _Cursor(file, path.stat().st_size, path)
+            return _parse(cursor, path)
+    except OSError as error:
+        raise TinyslebError(f"cannot read {path}: {error.strerror}") from error
+
+
+class _Cursor:
+    """Reads fields in order and never past the end of the file."""
+
+    def __init__(self, file: BinaryIO, size: int, path: Path) -> None:
+        self.file, self.size, self.path = file, size, path
+        self.position = 0
+
+    def bytes(self, count: int, what: str) -> bytes:
+        if count > self.size - self.position:
+            raise TinyslebError(
+                f"{self.path} is truncated or damaged: {what} at byte {self.position} "
+                f"needs {count} bytes, the file has {self.size - self.position} left"
+            )
+        self.position += count
+        data = self.file.read(count)
+        if len(data) != count:
+            raise TinyslebError(f"{self.path} changed while it was read")
+        return data
+
+    def scalar(self, format_: str, what: str) -> Any:
+        return struct.unpack("<" + format_, self.bytes(struct.calcsize("<" + format_), what))[0]
+
+    def count(self, what: str, smallest_item: int) -> int:
+        """A number of items that must at least fit into the rest of the file."""
+        number: int = self.scalar("Q", what)
+        if number * smallest_item > self.size - self.position:
+            raise TinyslebError(f"{self.path} is truncated or damaged: {what} is {number}")
+        return number
+
+    def string(self, what: str) -> str:
+        length = self.count(f"the length of {what}", 1)
+        data = self.bytes(length, what)
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise TinyslebError(f"{self.path}: {what} is not UTF-8: {data[:40]!r}") from error
+
+
+def _parse(cursor: _Cursor, path: Path) -> GgufFile:
+    if cursor.bytes(min(4, cursor.size), "the magic number") != b"GGUF":
+        raise TinyslebError(f"{path} is not a GGUF file: it does not begin with 'GGUF'")
+    version = cursor.scalar("I", "the version")
+    if version not in VERSIONS:
+        swapped = struct.unpack(">I", struct.pack("<I", version))[0]
+        if swapped in VERSIONS:
+            raise TinyslebError(
+                f"{path} is a big-endian GGUF", "convert it with llama.cpp's gguf_convert_endian.py"
+            )
+        raise TinyslebError(f"{path} is a GGUF of version {version}", f"supported: {VERSIONS}")
+    tensor_count = cursor.count("the number of tensors", 24)
+    metadata = _parse_metadata(cursor, cursor.count("the number of metadata keys", 13))
+    alignment = _alignment(metadata, path)
+    infos = [_parse_tensor_info(cursor) for _ in range(tensor_count)]
+    data_start = padded(cursor.position, alignment)
+    tensors: dict[str, GgufTensor] = {}
+    for name, shape, type_, offset in infos:
+        if name in tensors:
+            raise TinyslebError(f"{path} names tensor {name!r} twice")
+        tensors[name] = GgufTensor(shape, type_, data_start + offset)
+    _check_layout(tensors, alignment, cursor.size, path)
+    return GgufFile(path, metadata, tensors, alignment)
+
+
+def _parse_metadata(cursor: _Cursor, count: int) -> dict[str, GgufValue]:
+    metadata: dict[str, GgufValue] = {}
+    for _ in range(count):
+        key = cursor.string("a metadata key")
+        if key in metadata:
+            raise TinyslebError(f"{cursor.path} has the metadata key {key!r} twice")
+        metadata[key] = _parse_value(cursor, _value_type(cursor, key), key)
+    return metadata
+
+
+def _value_type(cursor: _Cursor, key: str) -> GGUFValueType:
+    number = cursor.scalar("I", f"the type of {key!r}")
+    try:
+        return GGUFValueType(number)
+    except ValueError as error:
+        raise TinyslebError(f"{cursor.path}: {key!r} has the unknown type {number}") from error
+
+
+def _parse_value(cursor: _Cursor, type_: GGUFValueType, key: str) -> GgufValue:
+    if type_ == GGUFValueType.STRING:
+        return GgufValue(cursor.string(f"the value of {key!r}"), type_)
+    if type_ != GGUFValueType.ARRAY:
+        return GgufValue(cursor.scalar(SCALAR_FORMATS[type_], f"the value of {key!r}"), type_)
+    item_type = _value_type(cursor, key)
+    if item_type == GGUFValueType.ARRAY:
+        raise TinyslebError(f"{cursor.path}: {key!r} is an array of arrays, which no reader supports")
+    if item_type == GGUFValueType.STRING:
+        count = cursor.count(f"the length of {key!r}", 8)
+        return GgufValue([cursor.string(f"an item of {key!r}") for _ in range(count)], type_, item_type)
+    format_ = SCALAR_FORMATS[item_type]
+    count = cursor.count(f"the length of {key!r}", struct.calcsize("<" + format_))
+    data = cursor.bytes(count * struct.calcsize("<" + format_), f"the value of {key!r}")
+    return GgufValue(list(struct.unpack(f"<{count}{format_}", data)), type_, item_type)
+
+
+def _parse_tensor_info(
+    cursor: _Cursor,
+) -> tuple[str, tuple[int, ...], GGMLQuantizationType, int]:
+    name = cursor.string("a tensor's name")
+    dimensions = cursor.scalar("I", f"the number of dimensions of {name!r}")
+    if not 1 <= dimensions <= MOST_DIMENSIONS:
+        raise TinyslebError(f"{cursor.path}: tensor {name!r} has {dimensions} dimensions")
+    shape = tuple(cursor.scalar("Q", f"the shape of {name!r}") for _ in range(dimensions))[::-1]
+    number = cursor.scalar("I", f"the type of {name!r}")
+    try:
+        type_ = GGMLQuantizationType(number)
+        items, _ = GGML_QUANT_SIZES[type_]
+    except (ValueError, KeyError) as error:
+        raise TinyslebError(f"{cursor.path}: tensor {name!r} has the unknown type {number}") from error
+    if 0 in shape:
+        raise TinyslebError(f"{cursor.path}: tensor {name!r} has the empty shape {shape}")
+    if shape[-1] % items:
+        raise TinyslebError(
+            f"{cursor.path}: tensor {name!r} of type {type_.name} has rows of {shape[-1]} values, "
+            f"which is no multiple of {items}"
+        )
+    return name, shape, type_, cursor.scalar("Q", f"the offset of {name!r}")
+
+
+def _alignment(metadata: Mapping[str, GgufValue], path: Path) -> int:
+    item = metadata.get("general.alignment")
+    value = DEFAULT_ALIGNMENT if item is None else item.value
+    if not isinstance(value, int) or value < 8 or value & (value - 1):
+        raise TinyslebError(f"{path}: `general.alignment` is {value!r}, which is no power of two from 8 up")
+    return value
+
+
+def pack_gguf_header(
+    metadata: Mapping[str, GgufValue],
+    tensors: Mapping[str, tuple[tuple[int, ...], GGMLQuantizationType]],
+    alignment: int,
+) -> bytes:
+    """A header for `tensors` (name → shape, rows first, and type), padded to where the data begins.
+
+    The tensors' data must follow in the same order, each padded to `alignment`.
+    """
+    parts = [struct.pack("<4sIQQ", b"GGUF", VERSIONS[-1], len(tensors), len(metadata))]
+    for key, item in metadata.items():
+        parts += [_pack_string(key), struct.pack("<I", item.type), _pack_value(item)]
+    offset = 0
+    for name, (shape, type_) in tensors.items():
+        parts.append(_pack_string(name))
+        parts.append(struct.pack(f"<I{len(shape)}Q", len(shape), *reversed(shape)))
+        parts.append(struct.pack("<IQ", type_, offset))
+        offset += padded(GgufTensor(shape, type_, 0).nbytes, alignment)
+    header = b"".join(parts)
+    return header.ljust(padded(len(header), alignment), b"\0")
+
+
+def padded(size: int, alignment: int) -> int:
+    """The next multiple of `alignment`."""
+    return -(-size // alignment) * alignment
+
+
+def _pack_string(text: str) -> bytes:
+    data = text.encode("utf-8")
+    return struct.pack("<Q", len(data)) + data
+
+
+def _pack_value(item: GgufValue) -> bytes:
+    if item.type == GGUFValueType.STRING:
+        return _pack_string(item.value)
+    if item.type != GGUFValueType.ARRAY or item.item_type is None:
+        return struct.pack("<" + SCALAR_FORMATS[item.type], item.value)
+    prefix = struct.pack("<IQ", item.item_type, len(item.value))
+    if item.item_type == GGUFValueType.STRING:
+        return prefix + b"".join(map(_pack_string, item.value))
+    return prefix + struct.pack(f"<{len(item.value)}{SCALAR_FORMATS[item.item_type]}", *item.value)
+
+
+def _check_layout(tensors: Mapping[str, GgufTensor], alignment: int, size: int, path: Path) -> None:
+    position = 0
+    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
+        if tensor.offset % alignment:
+            raise TinyslebError(f"{path}: tensor {name!r} at byte {tensor.offset} is not aligned")
+        if tensor.offset < position:
+            raise TinyslebError(f"{path}: tensor {name!r} overlaps the one before it")
+        position = tensor.offset + tensor.nbytes
+        if position > size:
+            raise TinyslebError(
+                f"{path} is truncated: tensor {name!r} ends at byte {position}, the file at {size}",
+                "fetch the file again",
+            )

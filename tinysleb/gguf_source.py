@@ -1,0 +1,79 @@
+"""A GGUF as `Weights`: Hugging Face names and row order, dequantised one tensor at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tinysleb.config import ModelConfig, config_from_gguf
+from tinysleb.errors import TinyslebError
+from tinysleb.gguf_file import GgufFile, read_gguf
+from tinysleb.gguf_names import ROPE_FACTORS, gguf_name, halved, huggingface_name, rotated_heads
+from tinysleb.weights import TensorInfo, check_complete
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+HALF_TYPES = {"F16": "float16", "BF16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class GgufWeights:
+    """A model opened by `open_gguf`; `file` is the parsed container."""
+
+    path: Path
+    file: GgufFile
+    config: ModelConfig
+
+    @cached_property
+    def tensors(self) -> dict[str, TensorInfo]:
+        """As in `Weights`."""
+        return {
+            huggingface_name(name): TensorInfo(tensor.shape, tensor.type.name, tensor.nbytes)
+            for name, tensor in self.file.tensors.items()
+            if name != ROPE_FACTORS
+        }
+
+    def tensor(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """As in `Weights`. Half precision stays as stored; everything else comes in float32."""
+        info = self.tensors[name]
+        if heads := rotated_heads(self.config, name):
+            rows = halved(self._rows(name, 0, None).reshape(info.shape), heads)
+            return rows[start:stop] if start or stop is not None else rows
+        if len(info.shape) == 1:
+            return self._rows(name, 0, None).flatten()[start:stop]
+        return self._rows(name, start, stop)
+
+    def _rows(self, name: str, start: int, stop: int | None) -> Tensor:
+        import torch
+
+        stored = gguf_name(name)
+        if half := HALF_TYPES.get(self.tensors[name].type):
+            rows = torch.from_numpy(self.file.read_bytes(stored, start, stop))
+            return rows.view(getattr(torch, half))
+        return torch.from_numpy(self.file.read_floats(stored, start, stop))
+
+
+def open_gguf(path: Path) -> GgufWeights:
+    """Open a GGUF, reading only its header. Raises TinyslebError as `open_model` does."""
+    file = read_gguf(path)
+    values = file.values()
+    if values.get("split.count", 1) != 1:
+        raise TinyslebError(
+            f"{path} is one of {values['split.count']} parts of a split GGUF",
+            "join them first with llama.cpp: llama-gguf-split --merge FIRST_PART OUT.gguf",
+        )
+    shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
+    config = config_from_gguf(values, shapes, _frequency_factors(file), str(path))
+    found = {huggingface_name(name): shape for name, shape in shapes.items() if name != ROPE_FACTORS}
+    check_complete(config, found, path)
+    return GgufWeights(path, file, config)
+
+
+def _frequency_factors(file: GgufFile) -> tuple[float, ...]:
+    if ROPE_FACTORS not in file.tensors:
+        return ()
+    factors: list[float] = file.read_floats(ROPE_FACTORS)[0].tolist()
+    return tuple(factors)

@@ -1,0 +1,119 @@
+"""A Hugging Face folder, or one `.safetensors` file with its `config.json` beside it, as `Weights`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tinysleb.config import ModelConfig, config_from_huggingface
+from tinysleb.errors import TinyslebError
+from tinysleb.files import read_json_object
+from tinysleb.safetensors_file import (
+    SafetensorsEntry,
+    read_safetensors_header,
+    read_safetensors_rows,
+)
+from tinysleb.weights import TensorInfo, check_complete
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class HuggingfaceWeights:
+    """A checkpoint opened by `open_huggingface`. `folder` holds the config and tokenizer files."""
+
+    path: Path
+    folder: Path
+    config: ModelConfig
+    entries: Mapping[str, SafetensorsEntry]
+
+    @property
+    def tensors(self) -> dict[str, TensorInfo]:
+        """As in `Weights`."""
+        return {
+            name: TensorInfo(entry.shape, entry.dtype, entry.nbytes) for name, entry in self.entries.items()
+        }
+
+    def tensor(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """As in `Weights`."""
+        return read_safetensors_rows(self.entries[name], start, stop)
+
+
+def open_huggingface(path: Path) -> HuggingfaceWeights:
+    """Open a folder or a `.safetensors` file. Raises TinyslebError as `open_model` does."""
+    folder = path if path.is_dir() else path.parent
+    config_path = folder / "config.json"
+    if not config_path.is_file():
+        raise TinyslebError(
+            f"there is no config.json in {folder}",
+            "it comes with the model; put it beside the weights",
+        )
+    config = config_from_huggingface(read_json_object(config_path), str(config_path))
+    entries = _read_shards(path) if path.is_dir() else _read_file(path)
+    needed = {name: entry for name, entry in entries.items() if not _unused(name, config)}
+    check_complete(config, {name: entry.shape for name, entry in needed.items()}, path)
+    return HuggingfaceWeights(path, folder, config, needed)
+
+
+def _unused(name: str, config: ModelConfig) -> bool:
+    """Buffers that older checkpoints store, and a head that is tied to the embedding."""
+    return name.endswith(".rotary_emb.inv_freq") or (config.tied and name == "lm_head.weight")
+
+
+def _read_file(path: Path) -> dict[str, SafetensorsEntry]:
+    if re.search(r"-\d{5}-of-\d{5}\.safetensors$", path.name):
+        raise TinyslebError(f"{path} is one shard of several", f"give the folder: {path.parent}")
+    return read_safetensors_header(path)
+
+
+def _read_shards(folder: Path) -> dict[str, SafetensorsEntry]:
+    if (folder / INDEX_NAME).is_file():
+        return _read_indexed(folder, folder / INDEX_NAME)
+    if (folder / SINGLE_NAME).is_file():
+        return read_safetensors_header(folder / SINGLE_NAME)
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) == 1:
+        return read_safetensors_header(files[0])
+    if list(folder.glob("*.bin")) or list(folder.glob("*.pth")):
+        raise TinyslebError(
+            f"{folder} holds pickled weights, which can run code when loaded and are not read",
+            "take the safetensors version of the model",
+        )
+    found = ", ".join(file.name for file in files) or "none"
+    raise TinyslebError(f"{folder} has no {SINGLE_NAME} and no {INDEX_NAME}; .safetensors files: {found}")
+
+
+def _read_indexed(folder: Path, index_path: Path) -> dict[str, SafetensorsEntry]:
+    weight_map = read_json_object(index_path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise TinyslebError(f"{index_path}: `weight_map` should be an object, found {weight_map!r}")
+    entries: dict[str, SafetensorsEntry] = {}
+    for shard in sorted({_shard_name(value, index_path) for value in weight_map.values()}):
+        if not (folder / shard).is_file():
+            raise TinyslebError(f"{index_path} names the shard {shard}, which is not in {folder}")
+        for name, entry in read_safetensors_header(folder / shard).items():
+            if weight_map.get(name) != shard:
+                raise TinyslebError(
+                    f"{folder / shard} holds {name!r}, which {index_path.name} places in "
+                    f"{weight_map.get(name)!r}"
+                )
+            entries[name] = entry
+    if absent := [name for name in weight_map if name not in entries]:
+        raise TinyslebError(f"{weight_map[absent[0]]} lacks {absent[0]!r}, which {index_path} places there")
+    return entries
+
+
+def _shard_name(value: object, index_path: Path) -> str:
+    if not isinstance(value, str) or Path(value).name != value or not value.endswith(".safetensors"):
+        raise TinyslebError(
+            f"{index_path} names the shard {value!r}",
+            "a shard must be a .safetensors file in the same folder",
+        )
+    return value

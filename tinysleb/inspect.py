@@ -1,0 +1,47 @@
+"""What a model is, from its headers alone: plain values for `tinysleb inspect`. Needs no torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from tinysleb.config import block_parameter_count, parameter_count
+from tinysleb.memory import working_bytes
+from tinysleb.tokenizer import tokenizer_kind
+from tinysleb.weights import Weights
+
+
+def describe(weights: Weights, window_length: int) -> dict[str, Any]:
+    """Family, shape, sizes, tokenizer, and what `prune` would need.
+
+    `prune_memory_bytes`: hidden states and working memory for one window and all candidates in float32,
+    besides the program itself. `prune_block_passes`: how often a window goes through a block in the
+    first round of an exact search.
+    """
+    config = weights.config
+    blocks = config.blocks
+    types: Counter[str] = Counter()
+    for info in weights.tensors.values():
+        types[info.type] += info.nbytes
+    streams = blocks * window_length * config.width * 4
+    return {
+        "path": str(weights.path),
+        "architecture": config.architecture.huggingface,
+        "blocks": blocks,
+        "width": config.width,
+        "intermediate": config.intermediate,
+        "heads": config.heads,
+        "kv_heads": config.kv_heads,
+        "head_dim": config.head_dim,
+        "vocabulary": config.vocab_size,
+        "context_length": config.context_length,
+        "rope_theta": config.rotary.theta,
+        "tied_embeddings": config.tied,
+        "parameters": parameter_count(config),
+        "block_parameters": block_parameter_count(config),
+        "bytes": sum(types.values()),
+        "bytes_by_type": dict(types.most_common()),
+        "tokenizer": tokenizer_kind(weights),
+        "prune_memory_bytes": streams + working_bytes(config, window_length, 4),
+        "prune_block_passes": blocks * (blocks + 1) // 2,
+    }

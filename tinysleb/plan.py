@@ -1,0 +1,122 @@
+"""The result of a search, as plain values and as readable JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tinysleb.errors import TinyslebError
+from tinysleb.files import read_json_object
+
+
+@dataclass(frozen=True)
+class Score:
+    """A candidate's mean loss per token, in nats, and the calibration windows it was measured on."""
+
+    loss: float
+    windows: int
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round: the block it removed, the loss it left, and every candidate's score."""
+
+    removed: int
+    loss: float
+    seconds: float
+    candidates: Mapping[int, Score]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which blocks to leave out, in order, and what the choice was made from.
+
+    `settings` holds what the search was given: model fingerprint, text hash, windows, seed, dtype, …
+    `target` is how many blocks were asked for; fewer rounds than that is an unfinished search.
+    """
+
+    blocks: int
+    target: int
+    settings: Mapping[str, Any]
+    loss: float | None = None
+    rounds: tuple[Round, ...] = ()
+
+    @property
+    def removed(self) -> tuple[int, ...]:
+        """Original block indices in order of removal."""
+        return tuple(round_.removed for round_ in self.rounds)
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """Original block indices that stay, ascending."""
+        return tuple(index for index in range(self.blocks) if index not in self.removed)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the search removed as many blocks as it was asked for."""
+        return len(self.rounds) == self.target
+
+
+def plan_to_json(plan: Plan) -> dict[str, Any]:
+    """The plan as `plan.json` has it; `removed` comes first, for people and programs alike."""
+    rounds = [asdict(round_) | {"perplexity": perplexity(round_.loss)} for round_ in plan.rounds]
+    return {
+        "removed": list(plan.removed),
+        "blocks": plan.blocks,
+        "target": plan.target,
+        "loss": plan.loss,
+        "perplexity": None if plan.loss is None else perplexity(plan.loss),
+        "settings": dict(plan.settings),
+        "rounds": rounds,
+    }
+
+
+def perplexity(loss: float) -> float:
+    """`exp(loss)`, and infinity where that does not fit a float."""
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+def read_plan(path: Path) -> Plan:
+    """A plan from JSON. A hand-written file with `blocks` and `removed` alone will do.
+
+    Raises TinyslebError naming the field that is wrong.
+    """
+    value = read_json_object(path)
+    blocks, removed = value.get("blocks"), value.get("removed")
+    if type(blocks) is not int or blocks < 1:
+        raise TinyslebError(f"{path}: `blocks` should be the model's number of blocks, found {blocks!r}")
+    if not isinstance(removed, list) or any(type(item) is not int for item in removed):
+        raise TinyslebError(f"{path}: `removed` should be a list of block indices, found {removed!r}")
+    wrong = [item for item in removed if not 0 <= item < blocks or removed.count(item) > 1]
+    if wrong or len(removed) >= blocks:
+        raise TinyslebError(
+            f"{path}: `removed` is {removed}; it should name some of the blocks 0 … {blocks - 1}, each once"
+        )
+    try:
+        return _from_json(value, blocks, removed)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise TinyslebError(f"{path}: `rounds` is not as tinysleb writes it ({error!r})") from error
+
+
+def _from_json(value: dict[str, Any], blocks: int, removed: list[int]) -> Plan:
+    rounds = [_round(item) for item in value.get("rounds") or []]
+    if [round_.removed for round_ in rounds] != removed:
+        rounds = [Round(index, math.nan, 0.0, {}) for index in removed]
+    return Plan(
+        blocks=blocks,
+        target=int(value.get("target", len(removed))),
+        settings=dict(value.get("settings") or {}),
+        loss=value.get("loss"),
+        rounds=tuple(rounds),
+    )
+
+
+def _round(item: dict[str, Any]) -> Round:
+    scores = {
+        int(index): Score(float(score["loss"]), int(score["windows"]))
+        for index, score in item["candidates"].items()
+    }
+    return Round(int(item["removed"]), float(item["loss"]), float(item["seconds"]), scores)

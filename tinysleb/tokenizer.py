@@ -1,0 +1,200 @@
+"""Text to tokens, by the tokenizer that comes with a model: SentencePiece, or byte-level BPE.
+
+Both are somebody else's libraries behind one `encode`. Byte-level BPE needs the optional package
+`tokenizers`; without it, everything that needs no text still works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from sentencepiece import SentencePieceProcessor
+
+from tinysleb.errors import TinyslebError
+from tinysleb.files import read_json_object
+from tinysleb.gguf_source import GgufWeights
+from tinysleb.huggingface_source import HuggingfaceWeights
+from tinysleb.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
+from tinysleb.sentencepiece_model import sentencepiece_bpe_model
+from tinysleb.weights import Weights
+
+if TYPE_CHECKING:
+    import tokenizers
+
+TOKENS_HINT = "or give token windows with --tokens FILE.npy"
+CONTROL, USER_DEFINED = 3, 4
+"""Token types of a GGUF, which are SentencePiece's."""
+
+
+class Tokenizer(Protocol):
+    """What calibration needs of a tokenizer."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, with the BOS token in front where the model wants one."""
+
+
+@dataclass(frozen=True)
+class SentencePieceTokenizer:
+    """A SentencePiece model; `bos` is put in front unless it is None."""
+
+    processor: SentencePieceProcessor
+    bos: int | None
+
+    def encode(self, text: str) -> list[int]:
+        """As in `Tokenizer`."""
+        prefix = [] if self.bos is None else [self.bos]
+        return prefix + list(self.processor.encode(text))
+
+
+@dataclass(frozen=True)
+class ByteLevelTokenizer:
+    """A tokenizer of the `tokenizers` package; `bos` None leaves special tokens to the package."""
+
+    tokenizer: tokenizers.Tokenizer
+    bos: int | None = None
+
+    def encode(self, text: str) -> list[int]:
+        """As in `Tokenizer`."""
+        prefix = [] if self.bos is None else [self.bos]
+        return prefix + list(self.tokenizer.encode(text).ids)
+
+
+def open_tokenizer(weights: Weights) -> Tokenizer:
+    """The tokenizer beside a checkpoint's weights, or the one in a GGUF's metadata.
+
+    Raises TinyslebError if there is none, or if it needs a package that is not installed.
+    """
+    if isinstance(weights, GgufWeights):
+        return _from_gguf(weights.file.values(), str(weights.path))
+    if isinstance(weights, HuggingfaceWeights):
+        return _from_folder(weights.folder)
+    raise TypeError(f"no tokenizer is known for {type(weights).__name__}")
+
+
+def tokenizer_kind(weights: Weights) -> str:
+    """A few words for people: which tokenizer a model has. Reads names only."""
+    if isinstance(weights, GgufWeights):
+        values = weights.file.values()
+        kind, pre = values.get("tokenizer.ggml.model"), values.get("tokenizer.ggml.pre")
+        return " ".join(str(part) for part in (kind, pre) if part) or "none"
+    if isinstance(weights, HuggingfaceWeights):
+        names = [n for n in ("tokenizer.model", "tokenizer.json") if (weights.folder / n).is_file()]
+        return ", ".join(names) or "none"
+    return "none"
+
+
+def import_tokenizers(what: str) -> Any:
+    """The `tokenizers` package. Raises TinyslebError with the install line if it is absent."""
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise TinyslebError(
+            f"{what} is a byte-level BPE tokenizer, which needs the package `tokenizers`",
+            f'pip install "tinysleb[tokenizers]" {TOKENS_HINT}',
+        ) from error
+    return tokenizers
+
+
+def load_sentencepiece(path: Path) -> SentencePieceProcessor:
+    """A `tokenizer.model` file. Raises TinyslebError if it is not one."""
+    try:
+        return SentencePieceProcessor(model_proto=path.read_bytes())
+    except (OSError, RuntimeError) as error:
+        raise TinyslebError(f"{path} is no SentencePiece model: {error}") from error
+
+
+def _from_folder(folder: Path) -> Tokenizer:
+    config_path = folder / "tokenizer_config.json"
+    config = read_json_object(config_path) if config_path.is_file() else {}
+    if (folder / "tokenizer.model").is_file():
+        processor = load_sentencepiece(folder / "tokenizer.model")
+        return SentencePieceTokenizer(
+            processor, processor.bos_id() if config.get("add_bos_token", True) else None
+        )
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        package = import_tokenizers(str(path))
+        try:
+            return ByteLevelTokenizer(package.Tokenizer.from_file(str(path)))
+        except Exception as error:  # the package raises plain Exception
+            raise TinyslebError(f"{path} is no tokenizer file: {error}") from error
+    raise TinyslebError(
+        f"there is no tokenizer.model and no tokenizer.json in {folder}",
+        f"put the model's tokenizer files there, {TOKENS_HINT}",
+    )
+
+
+def _from_gguf(values: Mapping[str, Any], where: str) -> Tokenizer:
+    kind = values.get("tokenizer.ggml.model")
+    tokens = values.get("tokenizer.ggml.tokens")
+    if not tokens or not isinstance(tokens, list):
+        raise TinyslebError(f"{where} holds no tokenizer", f"take a complete GGUF, {TOKENS_HINT}")
+    types = values.get("tokenizer.ggml.token_type") or [1] * len(tokens)
+    if len(types) != len(tokens):
+        raise TinyslebError(f"{where}: {len(tokens)} tokens but {len(types)} token types")
+    if kind == "llama":
+        return _sentencepiece_from_gguf(values, tokens, types, where)
+    if kind == "gpt2":
+        return _byte_level_from_gguf(values, tokens, types, where)
+    raise TinyslebError(
+        f"{where}: `tokenizer.ggml.model` is {kind!r}; supported are 'llama' and 'gpt2'",
+        f"take another file of the model, {TOKENS_HINT}",
+    )
+
+
+def _sentencepiece_from_gguf(
+    values: Mapping[str, Any], tokens: list[str], types: list[int], where: str
+) -> Tokenizer:
+    scores = values.get("tokenizer.ggml.scores") or []
+    if len(scores) != len(tokens):
+        raise TinyslebError(f"{where}: {len(tokens)} tokens but {len(scores)} token scores")
+    dummy_prefix = values.get("tokenizer.ggml.add_space_prefix", True)
+    proto = sentencepiece_bpe_model(tokens, scores, types, dummy_prefix=dummy_prefix)
+    try:
+        processor = SentencePieceProcessor(model_proto=proto)
+    except RuntimeError as error:
+        raise TinyslebError(f"{where}: its vocabulary is no SentencePiece model: {error}") from error
+    return SentencePieceTokenizer(processor, _bos(values, default=True))
+
+
+def _byte_level_from_gguf(
+    values: Mapping[str, Any], tokens: list[str], types: list[int], where: str
+) -> Tokenizer:
+    package = import_tokenizers(where)
+    pre = values.get("tokenizer.ggml.pre")
+    rules = PRE_TOKENIZERS.get(str(pre))
+    if rules is None:
+        raise TinyslebError(
+            f"{where}: `tokenizer.ggml.pre` is {pre!r}, a way of splitting text that is not known here",
+            f"known: {', '.join(PRE_TOKENIZERS)}; {TOKENS_HINT}",
+        )
+    merges = [tuple(pair.split(" ", 1)) for pair in values.get("tokenizer.ggml.merges") or []]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    try:
+        bpe = package.models.BPE(vocabulary, merges, ignore_merges=rules.ignore_merges)
+    except Exception as error:  # the package raises plain Exception
+        raise TinyslebError(f"{where}: its vocabulary and merges do not match: {error}") from error
+    tokenizer = package.Tokenizer(bpe)
+    tokenizer.pre_tokenizer = _pre_tokenizer(package, rules)
+    if rules.normal_form:
+        tokenizer.normalizer = getattr(package.normalizers, rules.normal_form)()
+    for kind, add in ((CONTROL, "add_special_tokens"), (USER_DEFINED, "add_tokens")):
+        named = [token for token, type_ in zip(tokens, types, strict=True) if type_ == kind]
+        getattr(tokenizer, add)([package.AddedToken(t, normalized=False) for t in named])
+    return ByteLevelTokenizer(tokenizer, _bos(values, default=rules.add_bos))
+
+
+def _pre_tokenizer(package: Any, rules: PreTokenizer) -> Any:
+    steps = package.pre_tokenizers
+    splits = [steps.Split(package.Regex(pattern), "isolated") for pattern in rules.patterns]
+    return steps.Sequence([*splits, steps.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def _bos(values: Mapping[str, Any], default: bool) -> int | None:
+    if not values.get("tokenizer.ggml.add_bos_token", default):
+        return None
+    bos: int | None = values.get("tokenizer.ggml.bos_token_id")
+    return bos
