@@ -65,7 +65,7 @@ def _write_shards(weights: Weights, folder: Path) -> None:
     if len(shards) == 1:
         _write_shard(weights, shards[0], folder / SINGLE_NAME)
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         _write_shard(weights, names, folder / file)

@@ -16,7 +16,7 @@ from tinysleb import __version__
 from tinysleb.errors import TinyslebError
 from tinysleb.files import read_json_object, refuse_existing, write_json
 from tinysleb.memory import format_bytes, parse_bytes
-from tinysleb.plan import Plan, Round, perplexity, plan_to_json, read_plan
+from tinysleb.plan import Plan, perplexity, plan_to_json, read_plan
 
 if TYPE_CHECKING:
     from tinysleb.calibration import Calibration
@@ -134,10 +134,7 @@ def prune(model: Path, out: Path | None, plan_path: Path | None, **options: Any)
     out = out or _default_output(model)
     refuse_existing(out, options["force"], model)
     unfinished = out.with_name(out.name + ".unfinished.json")
-    if plan_path is not None:
-        plan = _plan_for(weights, plan_path)
-    else:
-        plan = _searched(weights, unfinished, options)
+    plan = _plan_for(weights, plan_path) if plan_path else _searched(weights, unfinished, options)
     _write_shortened(weights, plan, out)
     unfinished.unlink(missing_ok=True)
     _print_pruned(weights, plan, out, options["as_json"])
@@ -303,14 +300,14 @@ def _searched(weights: Weights, unfinished: Path, options: dict[str, Any]) -> Pl
     allowed = removable(blocks, options["keep_first"], options["keep_last"])
     _announce(plan, calibration, compute)
     progress = _Progress()
-    for plan in search(
+    for latest in search(
         weights, calibration.tokens, plan, compute,
         allowed=allowed, exact=options["exact"], progress=progress,
     ):  # fmt: skip
+        plan = latest
         write_json(unfinished, plan_to_json(plan))
         progress.clear()
-        before = plan.rounds[-2].loss if len(plan.rounds) > 1 else plan.loss
-        click.echo(_round_line(len(plan.rounds), plan.target, plan.rounds[-1], before), err=True)
+        click.echo(_round_line(plan), err=True)
     return plan
 
 
@@ -377,16 +374,15 @@ def _announce(plan: Plan, calibration: Calibration, compute: Compute) -> None:
     )
 
 
-def _round_line(number: int, target: int, round_: Round, before: float | None) -> str:
-    was = "?" if before is None else f"{perplexity(before):.2f}"
-    left_early = sum(
-        score.windows < max(other.windows for other in round_.candidates.values())
-        for score in round_.candidates.values()
-    )
+def _round_line(plan: Plan) -> str:
+    *earlier, round_ = plan.rounds
+    before = earlier[-1].loss if earlier else plan.loss
+    most = max(score.windows for score in round_.candidates.values())
+    left_early = sum(score.windows < most for score in round_.candidates.values())
     return (
-        f"round {number}/{target}: block {round_.removed} removed, perplexity {was} -> "
-        f"{perplexity(round_.loss):.2f}, {len(round_.candidates)} candidates "
-        f"({left_early} left early), {round_.seconds:.1f} s"
+        f"round {len(plan.rounds)}/{plan.target}: block {round_.removed} removed, perplexity "
+        f"{perplexity(before or 0):.2f} -> {perplexity(round_.loss):.2f}, "
+        f"{len(round_.candidates)} candidates ({left_early} left early), {round_.seconds:.1f} s"
     )
 
 

@@ -40,8 +40,8 @@ class GgufWeights:
         """As in `Weights`. Half precision stays as stored; everything else comes in float32."""
         info = self.tensors[name]
         if heads := rotated_heads(self.config, name):
-            rows = halved(self._rows(name, 0, None).reshape(info.shape), heads)
-            return rows[start:stop] if start or stop is not None else rows
+            rows: Tensor = halved(self._rows(name, 0, None).reshape(info.shape), heads)
+            return rows[start:stop]
         if len(info.shape) == 1:
             return self._rows(name, 0, None).flatten()[start:stop]
         return self._rows(name, start, stop)

@@ -40,7 +40,8 @@ def windows_per_sweep(config: ModelConfig, streams: int, length: int, item_bytes
     """The most windows of `length` tokens whose `streams` hidden states fit into `memory` bytes.
 
     Counts what is resident already, one block with matrices of `item_bytes` per value, the tensor being
-    read, the activations of one call, and the head's chunk. Raises TinyslebError with the least that would do.
+    read, the activations of one call, and the head's chunk. Raises TinyslebError with the least that
+    would do.
     """
     window = streams * length * config.width * 4
     fixed = resident_bytes() + working_bytes(config, length, item_bytes)

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 
@@ -87,7 +87,7 @@ def read_exactly(path: Path, offset: int, buffer: np.ndarray[Any, np.dtype[np.ui
     try:
         with path.open("rb", buffering=0) as file:
             file.seek(offset)
-            view, filled = memoryview(buffer), 0
+            view, filled = memoryview(buffer.data), 0
             while filled < len(buffer):
                 count = file.readinto(view[filled:])
                 if not count:
@@ -153,9 +153,9 @@ def _parse_header(text: bytes, path: Path) -> dict[str, Any]:
 
 
 def _entry(name: str, value: Any, start: int, path: Path) -> SafetensorsEntry:
-    fields = value if isinstance(value, dict) else {}
-    dtype, shape, offsets = (fields.get(key) for key in ("dtype", "shape", "data_offsets"))
-    if dtype not in ITEM_SIZES:
+    fields: dict[str, Any] = value if isinstance(value, dict) else {}
+    dtype, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
+    if not isinstance(dtype, str) or dtype not in ITEM_SIZES:
         raise TinyslebError(f"{path}: tensor {name!r} has the dtype {dtype!r}, which is unknown")
     if not _whole_numbers(shape):
         raise TinyslebError(f"{path}: tensor {name!r} has the shape {shape!r}")
@@ -170,7 +170,7 @@ def _entry(name: str, value: Any, start: int, path: Path) -> SafetensorsEntry:
     return entry
 
 
-def _whole_numbers(value: Any) -> bool:
+def _whole_numbers(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
 
 

@@ -23,7 +23,7 @@ from tinysleb.weights import Weights
 
 ERROR_LEVEL = 0.001
 """The chance, per round, that racing drops a candidate as good as the leader."""
-SEGMENT = 64
+SEGMENT = 32
 """Tokens whose losses are summed into one observation of the test: neighbours are not independent."""
 FEWEST_SEGMENTS = 12
 SPARE_STREAMS = 3

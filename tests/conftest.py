@@ -1,0 +1,54 @@
+"""Fixtures: tiny models of each kind, made once a session, and the real one where it was fetched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from reference import make_llama
+from tinysleb.cli import main
+
+REAL_MODEL = Path(__file__).parent.parent / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A 6-block Llama of width 64 with grouped queries and a byte-level BPE tokenizer."""
+    return make_llama(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def sentencepiece_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same shape with a SentencePiece tokenizer and tied embeddings."""
+    folder = tmp_path_factory.mktemp("pieces")
+    return make_llama(folder, tokenizer="sentencepiece", tie_word_embeddings=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny_folder` exported in f32."""
+    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    result = CliRunner().invoke(main, ["export", str(tiny_folder), "--gguf", str(path), "--pre", "smollm"])
+    assert result.exit_code == 0, result.output
+    return path
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Run a tinysleb command line in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return lambda *words: CliRunner().invoke(main, [str(word) for word in words])
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The real model; `make model` fetches it."""
+    if not REAL_MODEL.is_file():
+        pytest.skip(f"{REAL_MODEL} is absent: run `make model`")
+    return REAL_MODEL

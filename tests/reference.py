@@ -1,0 +1,196 @@
+"""Independent programs to compare with: transformers and llama.cpp, and tiny models made by the former."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+import sentencepiece
+import tokenizers
+import torch
+from torch import Tensor
+
+TEXT = (
+    "def f(x):\n\treturn x ** 2  # größer, ß\n\n\n   spaces    and 7 42 123 4567 89012 numbers; "
+    "日本語と中文，🚀😶‍🌫️ I'm, he's, WE'RE\r\n\r\ntabs\t\tend.   \n"
+)
+"""Code, umlauts, CJK, emoji, contractions, runs of spaces, newlines and digits."""
+CORPUS = [TEXT, "The quick brown fox jumps over the lazy dog. ", "import sys\nprint(sys.path)\n" * 3]
+GREEDY_PROMPT = "The quick brown"
+
+
+def make_llama(folder: Path, *, tokenizer: str = "byte-level", seed: int = 0, **changes: Any) -> Path:
+    """A random tiny Llama saved by transformers, with a tokenizer trained here beside it."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    settings: dict[str, Any] = {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 512,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.2,
+        "tie_word_embeddings": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(LlamaConfig(**(settings | changes)))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name or name.endswith("bias"):
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(folder)
+    {"byte-level": train_byte_level, "sentencepiece": train_sentencepiece}[tokenizer](folder)
+    return folder
+
+
+def train_byte_level(folder: Path) -> None:
+    """`tokenizer.json` of SmolLM's kind: single digits, then GPT-2's splitting."""
+    steps = tokenizers.pre_tokenizers
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = steps.Sequence([steps.Digits(True), steps.ByteLevel(add_prefix_space=False)])
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=400,
+        show_progress=False,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=steps.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "GPT2TokenizerFast",
+        "bos_token": "<|im_start|>",
+        "eos_token": "<|im_end|>",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": "{{ messages }}"}))
+
+
+def train_sentencepiece(folder: Path) -> None:
+    """`tokenizer.model` of Llama 2's kind: BPE with byte fallback and a space in front."""
+    corpus = folder / "corpus.txt"
+    corpus.write_text("".join(CORPUS * 20), encoding="utf-8")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(corpus),
+        model_prefix=str(folder / "tokenizer"),
+        model_type="bpe",
+        vocab_size=380,
+        byte_fallback=True,
+        character_coverage=0.99,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        split_digits=True,
+        allow_whitespace_only_pieces=True,
+        minloglevel=2,
+    )
+    corpus.unlink()
+    (folder / "tokenizer.vocab").unlink()
+    settings = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "legacy": True}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"add_bos_token": True}))
+
+
+def transformers_model(folder: Path) -> Any:
+    """The checkpoint as transformers sees it, in float32."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+def transformers_logits(model: Any, tokens: Tensor) -> Tensor:
+    """Logits `[n, T, vocabulary]`."""
+    with torch.no_grad():
+        logits: Tensor = model(tokens, use_cache=False).logits
+    return logits
+
+
+def transformers_loss(model: Any, tokens: Tensor) -> float:
+    """Mean negative log-likelihood of tokens 1 … T-1 of all windows."""
+    logits = transformers_logits(model, tokens)[:, :-1].double()
+    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+    return losses.item()
+
+
+def transformers_sample(model: Any, count: int, length: int, seed: int) -> Tensor:
+    """Windows `[count, length]` sampled from the model, so that it predicts them well."""
+    torch.manual_seed(seed)
+    start = torch.randint(3, 512, (count, 1))
+    tokens: Tensor = model.generate(
+        start, do_sample=True, max_length=length, min_length=length, top_k=0, pad_token_id=0
+    )
+    return tokens
+
+
+def without_blocks(model: Any, removed: Sequence[int]) -> Any:
+    """The same transformers model with blocks deleted."""
+    import copy
+
+    shorter = copy.deepcopy(model)
+    layers = shorter.model.layers
+    shorter.model.layers = torch.nn.ModuleList(m for i, m in enumerate(layers) if i not in removed)
+    for index, layer in enumerate(shorter.model.layers):
+        layer.self_attn.layer_idx = index
+    shorter.config.num_hidden_layers = len(shorter.model.layers)
+    return shorter
+
+
+@cache
+def _cyllama() -> Any:
+    from cyllama.llama import llama_cpp
+
+    llama_cpp.disable_logging()
+
+    class Model(llama_cpp.LlamaModel):  # type: ignore[misc]
+        """`get_logits_ith` asks the model for a size that only its vocabulary has."""
+
+        @property
+        def n_vocab(self) -> int:
+            return int(self.get_vocab().n_vocab)
+
+    return llama_cpp, Model
+
+
+def llama_cpp_tokens(path: Path, text: str) -> list[int]:
+    """Tokens by llama.cpp, with the BOS token where the file asks for it."""
+    llama_cpp, model_class = _cyllama()
+    model = model_class(str(path), llama_cpp.LlamaModelParams())
+    return list(model.get_vocab().tokenize(text, True, True))
+
+
+def llama_cpp_logits(path: Path, tokens: Sequence[int]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Logits `[T, vocabulary]` by llama.cpp, with a float32 cache and no flash attention."""
+    llama_cpp, model_class = _cyllama()
+    model = model_class(str(path), llama_cpp.LlamaModelParams())
+    params = llama_cpp.LlamaContextParams()
+    params.n_ctx = params.n_batch = params.n_ubatch = max(64, len(tokens))
+    params.type_k = params.type_v = 0
+    params.flash_attn_type = 0
+    params.n_threads = params.n_threads_batch = 2
+    context = llama_cpp.LlamaContext(model, params)
+    batch = llama_cpp.LlamaBatch(n_tokens=len(tokens), embd=0, n_seq_max=1)
+    batch.set_batch(list(tokens), 0, True)
+    context.decode(batch)
+    return np.array([context.get_logits_ith(i) for i in range(len(tokens))], dtype=np.float32)
+
+
+def llama_cpp_greedy(path: Path, prompt: str, count: int) -> str:
+    """Greedy text by llama.cpp's server."""
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = str(path)
+    params.n_ctx = 256
+    params.warmup = False
+    params.cpuparams.n_threads = 2
+    server = xllamacpp.Server(params)
+    result = server.handle_completions({"prompt": prompt, "n_predict": count, "temperature": 0})
+    return str(result["choices"][0]["text"])

@@ -1,0 +1,86 @@
+"""The forward pass against transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from reference import make_llama, transformers_logits, transformers_model
+from tinysleb.model import embed, final_norm, forward, token_losses
+from tinysleb.weights import open_model
+
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "grouped queries": {},
+    "multi-head, tied": {"num_key_value_heads": 4, "tie_word_embeddings": True},
+    "one key head": {"num_key_value_heads": 1, "rms_norm_eps": 1e-5},
+    "head_dim": {"head_dim": 32},
+    "biases": {"attention_bias": True, "mlp_bias": True},
+    "linear rope": {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}},
+    "llama3 rope": {"rope_parameters": LLAMA3_ROPE},
+}
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+def test_logits_equal_transformers(changes: dict[str, Any], tmp_path: Path) -> None:
+    folder = make_llama(tmp_path, **changes)
+    tokens = torch.randint(0, 512, (2, 100), generator=torch.Generator().manual_seed(1))
+    expected = transformers_logits(transformers_model(folder), tokens)
+    assert (forward(open_model(folder), tokens) - expected).abs().max() <= 1e-4
+
+
+def test_older_config_keys_mean_the_same(tmp_path: Path) -> None:
+    """`rope_theta` and `rope_scaling` as files before transformers 5 have them."""
+    import json
+
+    folder = make_llama(tmp_path, rope_parameters=LLAMA3_ROPE)
+    config = json.loads((folder / "config.json").read_text())
+    newer = open_model(folder).config
+    rope = config.pop("rope_parameters")
+    config["rope_theta"] = rope.pop("rope_theta")
+    config["rope_scaling"] = rope
+    (folder / "config.json").write_text(json.dumps(config))
+    assert open_model(folder).config == newer
+
+
+def test_losses_in_chunks_equal_cross_entropy(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tinysleb.model.VOCABULARY_CHUNK", 100)
+    monkeypatch.setattr("tinysleb.model.TOKEN_CHUNK", 7)
+    weights = open_model(tiny_folder)
+    tokens = torch.randint(0, 512, (3, 20), generator=torch.Generator().manual_seed(2))
+    hidden = torch.randn(3, 20, 64, generator=torch.Generator().manual_seed(3)) * 3
+    states = final_norm(weights, hidden[:, :-1].flatten(0, 1), torch.float32)
+    losses = token_losses(weights, [states], tokens[:, 1:].flatten(), torch.float32)
+    logits = states @ weights.tensor("lm_head.weight").T
+    expected = torch.nn.functional.cross_entropy(logits, tokens[:, 1:].flatten(), reduction="none")
+    torch.testing.assert_close(losses[0], expected)
+
+
+def test_embedding_in_chunks_is_a_lookup(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tinysleb.model.VOCABULARY_CHUNK", 100)
+    weights = open_model(tiny_folder)
+    tokens = torch.tensor([[0, 99, 100, 511], [5, 5, 200, 300]])
+    assert torch.equal(embed(weights, tokens), weights.tensor("model.embed_tokens.weight")[tokens])
+
+
+@pytest.mark.slow
+def test_smollm2_logits_equal_transformers(smollm2: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    reference = AutoModelForCausalLM.from_pretrained(
+        smollm2.parent, gguf_file=smollm2.name, dtype=torch.float32
+    )
+    tokens = torch.randint(0, 49152, (1, 128), generator=torch.Generator().manual_seed(4))
+    expected = transformers_logits(reference, tokens)
+    error = (forward(open_model(smollm2), tokens) - expected).abs().max()
+    assert error <= 1e-3 * (expected.max() - expected.min())

@@ -1,0 +1,154 @@
+"""The search against brute force: rebuild the model without the block, whole forward, sum the loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from reference import (
+    make_llama,
+    transformers_loss,
+    transformers_model,
+    transformers_sample,
+    without_blocks,
+)
+from tinysleb.errors import TinyslebError
+from tinysleb.memory import resident_bytes, windows_per_sweep, working_bytes
+from tinysleb.plan import Plan
+from tinysleb.search import Compute, heats, paired_z, removable, search
+from tinysleb.weights import Weights, open_model
+
+
+def windows(seed: int, count: int = 3, length: int = 40) -> Tensor:
+    return torch.randint(0, 512, (count, length), generator=torch.Generator().manual_seed(seed))
+
+
+def run_search(
+    weights: Weights, tokens: Tensor, target: int, exact: bool = True
+) -> Plan:
+    blocks = weights.config.blocks
+    compute = Compute(torch.device("cpu"), torch.float32, 2**33)
+    *_, plan = search(
+        weights, tokens, Plan(blocks, target, {}), compute,
+        allowed=removable(blocks, 1, 1), exact=exact, progress=lambda _what, _part: None,
+    )  # fmt: skip
+    return plan
+
+
+def brute_force(folder: Path, tokens: Tensor, target: int) -> tuple[list[int], list[dict[int, float]]]:
+    """SLEB as plainly as it can be written, on transformers' own model."""
+    model = transformers_model(folder)
+    removed: list[int] = []
+    rounds = []
+    for _ in range(target):
+        losses = {
+            index: transformers_loss(without_blocks(model, [*removed, index]), tokens)
+            for index in range(1, len(model.model.layers) - 1)
+            if index not in removed
+        }
+        removed.append(min(losses, key=lambda index: (losses[index], index)))
+        rounds.append(losses)
+    return removed, rounds
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_same_removals_and_losses_as_brute_force(seed: int, tmp_path: Path) -> None:
+    folder = make_llama(tmp_path, seed=seed, num_hidden_layers=8, tie_word_embeddings=seed == 1)
+    tokens = windows(seed)
+    removed, rounds = brute_force(folder, tokens, 3)
+    plan = run_search(open_model(folder), tokens, 3)
+    assert list(plan.removed) == removed
+    for found, expected in zip(plan.rounds, rounds, strict=True):
+        losses = {index: score.loss for index, score in found.candidates.items()}
+        assert losses == pytest.approx(expected, abs=1e-4)
+        assert {score.windows for score in found.candidates.values()} == {len(tokens)}
+    assert plan.loss == pytest.approx(transformers_loss(transformers_model(folder), tokens), abs=1e-4)
+
+
+def test_little_memory_gives_the_same_plan(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, tokens = open_model(tiny_folder), windows(5, count=6)
+    whole = run_search(weights, tokens, 2)
+    for group in (1, 4):
+        monkeypatch.setattr("tinysleb.search.windows_per_sweep", lambda *_args, group=group: group)
+        split = run_search(weights, tokens, 2)
+        assert split.removed == whole.removed
+        for one, other in zip(split.rounds, whole.rounds, strict=True):
+            losses = {index: score.loss for index, score in other.candidates.items()}
+            assert {i: s.loss for i, s in one.candidates.items()} == pytest.approx(losses, rel=1e-5)
+
+
+def test_too_little_memory_names_the_least_that_would_do(tiny_folder: Path) -> None:
+    config = open_model(tiny_folder).config
+    with pytest.raises(TinyslebError, match="too little") as caught:
+        windows_per_sweep(config, 9, 40, 4, 1000)
+    assert "at least" in caught.value.hint
+    least = resident_bytes() + working_bytes(config, 40, 4) + 9 * 40 * 64 * 4
+    assert windows_per_sweep(config, 9, 40, 4, least + 2**20) >= 1
+
+
+def test_racing_finds_the_same_winner_on_less_work(tmp_path: Path) -> None:
+    folder = make_llama(tmp_path, num_hidden_layers=8, initializer_range=0.1)
+    weights, model = open_model(folder), transformers_model(folder)
+    for seed in range(3):
+        tokens = transformers_sample(model, count=8, length=385, seed=seed)
+        raced, exact = (run_search(weights, tokens, 2, exact=exact) for exact in (False, True))
+        assert raced.removed == exact.removed
+        assert raced.rounds[-1].loss == pytest.approx(exact.rounds[-1].loss, rel=1e-5)
+        seen = [score.windows for round_ in raced.rounds for score in round_.candidates.values()]
+        assert min(seen) < len(tokens)
+
+
+def test_paired_z_by_hand() -> None:
+    generator = torch.Generator().manual_seed(0)
+    best = torch.rand(2, 1000, generator=generator)
+    worse = best + 0.1 + torch.rand(2, 1000, generator=generator)
+    sums = (worse - best).numpy().astype(np.float64)[:, :992].reshape(-1, 32).sum(1)
+    expected = sums.mean() / (sums.std(ddof=1) / math.sqrt(len(sums)))
+    assert paired_z(worse, best) == pytest.approx(expected, rel=1e-6)
+    assert paired_z(worse[:1, :200], best[:1, :200]) == 0, "too few observations to judge"
+    assert paired_z(best, best) == 0
+
+
+def test_heats_cover_all_windows() -> None:
+    assert list(heats(11, growing=True)) == [1, 1, 2, 4, 3]
+    assert list(heats(11, growing=False)) == [11]
+
+
+def test_more_blocks_than_may_go(tiny_folder: Path) -> None:
+    with pytest.raises(TinyslebError, match="5 blocks cannot be removed: only 4 of 6 may go"):
+        run_search(open_model(tiny_folder), windows(0), 5)
+
+
+def test_a_loss_that_is_not_finite_names_the_block(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tinysleb import sweep as module
+
+    real: Callable[..., dict[int, Tensor]] = module.sweep
+
+    def broken(*args: object) -> dict[int, Tensor]:
+        losses = real(*args)
+        return losses | {3: losses[3] * math.nan}
+
+    monkeypatch.setattr("tinysleb.search.sweep", broken)
+    with pytest.raises(TinyslebError, match="without block 3 is not a finite number"):
+        run_search(open_model(tiny_folder), windows(0), 1)
+
+
+@pytest.mark.slow
+def test_smollm2_first_round_equals_brute_force(smollm2: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(smollm2.parent, gguf_file=smollm2.name, dtype=torch.float32)
+    tokens = torch.randint(0, 49152, (2, 64), generator=torch.Generator().manual_seed(0))
+    losses = {i: transformers_loss(without_blocks(model, [i]), tokens) for i in range(1, 29)}
+    plan = run_search(open_model(smollm2), tokens, 1)
+    assert plan.removed == (min(losses, key=lambda index: losses[index]),)
+    found = {index: score.loss for index, score in plan.rounds[0].candidates.items()}
+    assert found == pytest.approx(losses, abs=1e-4)
