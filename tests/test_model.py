@@ -10,7 +10,7 @@ import torch
 
 from reference import make_llama, transformers_logits, transformers_model
 from tinysleb.model import embed, final_norm, forward, token_losses
-from tinysleb.weights import open_model
+from tinysleb.open_model import open_model
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",

@@ -20,18 +20,17 @@ from reference import (
 )
 from tinysleb.errors import TinyslebError
 from tinysleb.memory import resident_bytes, windows_per_sweep, working_bytes
+from tinysleb.open_model import open_model
 from tinysleb.plan import Plan
 from tinysleb.search import Compute, heats, paired_z, removable, search
-from tinysleb.weights import Weights, open_model
+from tinysleb.weights import Weights
 
 
 def windows(seed: int, count: int = 3, length: int = 40) -> Tensor:
     return torch.randint(0, 512, (count, length), generator=torch.Generator().manual_seed(seed))
 
 
-def run_search(
-    weights: Weights, tokens: Tensor, target: int, exact: bool = True
-) -> Plan:
+def run_search(weights: Weights, tokens: Tensor, target: int, exact: bool = True) -> Plan:
     blocks = weights.config.blocks
     compute = Compute(torch.device("cpu"), torch.float32, 2**33)
     *_, plan = search(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tinysleb.weights import Weights
 
 WINDOW_LENGTH = 1024
-WINDOWS = 8
+WINDOWS = 4
 EXPORT_TYPES = ("auto", "f32", "f16", "bf16", "q8_0")
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -128,7 +128,7 @@ def prune(model: Path, out: Path | None, plan_path: Path | None, **options: Any)
     MODEL is a .safetensors file (config.json beside it), a Hugging Face folder or a .gguf. The output is of
     the same kind. Without --text, the calibration text is Python's own documentation.
     """
-    from tinysleb.weights import open_model
+    from tinysleb.open_model import open_model
 
     weights = open_model(model)
     out = out or _default_output(model)
@@ -184,7 +184,7 @@ def export(
 def eval_(model: Path, as_json: bool, **options: Any) -> None:
     """Print MODEL's perplexity on a text, its windows taken in order."""
     from tinysleb.evaluate import evaluate
-    from tinysleb.weights import open_model
+    from tinysleb.open_model import open_model
 
     if not options["texts"] and options["token_file"] is None:
         raise click.UsageError("Give a text with --text, or windows with --tokens.")
@@ -209,7 +209,7 @@ def eval_(model: Path, as_json: bool, **options: Any) -> None:
 def inspect(model: Path, as_json: bool) -> None:
     """Print what MODEL is, from its headers alone."""
     from tinysleb.inspect import describe
-    from tinysleb.weights import open_model
+    from tinysleb.open_model import open_model
 
     values = describe(open_model(model), WINDOW_LENGTH)
     if as_json:
@@ -423,7 +423,7 @@ def _print_pruned(weights: Weights, plan: Plan, out: Path, as_json: bool) -> Non
 def _export_folder(model: Path, out: Path, force: bool) -> None:
     from tinysleb.export.huggingface import write_huggingface
     from tinysleb.huggingface_source import HuggingfaceWeights
-    from tinysleb.weights import open_model
+    from tinysleb.open_model import open_model
 
     weights = open_model(model)
     refuse_existing(out, force, model)
@@ -441,7 +441,7 @@ def _export_gguf(model: Path, out: Path, type_name: str, pre: str | None, force:
     from tinysleb.export.gguf_copy import copy_gguf
     from tinysleb.gguf_source import GgufWeights
     from tinysleb.huggingface_source import HuggingfaceWeights
-    from tinysleb.weights import open_model
+    from tinysleb.open_model import open_model
 
     weights = open_model(model)
     refuse_existing(out, force, model)

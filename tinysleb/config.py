@@ -306,7 +306,7 @@ class _Reader:
         value = self.value(key, default)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
             raise self.not_modelled(key, value, "a positive number")
-        return float(value)
+        return float(np.float32(value))  # what a GGUF can hold, so that both formats agree
 
     def switch(self, key: str) -> bool:
         value = self.value(key, default=False)

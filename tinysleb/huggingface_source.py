@@ -94,10 +94,14 @@ def _read_indexed(folder: Path, index_path: Path) -> dict[str, SafetensorsEntry]
     weight_map = read_json_object(index_path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise TinyslebError(f"{index_path}: `weight_map` should be an object, found {weight_map!r}")
+    shards = sorted({_shard_name(value, index_path) for value in weight_map.values()})
+    if absent := [shard for shard in shards if not (folder / shard).is_file()]:
+        raise TinyslebError(
+            f"{index_path} names {len(absent)} shards that are not there: {', '.join(absent)}",
+            "fetch the missing files into the same folder",
+        )
     entries: dict[str, SafetensorsEntry] = {}
-    for shard in sorted({_shard_name(value, index_path) for value in weight_map.values()}):
-        if not (folder / shard).is_file():
-            raise TinyslebError(f"{index_path} names the shard {shard}, which is not in {folder}")
+    for shard in shards:
         for name, entry in read_safetensors_header(folder / shard).items():
             if weight_map.get(name) != shard:
                 raise TinyslebError(
@@ -105,8 +109,9 @@ def _read_indexed(folder: Path, index_path: Path) -> dict[str, SafetensorsEntry]
                     f"{weight_map.get(name)!r}"
                 )
             entries[name] = entry
-    if absent := [name for name in weight_map if name not in entries]:
-        raise TinyslebError(f"{weight_map[absent[0]]} lacks {absent[0]!r}, which {index_path} places there")
+    for name, shard in weight_map.items():
+        if name not in entries:
+            raise TinyslebError(f"{folder / shard} lacks {name!r}, which {index_path.name} places there")
     return entries
 
 

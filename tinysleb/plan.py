@@ -22,7 +22,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Round:
-    """One round: the block it removed, the loss it left, and every candidate's score."""
+    """One round: the block it removed, the loss it left (nan if unknown), and every candidate's score."""
 
     removed: int
     loss: float
@@ -62,16 +62,21 @@ class Plan:
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:
     """The plan as `plan.json` has it; `removed` comes first, for people and programs alike."""
-    rounds = [asdict(round_) | {"perplexity": perplexity(round_.loss)} for round_ in plan.rounds]
+    rounds = [asdict(round_) | _with_perplexity(round_.loss) for round_ in plan.rounds]
     return {
         "removed": list(plan.removed),
         "blocks": plan.blocks,
         "target": plan.target,
-        "loss": plan.loss,
-        "perplexity": None if plan.loss is None else perplexity(plan.loss),
+        **_with_perplexity(plan.loss),
         "settings": dict(plan.settings),
         "rounds": rounds,
     }
+
+
+def _with_perplexity(loss: float | None) -> dict[str, float | None]:
+    if loss is None or math.isnan(loss):
+        return {"loss": None, "perplexity": None}
+    return {"loss": loss, "perplexity": perplexity(loss)}
 
 
 def perplexity(loss: float) -> float:
@@ -119,4 +124,5 @@ def _round(item: dict[str, Any]) -> Round:
         int(index): Score(float(score["loss"]), int(score["windows"]))
         for index, score in item["candidates"].items()
     }
-    return Round(int(item["removed"]), float(item["loss"]), float(item["seconds"]), scores)
+    loss = math.nan if item["loss"] is None else float(item["loss"])
+    return Round(int(item["removed"]), loss, float(item["seconds"]), scores)

@@ -1,6 +1,6 @@
 """A model as the rest of the program sees it: a config, and tensors read one at a time.
 
-`open_model` finds the right reader. `Shortened` leaves blocks out and is again a `Weights`, so that a
+`Shortened` leaves blocks out and is again a `Weights`, so that a
 writer does not know about pruning and the search does not know about files.
 """
 
@@ -78,27 +78,6 @@ class Shortened:
     def _original(self, name: str) -> str:
         match = re.match(r"model\.layers\.(\d+)\.", name)
         return block_prefix(self.kept[int(match[1])]) + name[match.end() :] if match else name
-
-
-def open_model(path: Path) -> Weights:
-    """Open a `.safetensors` file, a Hugging Face folder or a `.gguf`, reading only headers.
-
-    Raises TinyslebError if it is none of these, incomplete, or of a family not modelled.
-    """
-    from tinysleb.gguf_file import is_gguf
-    from tinysleb.gguf_source import open_gguf
-    from tinysleb.huggingface_source import open_huggingface
-
-    if not path.exists():
-        raise TinyslebError(f"there is no file or folder {path}")
-    if path.is_dir() or path.suffix == ".safetensors":
-        return open_huggingface(path)
-    if is_gguf(path):
-        return open_gguf(path)
-    raise TinyslebError(
-        f"{path} is no model that tinysleb can read",
-        "give a .safetensors file, a Hugging Face folder with config.json, or a .gguf",
-    )
 
 
 def check_complete(config: ModelConfig, found: Mapping[str, Sequence[int]], where: Path) -> None:

@@ -1,0 +1,266 @@
+"""Exported files against llama.cpp, the gguf package and transformers."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from reference import (
+    GREEDY_PROMPT,
+    llama_cpp_greedy,
+    llama_cpp_logits,
+    make_llama,
+    transformers_logits,
+    transformers_model,
+    without_blocks,
+)
+from tinysleb.export.gguf_copy import cut_metadata
+from tinysleb.export.gguf_writer import write_gguf_file
+from tinysleb.gguf_file import GgufValue, read_gguf
+from tinysleb.gguf_names import interleaved
+from tinysleb.model import forward
+from tinysleb.open_model import open_model
+from tinysleb.tokenizer import open_tokenizer
+
+Run = Callable[..., Any]
+TOKENS = torch.randint(3, 400, (1, 60), generator=torch.Generator().manual_seed(7))
+TOLERANCE = {"f32": 2e-3, "f16": 4e-3, "bf16": 3e-2, "q8_0": 6e-2}
+"""Of the logits' range: llama.cpp rounds activations to the type of the weights."""
+
+
+def exported(run: Run, folder: Path, type_: str) -> Path:
+    result = run("export", folder, "--gguf", f"{type_}.gguf", "--type", type_, "--pre", "smollm")
+    assert result.exit_code == 0, result.output
+    return Path(f"{type_}.gguf").resolve()
+
+
+def pruned(run: Run, model: Path, removed: list[int]) -> Path:
+    Path("plan-in.json").write_text(json.dumps({"blocks": 6, "removed": removed}))
+    suffix = ".gguf" if model.suffix == ".gguf" else ""
+    out = Path(f"{model.stem}-cut{suffix}")
+    result = run("prune", model, "--plan", "plan-in.json", "-o", out)
+    assert result.exit_code == 0, result.output
+    return out.resolve()
+
+
+def agrees_with_llama_cpp(path: Path, tolerance: float) -> bool:
+    ours = forward(open_model(path), TOKENS)[0].numpy()
+    error = np.abs(llama_cpp_logits(path, TOKENS[0].tolist()) - ours).max()
+    return bool(error <= tolerance * (ours.max() - ours.min()))
+
+
+@pytest.mark.parametrize("type_", TOLERANCE)
+def test_uncut_and_cut_logits_equal_llama_cpp(type_: str, tiny_folder: Path, run: Run) -> None:
+    path = exported(run, tiny_folder, type_)
+    assert agrees_with_llama_cpp(path, TOLERANCE[type_])
+    assert agrees_with_llama_cpp(pruned(run, path, [3, 1]), TOLERANCE[type_])
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "tied": {"tie_word_embeddings": True},
+    "multi-head, linear": {
+        "num_key_value_heads": 4,
+        "rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0},
+    },
+    "llama3": {
+        "rope_parameters": {
+            "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 32,
+        }
+    },
+    "biases, head_dim": {"attention_bias": True, "mlp_bias": True, "head_dim": 32},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+def test_variants_load_in_llama_cpp(changes: dict[str, Any], run: Run, tmp_path: Path) -> None:
+    folder = make_llama(tmp_path / "m", **changes)
+    assert agrees_with_llama_cpp(exported(run, folder, "f32"), TOLERANCE["f32"])
+
+
+def test_a_cut_folder_is_the_model_without_the_blocks(tiny_folder: Path, run: Run) -> None:
+    folder = pruned(run, tiny_folder, [3, 1])
+    expected = transformers_logits(without_blocks(transformers_model(tiny_folder), [1, 3]), TOKENS)
+    assert (transformers_logits(transformers_model(folder), TOKENS) - expected).abs().max() <= 1e-5
+    assert (forward(open_model(folder), TOKENS) - expected).abs().max() <= 1e-4
+    assert agrees_with_llama_cpp(exported(run, folder, "f32"), TOLERANCE["f32"])
+
+
+@pytest.mark.parametrize("cut", [False, True])
+@pytest.mark.parametrize("type_", ["f32", "f16"])
+def test_greedy_tokens_equal_llama_cpp(type_: str, cut: bool, tiny_folder: Path, run: Run) -> None:
+    path = exported(run, tiny_folder, type_)
+    path = pruned(run, path, [2, 4]) if cut else path
+    weights = open_model(path)
+    tokens = TOKENS[0, :10].tolist()
+    near = 0.0 if type_ == "f32" else TOLERANCE[type_]  # llama.cpp rounds activations to f16: near ties
+    for _ in range(32):
+        ours = forward(weights, torch.tensor([tokens]))[0, -1]
+        theirs = int(llama_cpp_logits(path, tokens)[-1].argmax())
+        assert ours[theirs] >= ours.max() - near * (ours.max() - ours.min())
+        tokens.append(theirs)
+
+
+def test_values_in_the_file(tiny_folder: Path, run: Run) -> None:
+    """By the gguf package's reader: row order of q and k, norms in float32, q8_0 bytes."""
+    weights = open_model(tiny_folder)
+    reader = gguf.GGUFReader(exported(run, tiny_folder, "q8_0"))
+    found = {tensor.name: tensor for tensor in reader.tensors}
+    up = weights.tensor("model.layers.0.mlp.up_proj.weight").numpy()
+    expected = gguf.quants.quantize(up, gguf.GGMLQuantizationType.Q8_0)
+    np.testing.assert_array_equal(found["blk.0.ffn_up.weight"].data, expected)
+    queries = weights.tensor("model.layers.0.self_attn.q_proj.weight").numpy()
+    by_hand = np.stack([queries[h * 16 + i + s * 8] for h in range(4) for i in range(8) for s in (0, 1)])
+    np.testing.assert_array_equal(interleaved(queries, 4), by_hand)
+    quantised = gguf.quants.quantize(by_hand, gguf.GGMLQuantizationType.Q8_0)
+    np.testing.assert_array_equal(found["blk.0.attn_q.weight"].data, quantised)
+    assert found["blk.0.attn_norm.weight"].tensor_type == gguf.GGMLQuantizationType.F32
+    assert reader.fields["general.file_type"].contents() == gguf.LlamaFileType.MOSTLY_Q8_0
+
+
+def test_rows_that_do_not_fit_fall_back_to_f16(run: Run, tmp_path: Path) -> None:
+    folder = make_llama(tmp_path / "m", intermediate_size=80)
+    tensors = read_gguf(exported(run, folder, "q8_0")).tensors
+    assert tensors["blk.0.ffn_down.weight"].type.name == "F16"
+    assert tensors["blk.0.ffn_up.weight"].type.name == "Q8_0"
+    assert agrees_with_llama_cpp(Path("q8_0.gguf"), TOLERANCE["q8_0"])
+
+
+def test_a_gguf_is_cut_byte_for_byte(tiny_folder: Path, run: Run) -> None:
+    source = read_gguf(exported(run, tiny_folder, "q8_0"))
+    cut = read_gguf(pruned(run, source.path, [3, 1]))
+    for name, tensor in cut.tensors.items():
+        parts = name.split(".")
+        if parts[0] == "blk":
+            parts[1] = str([0, 2, 4, 5][int(parts[1])])
+        original = ".".join(parts)
+        assert tensor.type == source.tensors[original].type
+        np.testing.assert_array_equal(cut.read_bytes(name), source.read_bytes(original))
+    changed = {
+        key
+        for key in source.metadata.keys() | cut.metadata.keys()
+        if source.metadata.get(key) != cut.metadata.get(key)
+    }
+    assert changed == {"general.name", "general.size_label", "llama.block_count", "tinysleb.plan"}
+    assert cut.values()["llama.block_count"] == 4
+    assert cut.values()["general.name"].endswith("(4 of 6 blocks)")
+    assert json.loads(cut.values()["tinysleb.plan"])["removed"] == [3, 1]
+
+
+def test_arrays_with_one_entry_a_block_are_cut(tiny_gguf: Path, tmp_path: Path) -> None:
+    file = read_gguf(tiny_gguf)
+    kinds = gguf.GGUFValueType
+    metadata = dict(file.metadata) | {
+        "llama.rope.pattern": GgufValue([0, 1, 2, 3, 4, 5], kinds.ARRAY, kinds.INT32),
+        "other.six": GgufValue([0, 1, 2, 3, 4, 5], kinds.ARRAY, kinds.INT32),
+    }
+    types = {name: (tensor.shape, tensor.type) for name, tensor in file.tensors.items()}
+    path = tmp_path / "arrays.gguf"
+
+    def write(name: str, out: FileIO) -> None:
+        out.write(file.read_bytes(name).data)
+
+    write_gguf_file(path, metadata, types, 32, write)
+    cut = cut_metadata(read_gguf(path), (0, 2, 5), 1000)
+    assert cut["llama.rope.pattern"].value == [0, 2, 5]
+    assert cut["other.six"].value == [0, 1, 2, 3, 4, 5]
+
+
+def test_per_block_lists_of_a_config_are_cut(run: Run, tmp_path: Path) -> None:
+    folder = make_llama(tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    config["layer_types"] = ["full_attention"] * 6
+    config["eos_token_id"] = [1, 2, 3, 4, 5, 6]
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "generation_config.json").write_text('{"temperature": 0.5}')
+    out = pruned(run, folder, [1, 2])
+    cut = json.loads((out / "config.json").read_text())
+    expected = config | {"num_hidden_layers": 4, "layer_types": ["full_attention"] * 4}
+    assert cut == expected
+    assert (out / "generation_config.json").read_text() == '{"temperature": 0.5}'
+    assert (out / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
+
+
+def test_large_models_are_sharded(
+    tiny_folder: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tinysleb.export.huggingface.SHARD_BYTES", 200_000)
+    assert run("export", tiny_folder, "--hf", "out").exit_code == 0
+    assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 2
+    expected = transformers_logits(transformers_model(tiny_folder), TOKENS)
+    assert torch.equal(transformers_logits(transformers_model(tmp_path / "out"), TOKENS), expected)
+    assert torch.equal(forward(open_model(tmp_path / "out"), TOKENS), expected)
+
+
+def test_metadata_and_chat_template(tiny_gguf: Path) -> None:
+    values = read_gguf(tiny_gguf).values()
+    assert values["tokenizer.chat_template"] == "{{ messages }}"
+    assert values["tokenizer.ggml.tokens"][-1] == "[PAD511]"
+    assert values["general.name"]
+    assert values["llama.block_count"] == 6
+
+
+def test_more_tokens_than_rows_is_refused(run: Run, tmp_path: Path) -> None:
+    folder = make_llama(tmp_path / "m", vocab_size=300)
+    result = run("export", folder, "--gguf", "x.gguf", "--pre", "smollm")
+    assert result.exit_code == 1
+    assert "the embedding only 300 rows" in result.output
+    assert not Path("x.gguf").exists()
+
+
+def test_an_unknown_pre_tokenizer_is_refused(tiny_folder: Path, run: Run) -> None:
+    result = run("export", tiny_folder, "--gguf", "x.gguf")
+    assert result.exit_code == 1
+    assert "--pre" in result.output
+    assert not Path("x.gguf").exists()
+
+
+@pytest.mark.slow
+def test_smollm2_uncut_and_cut(smollm2: Path, run: Run) -> None:
+    """Greedy text, and perplexity by llama.cpp's logits and by `tinysleb eval`."""
+    text = Path(__file__).read_text()
+    cut = Path("cut.gguf").resolve()
+    Path("plan-in.json").write_text('{"blocks": 30, "removed": [25, 5, 3, 26, 14, 12]}')
+    assert run("prune", smollm2, "--plan", "plan-in.json", "-o", cut).exit_code == 0
+    for path in (smollm2, cut):
+        weights = open_model(path)
+        tokens = open_tokenizer(weights).encode(text)[:512]
+        np.save("tokens.npy", np.array([tokens], dtype=np.int32))
+        ours = json.loads(run("eval", path, "--tokens", "tokens.npy", "--json").stdout)["perplexity"]
+        logits = torch.from_numpy(llama_cpp_logits(path, tokens)[:-1])
+        theirs = torch.nn.functional.cross_entropy(logits, torch.tensor(tokens[1:])).exp().item()
+        assert math.isclose(ours, theirs, rel_tol=5e-3)
+
+
+@pytest.mark.slow
+def test_smollm2_greedy_text_in_f16(smollm2: Path, run: Run, tmp_path: Path) -> None:
+    """A folder made by transformers, exported in f16: the same 32 tokens of text as our own."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = tmp_path / "smollm2"
+    model = AutoModelForCausalLM.from_pretrained(smollm2.parent, gguf_file=smollm2.name, dtype=torch.float16)
+    values = model.config.to_dict()
+    values.pop("quantization_config")
+    plain: Any = type(model)(type(model.config)(**values))
+    plain = plain.to(torch.float16)
+    plain.load_state_dict(model.state_dict())
+    plain.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(smollm2.parent, gguf_file=smollm2.name).save_pretrained(folder)
+    path = tmp_path / "f16.gguf"
+    assert run("export", folder, "--gguf", path, "--type", "f16").exit_code == 0
+    weights = open_model(path)
+    tokenizer = open_tokenizer(weights)
+    tokens = tokenizer.encode(GREEDY_PROMPT)
+    for _ in range(32):
+        tokens.append(int(forward(weights, torch.tensor([tokens]))[0, -1].argmax()))
+    theirs = llama_cpp_greedy(path, GREEDY_PROMPT, 32)
+    assert tokenizer.encode(GREEDY_PROMPT + theirs) == tokens

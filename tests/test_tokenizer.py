@@ -1,0 +1,61 @@
+"""Tokens against Hugging Face's tokenizer and llama.cpp's."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reference import TEXT, llama_cpp_tokens
+from tinysleb.errors import TinyslebError
+from tinysleb.open_model import open_model
+from tinysleb.tokenizer import open_tokenizer
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "sentencepiece"])
+def test_tokens_equal_hugging_face_and_llama_cpp(
+    kind: str, tiny_folder: Path, sentencepiece_folder: Path, run: Callable[..., Any], tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    folder = tiny_folder if kind == "byte-level" else sentencepiece_folder
+    pre = ["--pre", "smollm"] if kind == "byte-level" else []
+    assert run("export", folder, "--gguf", "m.gguf", *pre).exit_code == 0
+    tokens = open_tokenizer(open_model(folder)).encode(TEXT)
+    assert tokens == AutoTokenizer.from_pretrained(folder).encode(TEXT)
+    assert tokens == open_tokenizer(open_model(tmp_path / "m.gguf")).encode(TEXT)
+    assert tokens == llama_cpp_tokens(tmp_path / "m.gguf", TEXT)
+
+
+@pytest.mark.slow
+def test_smollm2_tokens_equal_llama_cpp(smollm2: Path) -> None:
+    text = TEXT + Path(__file__).read_text() + "<|im_start|>user\nhello<|im_end|>"
+    assert open_tokenizer(open_model(smollm2)).encode(text) == llama_cpp_tokens(smollm2, text)
+
+
+def test_without_the_package_the_error_has_the_install_line(
+    tiny_folder: Path, tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    for path in (tiny_folder, tiny_gguf):
+        with pytest.raises(TinyslebError, match="needs the package `tokenizers`") as caught:
+            open_tokenizer(open_model(path))
+        assert 'pip install "tinysleb[tokenizers]"' in caught.value.hint
+        assert "--tokens" in caught.value.hint
+
+
+def test_no_or_broken_tokenizer(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "copy"))
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(TinyslebError, match=r"tokenizer.json is no tokenizer file"):
+        open_tokenizer(open_model(folder))
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(TinyslebError, match=r"no tokenizer.model and no tokenizer.json"):
+        open_tokenizer(open_model(folder))
+    (folder / "tokenizer.model").write_bytes(b"nonsense")
+    with pytest.raises(TinyslebError, match=r"tokenizer.model is no SentencePiece model"):
+        open_tokenizer(open_model(folder))

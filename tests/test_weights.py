@@ -1,0 +1,165 @@
+"""Opening models: folders, shards, single files and GGUF give the same weights; bad ones are refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from reference import make_llama, transformers_model
+from tinysleb.config import tensor_shapes
+from tinysleb.errors import TinyslebError
+from tinysleb.open_model import open_model
+from tinysleb.weights import Shortened, Weights
+
+
+def same_tensors(one: Weights, other: Weights) -> bool:
+    return list(one.tensors) == list(other.tensors) and all(
+        torch.equal(one.tensor(name).float(), other.tensor(name).float()) for name in one.tensors
+    )
+
+
+def copy_of(folder: Path, target: Path) -> Path:
+    return Path(shutil.copytree(folder, target / "copy"))
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in config.items() if value != "DELETE"}))
+
+
+def test_tensors_equal_the_models(tiny_folder: Path) -> None:
+    weights = open_model(tiny_folder)
+    expected = transformers_model(tiny_folder).state_dict()
+    assert set(weights.tensors) == set(expected)
+    for name, tensor in expected.items():
+        assert torch.equal(weights.tensor(name), tensor)
+        assert weights.tensors[name].shape == tuple(tensor.shape)
+    assert torch.equal(weights.tensor("lm_head.weight", 5, 9), expected["lm_head.weight"][5:9])
+
+
+def test_a_single_file_and_shards_are_the_folder(tiny_folder: Path, tmp_path: Path) -> None:
+    whole = open_model(tiny_folder)
+    assert same_tensors(open_model(tiny_folder / "model.safetensors"), whole)
+    transformers_model(tiny_folder).save_pretrained(tmp_path, max_shard_size="100KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    sharded = open_model(tmp_path)
+    assert set(sharded.tensors) == set(whole.tensors)
+    assert all(torch.equal(sharded.tensor(name), whole.tensor(name)) for name in whole.tensors)
+
+
+def test_a_gguf_is_the_folder(tiny_gguf: Path, tiny_folder: Path) -> None:
+    gguf, folder = open_model(tiny_gguf), open_model(tiny_folder)
+    assert gguf.config == folder.config
+    assert set(gguf.tensors) == set(folder.tensors)
+    for name in folder.tensors:
+        assert torch.equal(gguf.tensor(name), folder.tensor(name)), name
+    name = "model.layers.2.self_attn.k_proj.weight"
+    assert torch.equal(gguf.tensor(name, 3, 7), folder.tensor(name)[3:7])
+
+
+@pytest.mark.parametrize("rope", ["llama3", "linear"])
+def test_rope_scaling_survives_a_gguf(rope: str, tmp_path: Path, run: Callable[..., Any]) -> None:
+    extra = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+    parameters = {"rope_type": rope, "rope_theta": 5e5, "factor": 8.0} | (extra if rope == "llama3" else {})
+    folder = tmp_path / "m"
+    make_llama(folder, rope_parameters=parameters)
+    assert run("export", folder, "--gguf", "m.gguf", "--pre", "smollm").exit_code == 0
+    assert open_model(tmp_path / "m.gguf").config == open_model(folder).config
+
+
+def test_shortened_renumbers_lazily(tiny_folder: Path) -> None:
+    source = open_model(tiny_folder)
+    shorter = Shortened(source, (0, 2, 5))
+    assert list(shorter.tensors) == list(tensor_shapes(shorter.config))
+    assert shorter.config.blocks == 3
+    name = "mlp.up_proj.weight"
+    assert torch.equal(shorter.tensor(f"model.layers.1.{name}"), source.tensor(f"model.layers.2.{name}"))
+    assert torch.equal(shorter.tensor("lm_head.weight", 1, 3), source.tensor("lm_head.weight")[1:3])
+
+
+REFUSED_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
+    "family": ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel"),
+    "no family": ({"architectures": "DELETE"}, "None"),
+    "activation": ({"hidden_act": "gelu"}, "`hidden_act` is 'gelu'"),
+    "window": ({"sliding_window": 4096}, "`sliding_window` is 4096"),
+    "rope": ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "`rope_type` is 'yarn'"),
+    "unknown": ({"logit_cap": 30.0}, "`logit_cap` is 30.0"),
+    "quantised": ({"quantization_config": {"quant_method": "awq"}}, "'awq'"),
+    "layer types": ({"layer_types": ["sliding_attention"] * 6}, "`layer_types`"),
+    "heads": ({"num_key_value_heads": 3}, "4 attention heads do not divide into 3"),
+    "negative": ({"num_hidden_layers": -1}, "`num_hidden_layers` is -1"),
+    "text": ({"hidden_size": "64"}, "`hidden_size` is '64'"),
+    "absent": ({"hidden_size": "DELETE"}, "no `hidden_size`"),
+    "odd head": ({"head_dim": 15}, "15, which must be even"),
+    "too many blocks": ({"num_hidden_layers": 7}, "9 missing: model.layers.6"),
+    "too few blocks": ({"num_hidden_layers": 5}, "9 not part of this family: model.layers.5"),
+    "vocabulary": ({"vocab_size": 513}, r"2 of the wrong shape: model.embed_tokens.weight is \[512, 64\]"),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), REFUSED_CONFIGS.values(), ids=REFUSED_CONFIGS)
+def test_a_config_not_modelled_is_refused(
+    changes: dict[str, Any], message: str, tiny_folder: Path, tmp_path: Path
+) -> None:
+    folder = copy_of(tiny_folder, tmp_path)
+    edit_config(folder, **changes)
+    with pytest.raises(TinyslebError, match=message) as caught:
+        open_model(folder)
+    assert str(folder) in caught.value.message
+
+
+def test_a_tied_head_that_is_stored_all_the_same(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = copy_of(tiny_folder, tmp_path)
+    edit_config(folder, tie_word_embeddings=True)
+    assert "lm_head.weight" not in open_model(folder).tensors
+
+
+INDEX_DAMAGE: dict[str, tuple[Callable[[dict[str, str]], Any], str]] = {
+    "shard absent": (lambda m: m | {"x": "other.safetensors"}, "1 shards that are not there: other"),
+    "outside": (lambda m: m | {"lm_head.weight": "../x.safetensors"}, "'../x.safetensors'"),
+    "no text": (lambda m: m | {"lm_head.weight": 3}, "names the shard 3"),
+    "extra in shard": (lambda m: {k: v for k, v in m.items() if k != "lm_head.weight"}, "lm_head.weight"),
+    "absent in shard": (lambda m: m | {"x": "model.safetensors"}, "lacks 'x'"),
+    "empty": (lambda _: {}, "`weight_map`"),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), INDEX_DAMAGE.values(), ids=INDEX_DAMAGE)
+def test_a_damaged_index_is_refused(
+    damage: Callable[[dict[str, str]], Any], message: str, tiny_folder: Path, tmp_path: Path
+) -> None:
+    folder = copy_of(tiny_folder, tmp_path)
+    weight_map = dict.fromkeys(open_model(folder).tensors, "model.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": damage(weight_map)}))
+    with pytest.raises(TinyslebError, match=message):
+        open_model(folder)
+
+
+def test_what_is_no_model(tmp_path: Path, tiny_folder: Path) -> None:
+    (tmp_path / "text.txt").write_text("hello")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "pickled").mkdir()
+    shutil.copy(tiny_folder / "config.json", tmp_path / "pickled")
+    (tmp_path / "pickled" / "pytorch_model.bin").touch()
+    shard = tmp_path / "pickled" / "model-00001-of-00002.safetensors"
+    safetensors.torch.save_file({"x": torch.ones(1)}, shard)
+    cases = {
+        "nothing": "there is no file or folder",
+        "text.txt": "no model that tinysleb can read",
+        "empty": r"no config.json",
+        f"pickled/{shard.name}": "one shard of several",
+    }
+    for name, message in cases.items():
+        with pytest.raises(TinyslebError, match=message):
+            open_model(tmp_path / name)
+    shard.unlink()
+    with pytest.raises(TinyslebError, match="pickled weights"):
+        open_model(tmp_path / "pickled")
