@@ -97,6 +97,16 @@ def test_a_plan_applies_without_a_search(tiny_gguf: Path, run: Run, tmp_path: Pa
     fails(run("prune", tiny_gguf, "--plan", "p.json", "-o", "y.gguf"), "p.json is for a model of 7 blocks")
 
 
+def test_the_first_blocks_of_a_plan(tiny_gguf: Path, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "p.json").write_text('{"blocks": 6, "removed": [4, 2]}')
+    words = ("prune", tiny_gguf, "--plan", "p.json", "-o", "x.gguf")
+    assert run(*words, "--remove", 1).exit_code == 0
+    assert json.loads((tmp_path / "x.plan.json").read_text())["removed"] == [4]
+    (tmp_path / "x.gguf").unlink()
+    fails(run(*words), "x.plan.json exists already", "--force")
+    fails(run(*words, "--remove", 3, "--force"), "p.json removes 2 blocks, which is fewer than 3")
+
+
 def test_a_killed_search_resumes_to_the_same_plan(
     tiny_folder: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,7 +183,7 @@ def test_what_a_user_can_get_wrong(tiny_folder: Path, tiny_gguf: Path, run: Run,
     fails(run("prune", "absent"), "there is no file or folder absent")
     fails(run("inspect", "cut.gguf"), "cut.gguf is truncated")
     fails(run("inspect", "short.txt"), "short.txt is no model")
-    fails(run(*prune, "--text", "short.txt"), "tokens are too few for one window of 1024", "--window-length")
+    fails(run(*prune, "--text", "short.txt"), "tokens are too few for one window of 512", "--window-length")
     fails(run(*prune, "--text", "absent.txt"), "cannot read absent.txt")
     fails(run(*prune, "--remove", 5, *FAST), "5 blocks cannot be removed: only 4 of 6 may go", "--remove")
     fails(run(*prune, "--ratio", 0.01, *FAST), "--ratio 0.01 of 6 blocks is none")

@@ -118,7 +118,7 @@ def main() -> None:
 @click.option("--exact", is_flag=True, help="Score all candidates on all windows; no racing.")
 @compute_options
 @click.option("--dtype", type=dtype_choice, default="auto", help="Of the matrix products.")
-@click.option("--plan", "plan_path", type=path_type, help="Apply this plan; no search.")
+@click.option("--plan", "plan_path", type=path_type, help="Apply this plan, or its first --remove blocks.")
 @click.option("--resume", is_flag=True, help="Continue an unfinished search.")
 @force_option
 @json_option
@@ -133,8 +133,10 @@ def prune(model: Path, out: Path | None, plan_path: Path | None, **options: Any)
     weights = open_model(model)
     out = out or _default_output(model)
     refuse_existing(out, options["force"], model)
+    if not model.is_dir():
+        refuse_existing(_plan_path(out), options["force"])
     unfinished = out.with_name(out.name + ".unfinished.json")
-    plan = _plan_for(weights, plan_path) if plan_path else _searched(weights, unfinished, options)
+    plan = _plan_for(weights, plan_path, options) if plan_path else _searched(weights, unfinished, options)
     _write_shortened(weights, plan, out)
     unfinished.unlink(missing_ok=True)
     _print_pruned(weights, plan, out, options["as_json"])
@@ -189,7 +191,7 @@ def eval_(model: Path, as_json: bool, **options: Any) -> None:
     if not options["texts"] and options["token_file"] is None:
         raise click.UsageError("Give a text with --text, or windows with --tokens.")
     weights = open_model(model)
-    compute = _compute(weights, options)
+    compute = _compute(options)
     tokens = _calibration(weights, options, seed=None).tokens
     progress = _Progress()
     result = evaluate(weights, tokens, compute, lambda part: progress(f"evaluating {model}", part))
@@ -253,23 +255,30 @@ def _only_shortened_folder() -> Path:
     return folders[0]
 
 
-def _plan_for(weights: Weights, path: Path) -> Plan:
+def _plan_for(weights: Weights, path: Path, options: dict[str, Any]) -> Plan:
+    """The plan in a file, cut to the first blocks if a number was asked for."""
     plan = read_plan(path)
     if plan.blocks != weights.config.blocks:
         raise TinyslebError(
             f"{path} is for a model of {plan.blocks} blocks, {weights.path} has {weights.config.blocks}"
         )
-    return plan
+    if options["remove"] is None and options["ratio"] is None:
+        return plan
+    target = _target(plan.blocks, options)
+    if target > len(plan.rounds):
+        raise TinyslebError(
+            f"{path} removes {len(plan.rounds)} blocks, which is fewer than {target}",
+            "leave --plan out, to search for more",
+        )
+    return replace(plan, target=target, rounds=plan.rounds[:target])
 
 
-def _compute(weights: Weights, options: dict[str, Any]) -> Compute:
+def _compute(options: dict[str, Any]) -> Compute:
     from tinysleb.device import choose_device, choose_dtype
     from tinysleb.search import Compute
 
     device = choose_device(options["device"])
-    config = weights.config
-    dtype = choose_dtype(options["dtype"], device, config.width, config.intermediate)
-    return Compute(device, dtype, parse_bytes(options["memory"]))
+    return Compute(device, choose_dtype(options["dtype"], device), parse_bytes(options["memory"]))
 
 
 def _calibration(weights: Weights, options: dict[str, Any], seed: int | None) -> Calibration:
@@ -280,15 +289,15 @@ def _calibration(weights: Weights, options: dict[str, Any], seed: int | None) ->
         vocabulary = weights.config.vocab_size
         return from_token_file(options["token_file"], vocabulary, options["windows"])
     count = options["windows"] or (WINDOWS if seed is not None else None)
-    tokenizer = open_tokenizer(weights)
-    return from_text(tokenizer, options["texts"], options["window_length"], count, seed)
+    length = min(options["window_length"], weights.config.context_length)
+    return from_text(open_tokenizer(weights), options["texts"], length, count, seed)
 
 
 def _searched(weights: Weights, unfinished: Path, options: dict[str, Any]) -> Plan:
     """Run the search, saving the plan after every round."""
     from tinysleb.search import removable, search
 
-    compute = _compute(weights, options)
+    compute = _compute(options)
     calibration = _calibration(weights, options, options["seed"])
     blocks = weights.config.blocks
     plan = Plan(

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from tinysleb.errors import TinyslebError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-PROBE_SECONDS = 0.025
+PROBE_SIZE, PROBE_RUNS = 1024, 5
 WORTHWHILE = 1.3
 """How much faster bfloat16 must be than float32 to be chosen."""
 
@@ -29,22 +29,24 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def choose_dtype(name: str, device: torch.device, width: int, intermediate: int) -> torch.dtype:
-    """`auto` is bfloat16 where a short probe finds its matrix products faster, else float32."""
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 where a probe of about 50 ms finds its matrix products faster, else float32.
+
+    The probe is the same for all models and counts the fastest of several runs, so that a busy machine
+    does not change the answer.
+    """
     if name != "auto":
         return DTYPES[name]
-    float32, bfloat16 = (
-        _products_per_second(dtype, device, width, intermediate) for dtype in (torch.float32, torch.bfloat16)
-    )
-    return torch.bfloat16 if bfloat16 > WORTHWHILE * float32 else torch.float32
+    float32, bfloat16 = (_fastest_product(dtype, device) for dtype in (torch.float32, torch.bfloat16))
+    return torch.bfloat16 if float32 > WORTHWHILE * bfloat16 else torch.float32
 
 
-def _products_per_second(dtype: torch.dtype, device: torch.device, width: int, intermediate: int) -> float:
-    hidden = torch.ones(512, width, dtype=dtype, device=device)
-    matrix = torch.ones(intermediate, width, dtype=dtype, device=device)
-    F.linear(hidden, matrix).sum().item()
-    count, begin = 0, time.perf_counter()
-    while time.perf_counter() - begin < PROBE_SECONDS:
-        F.linear(hidden, matrix)[0, 0].item()
-        count += 1
-    return count / (time.perf_counter() - begin)
+def _fastest_product(dtype: torch.dtype, device: torch.device) -> float:
+    """Seconds for one matrix product, the result awaited."""
+    square = torch.ones(PROBE_SIZE, PROBE_SIZE, dtype=dtype, device=device)
+    seconds = []
+    for _ in range(PROBE_RUNS):
+        begin = time.perf_counter()
+        F.linear(square[: PROBE_SIZE // 2], square)[0, 0].item()
+        seconds.append(time.perf_counter() - begin)
+    return min(seconds)
