@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 from tinysleb.calibration import from_text
+from tinysleb.memory import Budget, resident_bytes
 from tinysleb.open_model import open_model
 from tinysleb.plan import Plan, Round
 from tinysleb.search import Compute, removable, search
@@ -44,7 +45,7 @@ def naive_losses(model: Any, candidates: list[int], tokens: Tensor) -> dict[int,
 
 def one_round(weights: Weights, tokens: Tensor, dtype: torch.dtype, exact: bool) -> Round:
     blocks = weights.config.blocks
-    compute = Compute(torch.device("cpu"), dtype, 4 * 2**30)
+    compute = Compute(torch.device("cpu"), dtype, Budget(4 * 2**30, resident_bytes()))
     rounds = search(
         weights, tokens, Plan(blocks, 1, {}), compute,
         allowed=removable(blocks, 1, 1), exact=exact, progress=lambda *_: None,

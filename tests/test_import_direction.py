@@ -10,7 +10,7 @@ LAYERS = (
     "errors",
     "files architectures pre_tokenizers sentencepiece_model",
     "config safetensors_file plan",
-    "gguf_file memory",
+    "gguf_file memory report",
     "gguf_names weights",
     "huggingface_source gguf_source model fingerprint device",
     "open_model tokenizer sweep",

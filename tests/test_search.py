@@ -19,7 +19,7 @@ from reference import (
     without_blocks,
 )
 from tinysleb.errors import TinyslebError
-from tinysleb.memory import resident_bytes, windows_per_sweep, working_bytes
+from tinysleb.memory import Budget, format_bytes, windows_per_sweep, working_bytes
 from tinysleb.open_model import open_model
 from tinysleb.plan import Plan
 from tinysleb.search import Compute, heats, paired_z, removable, search
@@ -32,7 +32,7 @@ def windows(seed: int, count: int = 3, length: int = 40) -> Tensor:
 
 def run_search(weights: Weights, tokens: Tensor, target: int, exact: bool = True) -> Plan:
     blocks = weights.config.blocks
-    compute = Compute(torch.device("cpu"), torch.float32, 2**33)
+    compute = Compute(torch.device("cpu"), torch.float32, Budget(2**33, 0))
     *_, plan = search(
         weights, tokens, Plan(blocks, target, {}), compute,
         allowed=removable(blocks, 1, 1), exact=exact, progress=lambda _what, _part: None,
@@ -84,11 +84,12 @@ def test_little_memory_gives_the_same_plan(tiny_folder: Path, monkeypatch: pytes
 
 def test_too_little_memory_names_the_least_that_would_do(tiny_folder: Path) -> None:
     config = open_model(tiny_folder).config
+    resident = 10**8
+    least = resident + working_bytes(config, 40, 4) + 9 * 40 * 64 * 4
+    assert windows_per_sweep(config, 9, 40, 4, Budget(least, resident)) == 1
     with pytest.raises(TinyslebError, match="too little") as caught:
-        windows_per_sweep(config, 9, 40, 4, 1000)
-    assert "at least" in caught.value.hint
-    least = resident_bytes() + working_bytes(config, 40, 4) + 9 * 40 * 64 * 4
-    assert windows_per_sweep(config, 9, 40, 4, least + 2**20) >= 1
+        windows_per_sweep(config, 9, 40, 4, Budget(least - 1, resident))
+    assert f"at least {format_bytes(least)}" in caught.value.hint
 
 
 def test_racing_finds_the_same_winner_on_less_work(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ import click
 
 from tinysleb import __version__
 from tinysleb.errors import TinyslebError
-from tinysleb.files import read_json_object, refuse_existing, write_json
-from tinysleb.memory import format_bytes, parse_bytes
+from tinysleb.files import read_json_object, refuse_existing, replaced_file, write_json
+from tinysleb.memory import Budget, format_bytes, parse_bytes, resident_bytes
 from tinysleb.plan import Plan, perplexity, plan_to_json, read_plan
 
 if TYPE_CHECKING:
@@ -191,8 +191,8 @@ def eval_(model: Path, as_json: bool, **options: Any) -> None:
     if not options["texts"] and options["token_file"] is None:
         raise click.UsageError("Give a text with --text, or windows with --tokens.")
     weights = open_model(model)
-    compute = _compute(options)
     tokens = _calibration(weights, options, seed=None).tokens
+    compute = _compute(options)
     progress = _Progress()
     result = evaluate(weights, tokens, compute, lambda part: progress(f"evaluating {model}", part))
     progress.clear()
@@ -219,6 +219,21 @@ def inspect(model: Path, as_json: bool) -> None:
         return
     for key, value in values.items():
         click.echo(f"{key.replace('_', ' '):<20} {_shown(key, value)}")
+
+
+@main.command()
+@click.argument("plan_path", metavar="PLAN", type=path_type)
+@click.option("-o", "--output", "out", type=path_type, required=True, help="The HTML file to write.")
+@force_option
+def report(plan_path: Path, out: Path, force: bool) -> None:
+    """Show PLAN as a page: the perplexity curve, and every candidate of every round."""
+    from tinysleb.report import report_html
+
+    plan = read_plan(plan_path)
+    refuse_existing(out, force, plan_path)
+    with replaced_file(out) as temporary:
+        temporary.write_text(report_html(plan), encoding="utf-8")
+    click.echo(out)
 
 
 def _shown(key: str, value: Any) -> str:
@@ -278,7 +293,8 @@ def _compute(options: dict[str, Any]) -> Compute:
     from tinysleb.search import Compute
 
     device = choose_device(options["device"])
-    return Compute(device, choose_dtype(options["dtype"], device), parse_bytes(options["memory"]))
+    dtype = choose_dtype(options["dtype"], device)
+    return Compute(device, dtype, Budget(parse_bytes(options["memory"]), resident_bytes()))
 
 
 def _calibration(weights: Weights, options: dict[str, Any], seed: int | None) -> Calibration:
@@ -297,8 +313,8 @@ def _searched(weights: Weights, unfinished: Path, options: dict[str, Any]) -> Pl
     """Run the search, saving the plan after every round."""
     from tinysleb.search import removable, search
 
-    compute = _compute(options)
     calibration = _calibration(weights, options, options["seed"])
+    compute = _compute(options)
     blocks = weights.config.blocks
     plan = Plan(
         blocks=blocks,

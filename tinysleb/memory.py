@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from tinysleb.config import ModelConfig, block_parameter_count, block_shapes
@@ -36,19 +37,30 @@ def format_bytes(count: float) -> str:
     return f"{count:.1f} GiB"
 
 
-def windows_per_sweep(config: ModelConfig, streams: int, length: int, item_bytes: int, memory: int) -> int:
-    """The most windows of `length` tokens whose `streams` hidden states fit into `memory` bytes.
+@dataclass(frozen=True)
+class Budget:
+    """A limit for the whole process, and what it held before the work began, in bytes.
+
+    What is held is measured once: memory that was freed and kept for reuse would count as taken later.
+    """
+
+    total: int
+    resident: int
+
+
+def windows_per_sweep(config: ModelConfig, streams: int, length: int, item_bytes: int, budget: Budget) -> int:
+    """The most windows of `length` tokens whose `streams` hidden states fit into the budget.
 
     Counts what is resident already, one block with matrices of `item_bytes` per value, the tensor being
     read, the activations of one call, and the head's chunk. Raises TinyslebError with the least that
     would do.
     """
     window = streams * length * config.width * 4
-    fixed = resident_bytes() + working_bytes(config, length, item_bytes)
-    fitting = (memory - fixed) // window
+    fixed = budget.resident + working_bytes(config, length, item_bytes)
+    fitting = (budget.total - fixed) // window
     if fitting < 1:
         raise TinyslebError(
-            f"--memory {format_bytes(memory)} is too little for one window of {length} tokens "
+            f"--memory {format_bytes(budget.total)} is too little for one window of {length} tokens "
             f"in {streams} variants of the model",
             f"at least {format_bytes(fixed + window)} would do, or a shorter --window-length",
         )

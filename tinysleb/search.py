@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tinysleb.errors import TinyslebError
-from tinysleb.memory import windows_per_sweep
+from tinysleb.memory import Budget, windows_per_sweep
 from tinysleb.plan import Plan, Round, Score
 from tinysleb.sweep import BASE, sweep
 from tinysleb.weights import Weights
@@ -35,11 +35,11 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True)
 class Compute:
-    """Where and how to compute: device, dtype of the matrix products, memory for the whole process."""
+    """Where and how to compute: device, dtype of the matrix products, memory."""
 
     device: torch.device
     dtype: torch.dtype
-    memory: int
+    memory: Budget
 
 
 def removable(blocks: int, keep_first: int, keep_last: int) -> range:

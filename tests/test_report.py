@@ -1,0 +1,50 @@
+"""The report: well-formed, self-contained, and true to the plan."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tinysleb.plan import Plan, Round, Score
+from tinysleb.report import report_html
+
+PLAN = Plan(
+    blocks=5,
+    target=2,
+    settings={"model": "a <b> & c"},
+    loss=2.0,
+    rounds=(
+        Round(3, 2.1, 1.0, {1: Score(2.5, 1), 2: Score(2.2, 4), 3: Score(2.1, 4)}),
+        Round(1, 2.3, 1.0, {1: Score(2.3, 4), 2: Score(2.4, 4)}),
+    ),
+)
+
+
+def test_every_candidate_is_a_cell_and_names_are_escaped() -> None:
+    page = report_html(PLAN)
+    assert page.count("<rect") == 5
+    assert "a &lt;b&gt; &amp; c: 3 of 5 blocks" in page
+    assert re.findall(r"<tr><td>(\d)<td>([\d–]+)<td>([\d.]+)", page) == [
+        ("0", "–", "7.39"),
+        ("1", "3", "8.17"),
+        ("2", "1", "9.97"),
+    ]
+    assert "http" not in page
+    assert "<script" not in page
+
+
+def test_the_worst_candidate_is_the_darkest() -> None:
+    shades = dict(
+        re.findall(r"fill='(#\w{6})'><title>block (\d): perplexity [\d.]+ on \d", report_html(PLAN))
+    )
+    assert min(shades, key=lambda shade: int(shade[1:], 16)) == next(s for s, i in shades.items() if i == "1")
+
+
+def test_the_command_takes_a_hand_written_plan(run: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "p.json").write_text(json.dumps({"blocks": 5, "removed": [1]}))
+    assert run("report", "p.json", "-o", "r.html").exit_code == 0
+    assert "No scores" in (tmp_path / "r.html").read_text()
+    assert run("report", "p.json", "-o", "r.html").exit_code == 1

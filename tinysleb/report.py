@@ -1,0 +1,107 @@
+"""A plan as one self-contained HTML page: the perplexity curve, and every candidate of every round."""
+
+from __future__ import annotations
+
+import math
+from html import escape
+
+from tinysleb.plan import Plan, Round, perplexity
+
+CELL, LEFT, CURVE_WIDTH, CURVE_HEIGHT = 22, 44, 640, 220
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; color: #222 }
+table { border-collapse: collapse } td, th { padding: .15rem .8rem; text-align: right }
+th { border-bottom: 1px solid #aaa } svg { overflow: visible; font-size: 11px } svg text { fill: #555 }
+"""
+
+
+def report_html(plan: Plan) -> str:
+    """The page. Raises nothing: rounds without scores (a hand-written plan) show as empty rows."""
+    title = f"{plan.settings.get('model', 'model')}: {len(plan.kept)} of {plan.blocks} blocks"
+    settings = "".join(
+        f"<tr><td>{escape(str(key))}<td style='text-align:left'>{escape(str(value))}"
+        for key, value in plan.settings.items()
+    )
+    return (
+        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{escape(title)}</title>"
+        f"<style>{STYLE}</style><h1>{escape(title)}</h1>"
+        f"<h2>Perplexity on the calibration text</h2>{_curve(plan)}{_table(plan)}"
+        "<h2>What leaving out each block would have cost</h2>"
+        "<p>One row a round, one column a block. Darker is worse; the dot marks the block that went; "
+        "white blocks were gone or had to stay.</p>"
+        f"{_rounds(plan)}<h2>How it was made</h2><table>{settings}</table></html>\n"
+    )
+
+
+def _losses(plan: Plan) -> list[float]:
+    """Losses after 0, 1, 2, … removals; those that are unknown end the list."""
+    losses = [math.nan if plan.loss is None else plan.loss, *(round_.loss for round_ in plan.rounds)]
+    known = [math.isfinite(loss) for loss in losses]
+    return losses[: known.index(False)] if False in known else losses
+
+
+def _table(plan: Plan) -> str:
+    losses = _losses(plan)
+    rows = [f"<tr><td>0<td>–<td>{perplexity(loss):.2f}" for loss in losses[:1]]
+    for number, (round_, loss) in enumerate(zip(plan.rounds, losses[1:], strict=False), 1):
+        rows.append(f"<tr><td>{number}<td>{round_.removed}<td>{perplexity(loss):.2f}")
+    return f"<table><tr><th>removed<th>block<th>perplexity{''.join(rows)}</table>"
+
+
+def _curve(plan: Plan) -> str:
+    losses = _losses(plan)
+    if len(losses) < 2:
+        return "<p>No scores in this plan.</p>"
+    low, high = min(losses), max(losses)
+    scale = CURVE_HEIGHT / ((high - low) or 1)
+    points = [
+        (LEFT + index * CURVE_WIDTH / (len(losses) - 1), (high - loss) * scale)
+        for index, loss in enumerate(losses)
+    ]
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    marks = "".join(
+        f"<circle cx='{x:.1f}' cy='{y:.1f}' r='3' fill='#1f5fa8'/>"
+        f"<text x='{x:.1f}' y='{y - 8:.1f}' text-anchor='middle'>{perplexity(loss):.1f}</text>"
+        for (x, y), loss in zip(points, losses, strict=True)
+    )
+    return (
+        f"<svg width='{LEFT + CURVE_WIDTH + 20}' height='{CURVE_HEIGHT + 20}' role='img' "
+        f"aria-label='Perplexity by blocks removed'><g transform='translate(0 16)'>"
+        f"<polyline points='{line}' fill='none' stroke='#1f5fa8' stroke-width='2'/>{marks}</g></svg>"
+    )
+
+
+def _rounds(plan: Plan) -> str:
+    numbers = "".join(
+        f"<text x='{LEFT + CELL * (index + 0.5)}' y='12' text-anchor='middle'>{index}</text>"
+        for index in range(plan.blocks)
+    )
+    rows = "".join(_row(round_, number) for number, round_ in enumerate(plan.rounds))
+    width, height = LEFT + CELL * plan.blocks, CELL * (len(plan.rounds) + 1)
+    label = "Scores of all candidates by round"
+    return f"<svg width='{width}' height='{height}' role='img' aria-label='{label}'>{numbers}{rows}</svg>"
+
+
+def _row(round_: Round, number: int) -> str:
+    y = CELL * (number + 1)
+    cells = [f"<text x='0' y='{y + 15}'>{number + 1}</text>"]
+    for index, score in round_.candidates.items():
+        x = LEFT + CELL * index
+        cells.append(
+            f"<rect x='{x}' y='{y}' width='{CELL - 1}' height='{CELL - 1}' "
+            f"fill='{_shade(score.loss - round_.loss)}'><title>block {index}: perplexity "
+            f"{perplexity(score.loss):.2f} on {score.windows} windows</title></rect>"
+        )
+    cells.append(
+        f"<circle cx='{LEFT + CELL * (round_.removed + 0.5)}' cy='{y + CELL / 2}' r='4' fill='#c2410c'/>"
+    )
+    return "".join(cells)
+
+
+def _shade(cost: float) -> str:
+    """From pale for no cost to dark for one nat a token and more."""
+    part = min(max(cost, 0.0), 1.0) ** 0.5 if math.isfinite(cost) else 1.0
+    red, green, blue = (
+        round(pale + (dark - pale) * part) for pale, dark in ((219, 12), (234, 35), (250, 64))
+    )
+    return f"#{red:02x}{green:02x}{blue:02x}"
