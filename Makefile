@@ -7,7 +7,7 @@ SHORTER := models/SmolLM2-135M-Instruct.Q4_1-sleb.gguf
 SOURCES := pyproject.toml constraints.txt $(wildcard tinysleb/*.py export/*.py)
 REMOVE ?= 6
 
-.PHONY: demo test slow check fix model clean
+.PHONY: demo test install model slow check fix clean
 
 demo: .venv/.installed model
 	@echo "Pruning takes about 4 minutes on 2 cores."
@@ -19,6 +19,8 @@ demo: .venv/.installed model
 	@echo "Run it in llama.cpp:"
 	@echo "  llama-cli -m $(SHORTER) -p 'Once upon a time'"
 	@echo "  llama-bench -m $(MODEL) -m $(SHORTER)"
+
+install: .venv/.installed
 
 test: .venv/.tested-with check
 

@@ -22,7 +22,7 @@ PROMPT = "The transformer is a stack of blocks, and each of them adds something 
 
 
 def tinysleb(*words: object) -> str:
-    command = [sys.executable, "-m", "tinysleb", *map(str, words)]
+    command = [str(Path(sys.executable).with_name("tinysleb")), *map(str, words)]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
@@ -32,6 +32,7 @@ def server(path: Path) -> Any:
     params.n_ctx = 2048
     params.cpuparams.n_threads = 2
     params.warmup = False
+    params.verbosity = 0
     return xllamacpp.Server(params)
 
 

@@ -21,7 +21,7 @@ from tinysleb.plan import Plan, Round, Score
 from tinysleb.sweep import BASE, sweep
 from tinysleb.weights import Weights
 
-ERROR_LEVEL = 0.001
+ERROR_LEVEL = 0.01
 """The chance, per round, that racing drops a candidate as good as the leader."""
 SEGMENT = 32
 """Tokens whose losses are summed into one observation of the test: neighbours are not independent."""
