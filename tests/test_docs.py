@@ -20,9 +20,8 @@ def test_every_command_has_help_and_is_in_the_readme(name: str) -> None:
     command = main.commands[name]
     assert command.help
     assert f"tinysleb {name}" in README
-    for parameter in command.params:
-        if isinstance(parameter, click.Option) and parameter.opts[0] not in ("--keep-first", "--keep-last"):
-            assert parameter.help or parameter.opts[-1] in ("--device",), parameter.opts
+    options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
+    assert all(option.help for option in options)
 
 
 def test_options_named_in_the_documentation_exist() -> None:

@@ -93,7 +93,13 @@ text_options = _shared(
 )  # fmt: skip
 compute_options = _shared(
     click.option("--memory", default="4GiB", show_default=True, help="Limit for the whole process."),
-    click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto"),
+    click.option(
+        "--device",
+        type=click.Choice(["auto", "cpu", "cuda", "mps"]),
+        default="auto",
+        show_default=True,
+        help="Where to compute.",
+    ),
 )
 force_option = click.option("--force", is_flag=True, help="Replace an existing output.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -111,8 +117,8 @@ def main() -> None:
 @click.option("-o", "--output", "out", type=path_type, help="Default: MODEL's name with -sleb, here.")
 @click.option("--remove", type=click.IntRange(1), help="How many blocks to leave out.")
 @click.option("--ratio", type=click.FloatRange(0, 1), help="Which part of the blocks.  [default: 0.2]")
-@click.option("--keep-first", type=click.IntRange(0), default=1, show_default=True)
-@click.option("--keep-last", type=click.IntRange(0), default=1, show_default=True)
+@click.option("--keep-first", type=click.IntRange(0), default=1, show_default=True, help="Blocks that stay.")
+@click.option("--keep-last", type=click.IntRange(0), default=1, show_default=True, help="Blocks that stay.")
 @text_options
 @click.option("--seed", default=0, show_default=True, help="Chooses and orders the windows.")
 @click.option("--exact", is_flag=True, help="Score all candidates on all windows; no racing.")
@@ -181,7 +187,7 @@ def export(
 @click.argument("model", type=path_type)
 @text_options
 @compute_options
-@click.option("--dtype", type=dtype_choice, default="float32", show_default=True)
+@click.option("--dtype", type=dtype_choice, default="float32", show_default=True, help="Of matrix products.")
 @json_option
 def eval_(model: Path, as_json: bool, **options: Any) -> None:
     """Print MODEL's perplexity on a text, its windows taken in order."""
