@@ -12,7 +12,7 @@ from typing import Any
 import gguf
 from gguf.gguf_writer import GGUFValue, GGUFWriter
 
-from tinysleb.config import ModelConfig, parameter_count
+from tinysleb.config import ModelConfig, Rotary, parameter_count
 from tinysleb.export.gguf_vocab import add_vocabulary
 from tinysleb.files import read_json_object
 from tinysleb.gguf_file import GgufValue
@@ -32,7 +32,7 @@ def checkpoint_metadata(
     _add_general(writer, config, folder)
     _add_model(writer, config, values)
     writer.add_file_type(file_type)
-    _add_llama(writer, config)
+    _add_family(writer, config, values)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     add_vocabulary(writer, folder, config.vocab_size, pre)
     return {key: _plain(value) for key, value in writer.kv_data[0].items()}
@@ -62,17 +62,46 @@ def _add_model(writer: GGUFWriter, config: ModelConfig, values: Mapping[str, Any
     writer.add_feed_forward_length(config.intermediate)
     writer.add_head_count(config.heads)
     writer.add_head_count_kv(config.kv_heads)
-    if config.rotary.linear_factor != 1.0:
-        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
-        writer.add_rope_scaling_factor(config.rotary.linear_factor)
+    _add_rotary_scaling(writer, config.rotary, values)
     writer.add_rope_freq_base(config.rotary.theta)
     writer.add_layer_norm_rms_eps(config.norm_eps)
-    if values.get("head_dim") is not None:
+    if values.get("head_dim") is not None and config.architecture.gguf not in ("granite", "phi3"):
         writer.add_key_length(config.head_dim)
         writer.add_value_length(config.head_dim)
 
 
-def _add_llama(writer: GGUFWriter, config: ModelConfig) -> None:
-    if config.architecture.gguf == "llama":
+def _add_rotary_scaling(writer: GGUFWriter, rotary: Rotary, values: Mapping[str, Any]) -> None:
+    if rotary.linear_factor != 1.0:
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rotary.linear_factor)
+    if rotary.yarn_factor:
+        parameters = values.get("rope_parameters") or values.get("rope_scaling") or {}
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(rotary.yarn_factor)
+        writer.add_rope_scaling_orig_ctx_len(rotary.original_context)
+        if (factor := parameters.get("attention_factor")) is not None:
+            writer.add_rope_scaling_yarn_attn_factor(factor)
+        if (fast := parameters.get("beta_fast")) is not None:
+            writer.add_rope_scaling_yarn_beta_fast(fast)
+        if (slow := parameters.get("beta_slow")) is not None:
+            writer.add_rope_scaling_yarn_beta_slow(slow)
+
+
+def _add_family(writer: GGUFWriter, config: ModelConfig, values: Mapping[str, Any]) -> None:
+    """What only some architectures have a key for."""
+    kind = config.architecture.gguf
+    if kind in ("llama", "granite", "smollm3"):
         writer.add_vocab_size(config.vocab_size)
-        writer.add_rope_dimension_count(config.head_dim)
+    if kind in ("llama", "granite", "smollm3", "phi3"):
+        writer.add_rope_dimension_count(config.rotary.dimensions)
+    if kind == "phi3":
+        original = values.get("original_max_position_embeddings", config.context_length)
+        writer.add_rope_scaling_orig_ctx_len(config.rotary.original_context or original)
+        writer.add_sliding_window(values.get("sliding_window") or 0)
+        if config.rotary.long_factors:
+            writer.add_rope_scaling_attn_factors(config.rotary.attention_factor)
+    if kind == "granite":
+        writer.add_attention_scale(config.attention_scale)
+        writer.add_embedding_scale(config.embedding_scale)
+        writer.add_residual_scale(config.residual_scale)
+        writer.add_logit_scale(config.logit_divisor)

@@ -12,12 +12,13 @@ import torch
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import quantize
 
+from tinysleb.config import Rotary, check_rotation_pattern
 from tinysleb.errors import TinyslebError
 from tinysleb.export.gguf_metadata import checkpoint_metadata
 from tinysleb.export.gguf_writer import TensorTypes, tinysleb_metadata, write_all, write_gguf_file
 from tinysleb.gguf_file import DEFAULT_ALIGNMENT
 from tinysleb.gguf_names import (
-    ROPE_FACTORS,
+    ROTARY_FACTORS,
     gguf_name,
     huggingface_name,
     interleaved,
@@ -51,6 +52,7 @@ def write_gguf(
     """
     if type_name == "auto":
         type_name = own_type(weights)
+    _check_expressible(weights)
     matrix_type, file_type = TYPES[type_name]
     metadata = checkpoint_metadata(weights.config, folder, file_type, pre)
     metadata |= tinysleb_metadata(plan_text)
@@ -63,6 +65,16 @@ def write_gguf(
     write_gguf_file(out, metadata, tensors, DEFAULT_ALIGNMENT, write_tensor)
 
 
+def _check_expressible(weights: Weights) -> None:
+    """Refuse what the target's graph would compute differently."""
+    check_rotation_pattern(weights.config, weights.path)
+    if len(set(weights.config.attention_windows)) > 1:
+        raise TinyslebError(
+            f"{weights.path}: some blocks see all tokens and some a window, which llama.cpp cannot be told "
+            f"for the architecture {weights.config.architecture.gguf!r}"
+        )
+
+
 def own_type(weights: Weights) -> str:
     """The type most of a checkpoint's bytes are stored in, as `--type` names it."""
     stored: dict[str, int] = {}
@@ -73,12 +85,25 @@ def own_type(weights: Weights) -> str:
 
 
 def _tensor_types(weights: Weights, matrix_type: GGMLQuantizationType) -> TensorTypes:
-    tensors: dict[str, tuple[tuple[int, ...], GGMLQuantizationType]] = {}
-    if factors := weights.config.rotary.frequency_factors:
-        tensors[ROPE_FACTORS] = ((len(factors),), GGMLQuantizationType.F32)
+    tensors: dict[str, tuple[tuple[int, ...], GGMLQuantizationType]] = {
+        name: ((len(factors),), GGMLQuantizationType.F32)
+        for name, factors in _rotary_tensors(weights.config.rotary).items()
+    }
     for name, info in weights.tensors.items():
-        tensors[gguf_name(name)] = (info.shape, _tensor_type(info.shape, matrix_type))
+        tensors[gguf_name(name, weights.config.architecture)] = (
+            info.shape,
+            _tensor_type(info.shape, matrix_type),
+        )
     return tensors
+
+
+def _rotary_tensors(rotary: Rotary) -> dict[str, tuple[float, ...]]:
+    """The factors that a GGUF holds as tensors, by name; YaRN's follow from its metadata."""
+    if rotary.long_factors:
+        kinds = {"long": rotary.long_factors, "short": rotary.frequency_factors}
+    else:
+        kinds = {"freqs": () if rotary.yarn_factor else rotary.frequency_factors}
+    return {ROTARY_FACTORS[kind]: factors for kind, factors in kinds.items() if factors}
 
 
 def _tensor_type(shape: tuple[int, ...], wanted: GGMLQuantizationType) -> GGMLQuantizationType:
@@ -90,10 +115,10 @@ def _tensor_type(shape: tuple[int, ...], wanted: GGMLQuantizationType) -> GGMLQu
 
 def _rows(weights: Weights, stored_name: str) -> Iterator[np.ndarray]:
     """A tensor as float32 chunks of rows, in the GGUF's row order."""
-    if stored_name == ROPE_FACTORS:
-        yield np.array(weights.config.rotary.frequency_factors, dtype=np.float32)
+    if factors := _rotary_tensors(weights.config.rotary).get(stored_name):
+        yield np.array(factors, dtype=np.float32)
         return
-    name = huggingface_name(stored_name)
+    name = huggingface_name(stored_name, weights.config.architecture)
     shape = weights.tensors[name].shape
     step = max(1, CHUNK_ELEMENTS // shape[-1]) if len(shape) > 1 else shape[0]
     heads = rotated_heads(weights.config, name)

@@ -27,8 +27,15 @@ GREEDY_PROMPT = "The quick brown"
 
 
 def make_llama(folder: Path, *, tokenizer: str = "byte-level", seed: int = 0, **changes: Any) -> Path:
-    """A random tiny Llama saved by transformers, with a tokenizer trained here beside it."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    """A random tiny Llama; see `make_model`."""
+    return make_model("LlamaForCausalLM", folder, tokenizer=tokenizer, seed=seed, **changes)
+
+
+def make_model(
+    family: str, folder: Path, *, tokenizer: str = "byte-level", seed: int = 0, **changes: Any
+) -> Path:
+    """A random tiny model saved by transformers, with a tokenizer trained here beside it."""
+    import transformers
 
     settings: dict[str, Any] = {
         "hidden_size": 64,
@@ -42,9 +49,11 @@ def make_llama(folder: Path, *, tokenizer: str = "byte-level", seed: int = 0, **
         "tie_word_embeddings": False,
         "bos_token_id": 1,
         "eos_token_id": 2,
+        "pad_token_id": None,
     }
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(LlamaConfig(**(settings | changes)))
+    model_class = getattr(transformers, family)
+    model = model_class(model_class.config_class(**(settings | changes)))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name or name.endswith("bias"):
@@ -52,6 +61,62 @@ def make_llama(folder: Path, *, tokenizer: str = "byte-level", seed: int = 0, **
     model.save_pretrained(folder)
     {"byte-level": train_byte_level, "sentencepiece": train_sentencepiece}[tokenizer](folder)
     return folder
+
+
+def make_variant(name: str, folder: Path) -> Path:
+    """One of `FAMILIES`."""
+    family, changes = FAMILIES[name]
+    return make_model(family, folder, **changes)
+
+
+_LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0, "original_max_position_embeddings": 32,
+}  # fmt: skip
+_LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
+_YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 128}
+LONG_ROPE = {
+    "rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 256,
+    "short_factor": [1.0 + i / 8 for i in range(8)], "long_factor": [2.0 + i for i in range(8)],
+}  # fmt: skip
+_GRANITE = {
+    "embedding_multiplier": 3.0, "attention_multiplier": 0.2,
+    "residual_multiplier": 0.7, "logits_scaling": 2.0,
+}  # fmt: skip
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaForCausalLM", {}),
+    "llama multi-head, tied": (
+        "LlamaForCausalLM",
+        {"num_key_value_heads": 4, "tie_word_embeddings": True},
+    ),
+    "llama one key head": ("LlamaForCausalLM", {"num_key_value_heads": 1, "rms_norm_eps": 1e-5}),
+    "llama head_dim": ("LlamaForCausalLM", {"head_dim": 32}),
+    "llama biases": ("LlamaForCausalLM", {"attention_bias": True, "mlp_bias": True}),
+    "llama linear": ("LlamaForCausalLM", {"rope_parameters": _LINEAR}),
+    "llama llama3": ("LlamaForCausalLM", {"rope_parameters": _LLAMA3}),
+    "llama yarn": ("LlamaForCausalLM", {"rope_parameters": _YARN}),
+    "mistral": ("MistralForCausalLM", {"sliding_window": None}),
+    "mistral nemo": ("MistralForCausalLM", {"sliding_window": None, "head_dim": 32}),
+    "qwen2": ("Qwen2ForCausalLM", {}),
+    "qwen2 yarn": ("Qwen2ForCausalLM", {"rope_parameters": _YARN}),
+    "qwen3": ("Qwen3ForCausalLM", {"head_dim": 32}),
+    "phi3": ("Phi3ForCausalLM", {"original_max_position_embeddings": 512}),
+    "phi3 longrope": (
+        "Phi3ForCausalLM",
+        {"rope_parameters": LONG_ROPE, "original_max_position_embeddings": 256},
+    ),
+    "phi4 mini": (
+        "Phi3ForCausalLM",
+        {
+            "partial_rotary_factor": 0.75, "head_dim": 16, "original_max_position_embeddings": 512,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.75},
+        },
+    ),
+    "granite": ("GraniteForCausalLM", _GRANITE),
+    "olmo2": ("Olmo2ForCausalLM", {}),
+    "smollm3": ("SmolLM3ForCausalLM", {"no_rope_layer_interval": 4}),
+}  # fmt: skip
+"""Families and their variants: transformers class, changes to the tiny shape."""
 
 
 def train_byte_level(folder: Path) -> None:

@@ -15,10 +15,13 @@ import pytest
 import torch
 
 from reference import (
+    FAMILIES,
     GREEDY_PROMPT,
     llama_cpp_greedy,
     llama_cpp_logits,
     make_llama,
+    make_model,
+    make_variant,
     transformers_logits,
     transformers_model,
     without_blocks,
@@ -65,26 +68,37 @@ def test_uncut_and_cut_logits_equal_llama_cpp(type_: str, tiny_folder: Path, run
     assert agrees_with_llama_cpp(pruned(run, path, [3, 1]), TOLERANCE[type_])
 
 
-VARIANTS: dict[str, dict[str, Any]] = {
-    "tied": {"tie_word_embeddings": True},
-    "multi-head, linear": {
-        "num_key_value_heads": 4,
-        "rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0},
-    },
-    "llama3": {
-        "rope_parameters": {
-            "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0, "original_max_position_embeddings": 32,
-        }
-    },
-    "biases, head_dim": {"attention_bias": True, "mlp_bias": True, "head_dim": 32},
-}  # fmt: skip
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_in_llama_cpp(name: str, run: Run, tmp_path: Path) -> None:
+    """Uncut and cut by two blocks, folder and GGUF; the cut model is rebuilt in transformers, too."""
+    folder = make_variant(name, tmp_path / "m")
+    uncut = exported(run, folder, "f32")
+    for tensor in open_model(folder).tensors:
+        assert torch.equal(open_model(uncut).tensor(tensor), open_model(folder).tensor(tensor))
+    assert agrees_with_llama_cpp(uncut, TOLERANCE["f32"])
+    cut = pruned(run, folder, [3, 1])
+    expected = transformers_logits(without_blocks(transformers_model(folder), [1, 3]), TOKENS)
+    assert (forward(open_model(cut), TOKENS) - expected).abs().max() <= 1e-4
+    assert (transformers_logits(transformers_model(cut), TOKENS) - expected).abs().max() <= 1e-4
+    if name != "smollm3":
+        assert agrees_with_llama_cpp(pruned(run, uncut, [3, 1]), TOLERANCE["f32"])
 
 
-@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
-def test_variants_load_in_llama_cpp(changes: dict[str, Any], run: Run, tmp_path: Path) -> None:
-    folder = make_llama(tmp_path / "m", **changes)
-    assert agrees_with_llama_cpp(exported(run, folder, "f32"), TOLERANCE["f32"])
+def test_a_pattern_by_position_is_not_moved(run: Run, tmp_path: Path) -> None:
+    """llama.cpp leaves every fourth block of SmolLM3 unrotated, whichever blocks are left."""
+    folder = make_model("SmolLM3ForCausalLM", tmp_path / "m", num_hidden_layers=9)
+    uncut = exported(run, folder, "f32")
+    reason = "every 4th block of this family without rotary embedding"
+    assert reason in run("prune", uncut, "-o", "x.gguf", "--tokens", "absent.npy").stderr
+    Path("moves.json").write_text('{"blocks": 9, "removed": [3]}')
+    assert reason in run("prune", uncut, "--plan", "moves.json", "-o", "x.gguf").stderr
+    assert run("prune", folder, "--plan", "moves.json", "-o", "moved").exit_code == 0
+    assert open_model(Path("moved")).config.unrotated == (False,) * 6 + (True, False)
+    assert reason in run("export", "moved", "--gguf", "x.gguf", "--pre", "smollm").stderr
+    assert not list(tmp_path.glob("x.*"))
+    Path("stays.json").write_text('{"blocks": 9, "removed": [4, 5, 6, 7]}')
+    assert run("prune", uncut, "--plan", "stays.json", "-o", "y.gguf").exit_code == 0
+    assert agrees_with_llama_cpp(Path("y.gguf"), TOLERANCE["f32"])
 
 
 def test_a_cut_folder_is_the_model_without_the_blocks(tiny_folder: Path, run: Run) -> None:

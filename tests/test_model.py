@@ -8,32 +8,44 @@ from typing import Any
 import pytest
 import torch
 
-from reference import make_llama, transformers_logits, transformers_model
+from reference import (
+    FAMILIES,
+    LONG_ROPE,
+    make_model,
+    make_variant,
+    transformers_logits,
+    transformers_model,
+)
 from tinysleb.model import embed, final_norm, forward, token_losses
 from tinysleb.open_model import open_model
 
-LLAMA3_ROPE = {
-    "rope_type": "llama3",
-    "rope_theta": 500000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
-}
-VARIANTS: dict[str, dict[str, Any]] = {
-    "grouped queries": {},
-    "multi-head, tied": {"num_key_value_heads": 4, "tie_word_embeddings": True},
-    "one key head": {"num_key_value_heads": 1, "rms_norm_eps": 1e-5},
-    "head_dim": {"head_dim": 32},
-    "biases": {"attention_bias": True, "mlp_bias": True},
-    "linear rope": {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}},
-    "llama3 rope": {"rope_parameters": LLAMA3_ROPE},
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_logits_equal_transformers(name: str, tmp_path: Path) -> None:
+    folder = make_variant(name, tmp_path)
+    tokens = torch.randint(0, 512, (2, 100), generator=torch.Generator().manual_seed(1))
+    expected = transformers_logits(transformers_model(folder), tokens)
+    assert (forward(open_model(folder), tokens) - expected).abs().max() <= 1e-4
+
+
+WINDOWS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mistral": ("MistralForCausalLM", {"sliding_window": 20}),
+    "qwen2": (
+        "Qwen2ForCausalLM",
+        {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 3},
+    ),
+    "longrope beyond": (
+        "Phi3ForCausalLM",
+        {"rope_parameters": LONG_ROPE, "original_max_position_embeddings": 50},
+    ),
 }
 
 
-@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
-def test_logits_equal_transformers(changes: dict[str, Any], tmp_path: Path) -> None:
-    folder = make_llama(tmp_path, **changes)
+@pytest.mark.parametrize("name", WINDOWS)
+def test_what_depends_on_the_length(name: str, tmp_path: Path) -> None:
+    """Sliding windows, and LongRoPE's second set of factors."""
+    family, changes = WINDOWS[name]
+    folder = make_model(family, tmp_path, **changes)
     tokens = torch.randint(0, 512, (2, 100), generator=torch.Generator().manual_seed(1))
     expected = transformers_logits(transformers_model(folder), tokens)
     assert (forward(open_model(folder), tokens) - expected).abs().max() <= 1e-4
@@ -43,7 +55,7 @@ def test_older_config_keys_mean_the_same(tmp_path: Path) -> None:
     """`rope_theta` and `rope_scaling` as files before transformers 5 have them."""
     import json
 
-    folder = make_llama(tmp_path, rope_parameters=LLAMA3_ROPE)
+    folder = make_variant("llama llama3", tmp_path)
     config = json.loads((folder / "config.json").read_text())
     newer = open_model(folder).config
     rope = config.pop("rope_parameters")

@@ -7,6 +7,7 @@ read as a number or a switch from the checkpoint itself belongs into `config.py`
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -15,17 +16,43 @@ class Architecture:
 
     huggingface: str
     """`config.json: architectures[0]`."""
-    model_type: str
-    """`config.json: model_type`."""
     gguf: str
     """`general.architecture` of a GGUF."""
     interleaved_rotary: bool
     """The GGUF stores the rows of q and k so that neighbours rotate together (ggml's NORM order)."""
     qkv_bias: bool | None = None
     """q, k and v have a bias and o has none; None: `attention_bias` of the config decides for all."""
+    qk_norm: Literal["", "head", "all"] = ""
+    """Queries and keys are normed before they rotate: each head by itself, or all heads together."""
+    post_norm: bool = False
+    """Norms stand behind attention and feed-forward, before the sum, instead of in front of them."""
+    fused: bool = False
+    """q, k and v are one matrix, and so are gate and up."""
+    unrotated_period: int = 0
+    """llama.cpp leaves every n-th block without rotary embedding, whatever the metadata say."""
+    keys: tuple[str, ...] = ()
+    """Keys of `config.json` that change the maths in this family; in others they are refused."""
 
 
-ARCHITECTURES = (Architecture("LlamaForCausalLM", "llama", "llama", interleaved_rotary=True),)
+_SLIDING = ("sliding_window", "use_sliding_window", "max_window_layers")
+_MULTIPLIERS = ("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling")
+
+ARCHITECTURES = (
+    Architecture("LlamaForCausalLM", "llama", interleaved_rotary=True),
+    Architecture("MistralForCausalLM", "llama", True, qkv_bias=False, keys=("sliding_window",)),
+    Architecture("Qwen2ForCausalLM", "qwen2", False, qkv_bias=True, keys=_SLIDING),
+    Architecture("Qwen3ForCausalLM", "qwen3", False, qk_norm="head", keys=_SLIDING),
+    Architecture(
+        "Phi3ForCausalLM", "phi3", False, qkv_bias=False, fused=True,
+        keys=("sliding_window", "partial_rotary_factor", "original_max_position_embeddings"),
+    ),
+    Architecture("GraniteForCausalLM", "granite", True, keys=_MULTIPLIERS),
+    Architecture("Olmo2ForCausalLM", "olmo2", False, qk_norm="all", post_norm=True),
+    Architecture(
+        "SmolLM3ForCausalLM", "smollm3", True, unrotated_period=4,
+        keys=(*_SLIDING, "no_rope_layers", "no_rope_layer_interval"),
+    ),
+)  # fmt: skip
 
 BY_HUGGINGFACE_NAME = {record.huggingface: record for record in ARCHITECTURES}
 BY_GGUF_NAME = {record.gguf: record for record in reversed(ARCHITECTURES)}

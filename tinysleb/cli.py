@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from tinysleb import __version__
+from tinysleb.config import check_rotation_pattern, parameter_count
 from tinysleb.errors import TinyslebError
 from tinysleb.files import read_json_object, refuse_existing, replaced_file, write_json
 from tinysleb.memory import Budget, format_bytes, parse_bytes, resident_bytes
@@ -142,6 +143,8 @@ def prune(model: Path, out: Path | None, plan_path: Path | None, **options: Any)
     if not model.is_dir():
         refuse_existing(_plan_path(out), options["force"])
     unfinished = out.with_name(out.name + ".unfinished.json")
+    if plan_path is None:
+        _refuse_moving_pattern(weights)
     plan = _plan_for(weights, plan_path, options) if plan_path else _searched(weights, unfinished, options)
     _write_shortened(weights, plan, out)
     unfinished.unlink(missing_ok=True)
@@ -294,6 +297,15 @@ def _plan_for(weights: Weights, path: Path, options: dict[str, Any]) -> Plan:
     return replace(plan, target=target, rounds=plan.rounds[:target])
 
 
+def _refuse_moving_pattern(weights: Weights) -> None:
+    """A GGUF whose rotation follows from a block's position cannot be cut anywhere."""
+    from tinysleb.gguf_source import GgufWeights
+
+    if isinstance(weights, GgufWeights) and weights.config.unrotated:
+        kept = range(1, weights.config.blocks)
+        check_rotation_pattern(weights.config.shortened(kept), weights.path)
+
+
 def _compute(options: dict[str, Any]) -> Compute:
     from tinysleb.device import choose_device, choose_dtype
     from tinysleb.search import Compute
@@ -425,6 +437,7 @@ def _write_shortened(weights: Weights, plan: Plan, out: Path) -> None:
 
     values = plan_to_json(plan)
     if isinstance(weights, GgufWeights):
+        check_rotation_pattern(weights.config.shortened(plan.kept), weights.path)
         copy_gguf(weights.file, plan.kept, out, json.dumps(values, separators=(",", ":")))
         write_json(_plan_path(out), values)
     elif isinstance(weights, HuggingfaceWeights):
@@ -434,10 +447,8 @@ def _write_shortened(weights: Weights, plan: Plan, out: Path) -> None:
 
 
 def _print_pruned(weights: Weights, plan: Plan, out: Path, as_json: bool) -> None:
-    from tinysleb.config import parameter_count
-
     before = parameter_count(weights.config)
-    after = parameter_count(replace(weights.config, blocks=len(plan.kept)))
+    after = parameter_count(weights.config.shortened(plan.kept))
     if as_json:
         click.echo(json.dumps({"output": str(out), "parameters": after, **plan_to_json(plan)}))
         return

@@ -4,39 +4,55 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from functools import cache
+from typing import Any
 
-from tinysleb.config import ModelConfig, block_prefix
+from tinysleb.architectures import Architecture
+from tinysleb.config import ModelConfig
 
-HUGGINGFACE_TO_GGUF = {
+COMMON_NAMES = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
     "lm_head": "output",
-    "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-GGUF_TO_HUGGINGFACE = {theirs: ours for ours, theirs in HUGGINGFACE_TO_GGUF.items()}
-ROPE_FACTORS = "rope_freqs.weight"
-"""One global tensor of `head_dim / 2` frequency factors; it has no counterpart in a checkpoint."""
+PRE_NORM_NAMES = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
+POST_NORM_NAMES = {
+    "post_attention_layernorm": "post_attention_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+FUSED_NAMES = {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"}
+ROTARY_FACTORS = {
+    "freqs": "rope_freqs.weight",
+    "short": "rope_factors_short.weight",
+    "long": "rope_factors_long.weight",
+}
+"""Global tensors of rotary factors; they have no counterpart in a checkpoint."""
 
-Array = TypeVar("Array")
 
-
-def gguf_name(name: str) -> str:
+def gguf_name(name: str, architecture: Architecture) -> str:
     """`model.layers.3.self_attn.q_proj.weight` → `blk.3.attn_q.weight`."""
-    return _renamed(name, r"model\.layers\.(\d+)\.", "blk.{}.", HUGGINGFACE_TO_GGUF)
+    return _renamed(name, r"model\.layers\.(\d+)\.", "blk.{}.", _names(architecture))
 
 
-def huggingface_name(name: str) -> str:
+def huggingface_name(name: str, architecture: Architecture) -> str:
     """`blk.3.attn_q.weight` → `model.layers.3.self_attn.q_proj.weight`; an unknown name stays."""
-    return _renamed(name, r"blk\.(\d+)\.", block_prefix(0).replace("0", "{}"), GGUF_TO_HUGGINGFACE)
+    names = {theirs: ours for ours, theirs in _names(architecture).items()}
+    return _renamed(name, r"blk\.(\d+)\.", "model.layers.{}.", names)
+
+
+@cache
+def _names(architecture: Architecture) -> Mapping[str, str]:
+    norms = POST_NORM_NAMES if architecture.post_norm else PRE_NORM_NAMES
+    return COMMON_NAMES | norms | (FUSED_NAMES if architecture.fused else {})
 
 
 def rotated_heads(config: ModelConfig, name: str) -> int:

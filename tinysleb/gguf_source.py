@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from tinysleb.config import ModelConfig, config_from_gguf
 from tinysleb.errors import TinyslebError
 from tinysleb.gguf_file import GgufFile, read_gguf
-from tinysleb.gguf_names import ROPE_FACTORS, gguf_name, halved, huggingface_name, rotated_heads
+from tinysleb.gguf_names import ROTARY_FACTORS, gguf_name, halved, huggingface_name, rotated_heads
 from tinysleb.weights import TensorInfo, check_complete
 
 if TYPE_CHECKING:
@@ -31,9 +31,11 @@ class GgufWeights:
     def tensors(self) -> dict[str, TensorInfo]:
         """As in `Weights`."""
         return {
-            huggingface_name(name): TensorInfo(tensor.shape, tensor.type.name, tensor.nbytes)
+            huggingface_name(name, self.config.architecture): TensorInfo(
+                tensor.shape, tensor.type.name, tensor.nbytes
+            )
             for name, tensor in self.file.tensors.items()
-            if name != ROPE_FACTORS
+            if name not in ROTARY_FACTORS.values()
         }
 
     def tensor(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
@@ -49,7 +51,7 @@ class GgufWeights:
     def _rows(self, name: str, start: int, stop: int | None) -> Tensor:
         import torch
 
-        stored = gguf_name(name)
+        stored = gguf_name(name, self.config.architecture)
         if half := HALF_TYPES.get(self.tensors[name].type):
             rows = torch.from_numpy(self.file.read_bytes(stored, start, stop))
             return rows.view(getattr(torch, half))
@@ -66,14 +68,19 @@ def open_gguf(path: Path) -> GgufWeights:
             "join them first with llama.cpp: llama-gguf-split --merge FIRST_PART OUT.gguf",
         )
     shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
-    config = config_from_gguf(values, shapes, _frequency_factors(file), str(path))
-    found = {huggingface_name(name): shape for name, shape in shapes.items() if name != ROPE_FACTORS}
+    config = config_from_gguf(values, shapes, _rotary_factors(file), str(path))
+    found = {
+        huggingface_name(name, config.architecture): shape
+        for name, shape in shapes.items()
+        if name not in ROTARY_FACTORS.values()
+    }
     check_complete(config, found, path)
     return GgufWeights(path, file, config)
 
 
-def _frequency_factors(file: GgufFile) -> tuple[float, ...]:
-    if ROPE_FACTORS not in file.tensors:
-        return ()
-    factors: list[float] = file.read_floats(ROPE_FACTORS)[0].tolist()
-    return tuple(factors)
+def _rotary_factors(file: GgufFile) -> dict[str, tuple[float, ...]]:
+    return {
+        kind: tuple(file.read_floats(name)[0].tolist())
+        for kind, name in ROTARY_FACTORS.items()
+        if name in file.tensors
+    }

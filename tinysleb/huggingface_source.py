@@ -55,8 +55,10 @@ def open_huggingface(path: Path) -> HuggingfaceWeights:
             f"there is no config.json in {folder}",
             "it comes with the model; put it beside the weights",
         )
-    config = config_from_huggingface(read_json_object(config_path), str(config_path))
+    values = read_json_object(config_path)
     entries = _read_shards(path) if path.is_dir() else _read_file(path)
+    values.setdefault("tie_word_embeddings", "lm_head.weight" not in entries)
+    config = config_from_huggingface(values, str(config_path))
     needed = {name: entry for name, entry in entries.items() if not _unused(name, config)}
     check_complete(config, {name: entry.shape for name, entry in needed.items()}, path)
     return HuggingfaceWeights(path, folder, config, needed)

@@ -1,6 +1,7 @@
 """The maths of a Llama-family model, as pure functions on tensors.
 
-One forward pass is `embed`, then `block_forward` for each block, then `token_losses` (or `logits`).
+One forward pass is `embed`, then `block_forward` for each block, each at its `Place` in the stack, then
+`final_norm` and `token_losses` (or `logits`).
 A block's weights are a dict from the checkpoint's own names within the block to tensors. Hidden states
 (the residual stream) are float32; the weights' dtype is the dtype of the matrix products; norms, softmax
 and losses are float32. Leaving a block out is not calling it: nothing here knows about pruning.
@@ -22,22 +23,54 @@ from tinysleb.weights import Weights
 
 @dataclass(frozen=True)
 class RotaryTable:
-    """Cosines and sines of the rotation angles, float32 `[T, head_dim]`, halves repeated."""
+    """Cosines and sines of the rotation angles, float32 `[T, rotated dimensions]`, halves repeated."""
 
     cos: Tensor
     sin: Tensor
 
 
-def rotary_table(config: ModelConfig, length: int, device: torch.device | None = None) -> RotaryTable:
+@dataclass(frozen=True)
+class Place:
+    """What a block's position in the stack decides: its rotation (None for none), and how far it sees.
+
+    `mask` is True where a query (row) sees a key (column), `[T, T]`; None for plain causal attention.
+    """
+
+    table: RotaryTable | None
+    mask: Tensor | None
+
+
+def places(config: ModelConfig, length: int, device: torch.device) -> list[Place]:
+    """The place of every block, for windows of `length` tokens. Tables and masks are shared."""
+    table = rotary_table(config, length, device)
+    masks = {size: _window_mask(size, length, device) for size in {0, *config.attention_windows}}
+    unrotated = config.unrotated or (False,) * config.blocks
+    windows = config.attention_windows or (0,) * config.blocks
+    return [
+        Place(None if still else table, masks[window])
+        for still, window in zip(unrotated, windows, strict=True)
+    ]
+
+
+def _window_mask(window: int, length: int, device: torch.device) -> Tensor | None:
+    if not 0 < window < length:
+        return None
+    ones = torch.ones(length, length, dtype=torch.bool, device=device)
+    return ones.tril() & ones.triu(1 - window)
+
+
+def rotary_table(config: ModelConfig, length: int, device: torch.device) -> RotaryTable:
     """The rotation of positions 0 … length-1 (see `config.Rotary`)."""
     rotary = config.rotary
-    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+    exponents = torch.arange(0, rotary.dimensions, 2, dtype=torch.float32) / rotary.dimensions
     frequencies = 1.0 / rotary.theta**exponents
-    if rotary.frequency_factors:
-        frequencies = frequencies / torch.tensor(rotary.frequency_factors)
+    beyond = rotary.long_factors and length > rotary.original_context
+    factors = rotary.long_factors if beyond else rotary.frequency_factors
+    if factors:
+        frequencies = frequencies / torch.tensor(factors)
     positions = torch.arange(length, dtype=torch.float32) / rotary.linear_factor
     angles = torch.outer(positions, frequencies).repeat(1, 2).to(device)
-    return RotaryTable(angles.cos(), angles.sin())
+    return RotaryTable(angles.cos() * rotary.attention_factor, angles.sin() * rotary.attention_factor)
 
 
 def rms_norm(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -46,10 +79,12 @@ def rms_norm(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def rotate(heads: Tensor, table: RotaryTable) -> Tensor:
-    """Turn `[…, T, head_dim]` by position; the halves of the last dimension rotate together."""
-    first, second = heads.chunk(2, dim=-1)
-    turned = torch.cat((-second, first), dim=-1)
-    return heads * table.cos + turned * table.sin
+    """Turn `[…, T, head_dim]` by position; the halves of the rotated dimensions turn together."""
+    dimensions = table.cos.shape[-1]
+    turning, still = heads[..., :dimensions], heads[..., dimensions:]
+    first, second = turning.chunk(2, dim=-1)
+    turned = turning * table.cos + torch.cat((-second, first), dim=-1) * table.sin
+    return torch.cat((turned, still), dim=-1) if still.shape[-1] else turned
 
 
 def linear(hidden: Tensor, block: Mapping[str, Tensor], name: str) -> Tensor:
@@ -57,17 +92,32 @@ def linear(hidden: Tensor, block: Mapping[str, Tensor], name: str) -> Tensor:
     return F.linear(hidden, block[name + ".weight"], block.get(name + ".bias"))
 
 
-def attention(hidden: Tensor, block: Mapping[str, Tensor], config: ModelConfig, table: RotaryTable) -> Tensor:
+def attention(hidden: Tensor, block: Mapping[str, Tensor], config: ModelConfig, place: Place) -> Tensor:
     """Causal grouped-query attention (arXiv 2305.13245): `[B, T, width]` → the same."""
     batch, length, _ = hidden.shape
 
     def heads(name: str, count: int) -> Tensor:
-        return linear(hidden, block, name).view(batch, length, count, config.head_dim).transpose(1, 2)
+        projected = linear(hidden, block, f"self_attn.{name}_proj")
+        norm = block.get(f"self_attn.{name}_norm.weight")
+        if norm is not None and config.architecture.qk_norm == "all":
+            projected = rms_norm(projected.float(), norm, config.norm_eps)
+        split = projected.view(batch, length, count, config.head_dim)
+        if norm is not None and config.architecture.qk_norm == "head":
+            split = rms_norm(split.float(), norm, config.norm_eps)
+        return split.transpose(1, 2)
 
-    queries = rotate(heads("self_attn.q_proj", config.heads), table).to(hidden.dtype)
-    keys = rotate(heads("self_attn.k_proj", config.kv_heads), table).to(hidden.dtype)
-    values = heads("self_attn.v_proj", config.kv_heads)
-    mixed = F.scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=True)
+    queries, keys = heads("q", config.heads), heads("k", config.kv_heads)
+    if place.table is not None:
+        queries, keys = rotate(queries, place.table), rotate(keys, place.table)
+    mixed = F.scaled_dot_product_attention(
+        queries.to(hidden.dtype),
+        keys.to(hidden.dtype),
+        heads("v", config.kv_heads),
+        attn_mask=place.mask,
+        is_causal=place.mask is None,
+        scale=config.attention_scale or None,
+        enable_gqa=True,
+    )
     return linear(mixed.transpose(1, 2).reshape(batch, length, -1), block, "self_attn.o_proj")
 
 
@@ -77,24 +127,46 @@ def feed_forward(hidden: Tensor, block: Mapping[str, Tensor]) -> Tensor:
     return linear(gate.mul_(linear(hidden, block, "mlp.up_proj")), block, "mlp.down_proj")
 
 
-def block_forward(
-    hidden: Tensor, block: Mapping[str, Tensor], config: ModelConfig, table: RotaryTable
-) -> Tensor:
+def block_forward(hidden: Tensor, block: Mapping[str, Tensor], config: ModelConfig, place: Place) -> Tensor:
     """One transformer block: `[B, T, width]` float32 → the same, as a new tensor."""
-    dtype = block["self_attn.q_proj.weight"].dtype
-    normed = rms_norm(hidden, block["input_layernorm.weight"], config.norm_eps).to(dtype)
-    hidden = hidden + attention(normed, block, config, table)
-    normed = rms_norm(hidden, block["post_attention_layernorm.weight"], config.norm_eps).to(dtype)
-    return hidden.add_(feed_forward(normed, block))
+    dtype = block["self_attn.o_proj.weight"].dtype
+
+    def norm(states: Tensor, name: str) -> Tensor:
+        return rms_norm(states.float(), block[f"{name}_layernorm.weight"], config.norm_eps)
+
+    def scaled(branch: Tensor) -> Tensor:
+        return branch if config.residual_scale == 1 else branch * config.residual_scale
+
+    if config.architecture.post_norm:
+        mixed = attention(hidden.to(dtype), block, config, place)
+        hidden = hidden + scaled(norm(mixed, "post_attention"))
+        return hidden.add_(scaled(norm(feed_forward(hidden.to(dtype), block), "post_feedforward")))
+    mixed = attention(norm(hidden, "input").to(dtype), block, config, place)
+    hidden = hidden + scaled(mixed)
+    return hidden.add_(scaled(feed_forward(norm(hidden, "post_attention").to(dtype), block)))
 
 
 def load_block(weights: Weights, index: int, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
-    """The weights of one block, matrices in `dtype`, norms in float32."""
+    """The weights of one block, matrices in `dtype`, norms in float32; fused matrices come apart."""
     block: dict[str, Tensor] = {}
     for name in block_shapes(weights.config):
         kind = torch.float32 if name.endswith("norm.weight") else dtype
         block[name] = weights.tensor(block_prefix(index) + name).to(device, kind)
-    return block
+    return _unfused(block, weights.config) if weights.config.architecture.fused else block
+
+
+def _unfused(block: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    keys = config.kv_heads * config.head_dim
+    fused = block.pop("self_attn.qkv_proj.weight")
+    queries = fused.shape[0] - 2 * keys
+    gate, up = block.pop("mlp.gate_up_proj.weight").chunk(2)
+    return block | {
+        "self_attn.q_proj.weight": fused[:queries],
+        "self_attn.k_proj.weight": fused[queries:-keys],
+        "self_attn.v_proj.weight": fused[-keys:],
+        "mlp.gate_proj.weight": gate,
+        "mlp.up_proj.weight": up,
+    }
 
 
 def embed(weights: Weights, tokens: Tensor) -> Tensor:
@@ -106,7 +178,7 @@ def embed(weights: Weights, tokens: Tensor) -> Tensor:
         if inside.any():
             rows = weights.tensor(name, start, stop).to(tokens.device, torch.float32)
             hidden[inside] = rows[tokens[inside] - start]
-    return hidden
+    return hidden.mul_(weights.config.embedding_scale)
 
 
 def head_name(config: ModelConfig) -> str:
@@ -115,9 +187,9 @@ def head_name(config: ModelConfig) -> str:
 
 
 def final_norm(weights: Weights, hidden: Tensor, dtype: torch.dtype) -> Tensor:
-    """The norm before the head, in float32, given in `dtype`."""
+    """What the head is applied to, in `dtype`: the states, normed and divided as the logits are to be."""
     weight = weights.tensor("model.norm.weight").to(hidden.device, torch.float32)
-    return rms_norm(hidden, weight, weights.config.norm_eps).to(dtype)
+    return rms_norm(hidden, weight / weights.config.logit_divisor, weights.config.norm_eps).to(dtype)
 
 
 def logits(weights: Weights, hidden: Tensor, dtype: torch.dtype) -> Tensor:
@@ -150,10 +222,9 @@ def forward(weights: Weights, tokens: Tensor, dtype: torch.dtype = torch.float32
     """Logits `[n, T, vocabulary]` of a whole forward pass, one block in memory at a time."""
     with torch.inference_mode():
         hidden = embed(weights, tokens)
-        table = rotary_table(weights.config, tokens.shape[1], tokens.device)
-        for index in range(weights.config.blocks):
+        for index, place in enumerate(places(weights.config, tokens.shape[1], tokens.device)):
             block = load_block(weights, index, dtype, tokens.device)
-            hidden = block_forward(hidden, block, weights.config, table)
+            hidden = block_forward(hidden, block, weights.config, place)
         return logits(weights, hidden, dtype)
 
 

@@ -14,13 +14,13 @@ from torch import Tensor
 from tinysleb.config import ModelConfig, block_parameter_count
 from tinysleb.memory import CALL_TOKENS
 from tinysleb.model import (
-    RotaryTable,
+    Place,
     block_forward,
     chunks,
     embed,
     final_norm,
     load_block,
-    rotary_table,
+    places,
     token_losses,
 )
 from tinysleb.weights import Weights
@@ -47,16 +47,16 @@ def sweep(
     """
     base = embed(weights, tokens)
     streams: dict[int, Tensor] = {}
-    table = rotary_table(weights.config, tokens.shape[1], tokens.device)
+    stack = places(weights.config, tokens.shape[1], tokens.device)
     last_branch = max(candidates, default=BASE)
     for index in kept:
         block = load_block(weights, index, dtype, tokens.device)
         for stream in streams.values():
-            _advance(stream, block, weights.config, table)
+            _advance(stream, block, weights.config, stack[index])
         if index in candidates:
             streams[index] = base.clone() if with_base or index != last_branch else base
         if with_base or index < last_branch:
-            _advance(base, block, weights.config, table)
+            _advance(base, block, weights.config, stack[index])
         progress(_part_done(index, kept, candidates, weights.config))
     if with_base:
         streams[BASE] = base
@@ -74,11 +74,11 @@ def _part_done(index: int, kept: Sequence[int], candidates: Collection[int], con
     return passes(index) / (passes(kept[-1]) + head * (1 + len(candidates)))
 
 
-def _advance(stream: Tensor, block: Mapping[str, Tensor], config: ModelConfig, table: RotaryTable) -> None:
+def _advance(stream: Tensor, block: Mapping[str, Tensor], config: ModelConfig, place: Place) -> None:
     """Send a stream `[n, T, width]` through a block, in place, a few windows at a time."""
     windows = max(1, CALL_TOKENS // stream.shape[1])
     for first, last in chunks(len(stream), windows):
-        stream[first:last] = block_forward(stream[first:last], block, config, table)
+        stream[first:last] = block_forward(stream[first:last], block, config, place)
 
 
 def _losses(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -64,7 +64,7 @@ class Shortened:
     @property
     def config(self) -> ModelConfig:
         """The shorter model's shape."""
-        return replace(self.source.config, blocks=len(self.kept))
+        return self.source.config.shortened(self.kept)
 
     @property
     def tensors(self) -> dict[str, TensorInfo]:
