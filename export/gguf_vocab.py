@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from gguf.gguf_writer import GGUFWriter
 
 from tinysleb.errors import TinyslebError
 from tinysleb.files import read_json_object
+from tinysleb.sentencepiece_model import BPE, model_kind
 from tinysleb.tokenizer import import_tokenizers, load_sentencepiece
 
 UNUSED_SCORE, ADDED_SCORE = -10000.0, -1000.0
@@ -64,24 +66,25 @@ def add_vocabulary(writer: GGUFWriter, folder: Path, rows: int, pre: str | None)
     settings = read_json_object(config_path) if config_path.is_file() else {}
     if isinstance(settings.get("add_prefix_space"), bool):
         writer.add_add_space_prefix(settings["add_prefix_space"])
+    byte_level = False
     if (folder / "tokenizer.model").is_file():
         tokens = _sentencepiece_tokens(folder, settings, rows)
-        writer.add_tokenizer_model("llama")
-        writer.add_tokenizer_pre("default")
-        writer.add_token_list([token.text for token in tokens])
-        writer.add_token_scores([token.score for token in tokens])
     elif (folder / "tokenizer.json").is_file():
-        tokens = _byte_level_tokens(folder, rows)
-        writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre(pre or pre_tokenizer_name(folder / "tokenizer.json"))
-        writer.add_token_list([token.text for token in tokens])
+        values = read_json_object(folder / "tokenizer.json")
+        byte_level = not (values.get("model") or {}).get("byte_fallback")
+        tokens = _json_tokens(values, folder / "tokenizer.json", rows)
     else:
         raise TinyslebError(
             f"there is no tokenizer.model and no tokenizer.json in {folder}",
             "a GGUF carries its tokenizer: put the model's tokenizer files there",
         )
+    writer.add_tokenizer_model("gpt2" if byte_level else "llama")
+    known = "default" if not byte_level else pre or pre_tokenizer_name(folder / "tokenizer.json")
+    writer.add_tokenizer_pre(known)
+    writer.add_token_list([token.text for token in tokens])
+    if not byte_level:
+        writer.add_token_scores([token.score for token in tokens])
     writer.add_token_types([token.type for token in tokens])
-    byte_level = not (folder / "tokenizer.model").is_file()
     gguf.SpecialVocab(folder, load_merges=byte_level, n_vocab=rows).add_to_gguf(writer, quiet=True)
     if rows == CODE_VOCABULARY:
         writer.add_add_bos_token(False)
@@ -103,24 +106,45 @@ def pre_tokenizer_name(path: Path) -> str:
     return FINGERPRINTS[fingerprint]
 
 
-def _byte_level_tokens(folder: Path, rows: int) -> list[Token]:
-    path = folder / "tokenizer.json"
-    values = read_json_object(path)
+def _json_tokens(values: Mapping[str, Any], path: Path, rows: int) -> list[Token]:
+    """The vocabulary of a `tokenizer.json` of BPE kind, byte-level or (Llama 2's) with byte fallback.
+
+    llama.cpp merges the latter by score, so a piece gets the place of its merge, as SentencePiece does it.
+    """
     model = values.get("model") or {}
-    if model.get("type") != "BPE" or model.get("byte_fallback"):
+    if model.get("type") != "BPE":
         raise TinyslebError(
-            f"{path} is no byte-level BPE tokenizer (type {model.get('type')!r})",
+            f"{path} is no BPE tokenizer (type {model.get('type')!r})",
             "put the model's tokenizer.model beside it",
         )
-    found = {index: Token(text, TokenType.NORMAL) for text, index in model["vocab"].items()}
+    merges = (pair.split(" ", 1) if isinstance(pair, str) else pair for pair in model.get("merges") or [])
+    scores = {"".join(pair): -float(rank) for rank, pair in reversed(list(enumerate(merges)))}
+    lowest = -float(len(scores))
+    found = {
+        index: Token(text, _piece_type(text, model), scores.get(text, lowest))
+        for text, index in model["vocab"].items()
+    }
     for item in values.get("added_tokens") or []:
-        found[item["id"]] = Token(item["content"], _added_type(item["content"], item["special"]))
+        type_ = _added_type(item["content"], item["special"])
+        if item["content"] == model.get("unk_token"):
+            type_ = TokenType.UNKNOWN
+        found[item["id"]] = Token(item["content"], type_, ADDED_SCORE)
     return _filled(found, rows, path)
+
+
+def _piece_type(text: str, model: Mapping[str, Any]) -> TokenType:
+    is_byte = model.get("byte_fallback") and re.fullmatch(r"<0x[0-9A-F]{2}>", text)
+    return TokenType.BYTE if is_byte else TokenType.NORMAL
 
 
 def _sentencepiece_tokens(folder: Path, settings: Mapping[str, Any], rows: int) -> list[Token]:
     path = folder / "tokenizer.model"
     processor = load_sentencepiece(path)
+    if model_kind(processor.serialized_model_proto()) != BPE:
+        raise TinyslebError(
+            f"{path} is a SentencePiece model of another kind than BPE, which llama.cpp cannot be told "
+            "for this family"
+        )
     found = {}
     for index in range(processor.vocab_size()):
         type_ = TokenType.NORMAL

@@ -39,14 +39,18 @@ def write_huggingface(
 
 
 def cut_config(config: dict[str, Any], kept: Sequence[int]) -> dict[str, Any]:
-    """`config.json` of the shorter model: the new block count, per-block lists cut to `kept`."""
+    """`config.json` of the shorter model: the new block count, per-block lists cut to `kept`.
+
+    Weights are written unquantised, so `quantization_config` goes.
+    """
     blocks = config["num_hidden_layers"]
     cut = {
         key: [value[index] for index in kept]
         for key, value in config.items()
         if isinstance(value, list) and len(value) == blocks and not _is_token_list(key)
     }
-    return config | cut | {"num_hidden_layers": len(kept)}
+    plain = {key: value for key, value in config.items() if key != "quantization_config"}
+    return plain | cut | {"num_hidden_layers": len(kept)}
 
 
 def _is_token_list(key: str) -> bool:

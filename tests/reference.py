@@ -141,14 +141,15 @@ def train_byte_level(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": "{{ messages }}"}))
 
 
-def train_sentencepiece(folder: Path) -> None:
+def train_sentencepiece(folder: Path, model_type: str = "bpe") -> None:
     """`tokenizer.model` of Llama 2's kind: BPE with byte fallback and a space in front."""
     corpus = folder / "corpus.txt"
     corpus.write_text("".join(CORPUS * 20), encoding="utf-8")
     sentencepiece.SentencePieceTrainer.train(
         input=str(corpus),
         model_prefix=str(folder / "tokenizer"),
-        model_type="bpe",
+        model_type=model_type,
+        hard_vocab_limit=False,
         vocab_size=380,
         byte_fallback=True,
         character_coverage=0.99,

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 
-from reference import TEXT, llama_cpp_tokens
+from reference import TEXT, llama_cpp_tokens, train_sentencepiece
 from tinysleb.errors import TinyslebError
 from tinysleb.open_model import open_model
 from tinysleb.tokenizer import open_tokenizer
@@ -25,10 +26,40 @@ def test_tokens_equal_hugging_face_and_llama_cpp(
     folder = tiny_folder if kind == "byte-level" else sentencepiece_folder
     pre = ["--pre", "smollm"] if kind == "byte-level" else []
     assert run("export", folder, "--gguf", "m.gguf", *pre).exit_code == 0
-    tokens = open_tokenizer(open_model(folder)).encode(TEXT)
-    assert tokens == AutoTokenizer.from_pretrained(folder).encode(TEXT)
-    assert tokens == open_tokenizer(open_model(tmp_path / "m.gguf")).encode(TEXT)
-    assert tokens == llama_cpp_tokens(tmp_path / "m.gguf", TEXT)
+    special = "<|im_start|>user\nhi<|im_end|>" if kind == "byte-level" else "<s>user</s>hi<unk>you"
+    for text in (TEXT, special, TEXT + special):
+        tokens = open_tokenizer(open_model(folder)).encode(text)
+        assert tokens == AutoTokenizer.from_pretrained(folder).encode(text)
+        assert tokens == open_tokenizer(open_model(tmp_path / "m.gguf")).encode(text)
+        assert tokens == llama_cpp_tokens(tmp_path / "m.gguf", text)
+
+
+def test_llama_2s_tokenizer_json_alone(
+    sentencepiece_folder: Path, run: Callable[..., Any], tmp_path: Path
+) -> None:
+    """BPE with byte fallback and no tokenizer.model: the same tokens in llama.cpp."""
+    from transformers import AutoTokenizer
+
+    folder = Path(shutil.copytree(sentencepiece_folder, tmp_path / "copy"))
+    AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
+    (folder / "tokenizer.model").unlink()
+    assert run("export", folder, "--gguf", "m.gguf").exit_code == 0
+    tokens = open_tokenizer(open_model(sentencepiece_folder)).encode(TEXT)
+    assert open_tokenizer(open_model(folder)).encode(TEXT) == tokens
+    assert llama_cpp_tokens(tmp_path / "m.gguf", TEXT) == tokens
+    assert open_tokenizer(open_model(tmp_path / "m.gguf")).encode(TEXT) == tokens
+
+
+def test_unigram_encodes_but_is_no_llama_vocabulary(
+    sentencepiece_folder: Path, run: Callable[..., Any], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(sentencepiece_folder, tmp_path / "copy"))
+    train_sentencepiece(folder, model_type="unigram")
+    expected = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model")).encode(TEXT)
+    assert open_tokenizer(open_model(folder)).encode(TEXT) == [1, *expected]
+    result = run("export", folder, "--gguf", "m.gguf")
+    assert result.exit_code == 1
+    assert "of another kind than BPE" in result.stderr
 
 
 @pytest.mark.slow

@@ -90,7 +90,8 @@ REFUSED_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "no family": ({"architectures": "DELETE"}, "None"),
     "activation": ({"hidden_act": "gelu"}, "`hidden_act` is 'gelu'"),
     "window": ({"sliding_window": 4096}, "`sliding_window` is 4096"),
-    "rope": ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "`rope_type` is 'yarn'"),
+    "rope": ({"rope_parameters": {"rope_type": "spiral", "factor": 2.0}}, "`rope_type` is 'spiral'"),
+    "another family's key": ({"residual_multiplier": 0.5}, "`residual_multiplier` is 0.5"),
     "unknown": ({"logit_cap": 30.0}, "`logit_cap` is 30.0"),
     "quantised": ({"quantization_config": {"quant_method": "awq"}}, "'awq'"),
     "layer types": ({"layer_types": ["sliding_attention"] * 6}, "`layer_types`"),
@@ -98,7 +99,7 @@ REFUSED_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "negative": ({"num_hidden_layers": -1}, "`num_hidden_layers` is -1"),
     "text": ({"hidden_size": "64"}, "`hidden_size` is '64'"),
     "absent": ({"hidden_size": "DELETE"}, "no `hidden_size`"),
-    "odd head": ({"head_dim": 15}, "15, which must be even"),
+    "odd head": ({"head_dim": 15}, "15 of 15 dimensions rotate, which must be even"),
     "too many blocks": ({"num_hidden_layers": 7}, "9 missing: model.layers.6"),
     "too few blocks": ({"num_hidden_layers": 5}, "9 not part of this family: model.layers.5"),
     "vocabulary": ({"vocab_size": 513}, r"2 of the wrong shape: model.embed_tokens.weight is \[512, 64\]"),
@@ -114,6 +115,35 @@ def test_a_config_not_modelled_is_refused(
     with pytest.raises(TinyslebError, match=message) as caught:
         open_model(folder)
     assert str(folder) in caught.value.message
+
+
+@pytest.mark.parametrize("block", [[32, 16], None])
+def test_fp8_is_dequantised(block: list[int] | None, tiny_folder: Path, tmp_path: Path) -> None:
+    """Against multiplying by hand, block by block."""
+    folder = copy_of(tiny_folder, tmp_path)
+    edit_config(folder, quantization_config={"quant_method": "fp8", "weight_block_size": block})
+    state = safetensors.torch.load_file(folder / "model.safetensors")
+    expected = {}
+    rows, columns = block or (10**6, 10**6)
+    for name in [name for name in state if "_proj" in name]:
+        whole = state[name] = (state[name] * 4).to(torch.float8_e4m3fn)
+        grid = (-(-whole.shape[0] // rows), -(-whole.shape[1] // columns))
+        scales = torch.rand(grid) + 0.5
+        state[f"{name}_scale_inv"] = scales if block else scales[0, 0]
+        expected[name] = torch.empty(whole.shape)
+        for i in range(grid[0]):
+            for j in range(grid[1]):
+                part = (slice(i * rows, (i + 1) * rows), slice(j * columns, (j + 1) * columns))
+                expected[name][part] = whole[part].float() * scales[i, j]
+    safetensors.torch.save_file(state, folder / "model.safetensors")
+    weights = open_model(folder)
+    for name, tensor in expected.items():
+        assert torch.equal(weights.tensor(name), tensor.bfloat16())
+        assert torch.equal(weights.tensor(name, 5, 30), tensor.bfloat16()[5:30])
+    state.popitem()
+    safetensors.torch.save_file(state, folder / "model.safetensors")
+    with pytest.raises(TinyslebError, match="FP8 weights need one"):
+        open_model(folder)
 
 
 def test_a_tied_head_that_is_stored_all_the_same(tiny_folder: Path, tmp_path: Path) -> None:

@@ -426,8 +426,9 @@ def _unknown_family(where: str, key: str, value: Any, known: Mapping[str, Any]) 
 
 
 def _refuse_unmodelled(values: Mapping[str, Any], architecture: Architecture, where: str) -> None:
-    if quantization := values.get("quantization_config"):
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+    quantization = values.get("quantization_config") or {}
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+    if quantization and method != "fp8":
         raise TinyslebError(
             f"{where}: `quantization_config` says the weights are stored by {method!r}",
             "take the unquantised checkpoint, or a GGUF of the model",

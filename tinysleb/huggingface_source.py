@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,27 +24,53 @@ if TYPE_CHECKING:
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
+SCALE_SUFFIXES = (".weight_scale_inv", ".weight_scale")
+"""What follows a matrix's name in the name of its FP8 scales; either way the matrix is multiplied by them."""
 
 
 @dataclass(frozen=True)
 class HuggingfaceWeights:
-    """A checkpoint opened by `open_huggingface`. `folder` holds the config and tokenizer files."""
+    """A checkpoint opened by `open_huggingface`. `folder` holds the config and tokenizer files.
+
+    `scales` has, for each matrix stored in FP8, what its blocks of `scale_block` rows and columns (or, if
+    there is but one scale, all of it) are multiplied by.
+    """
 
     path: Path
     folder: Path
     config: ModelConfig
     entries: Mapping[str, SafetensorsEntry]
+    scales: Mapping[str, SafetensorsEntry]
+    scale_block: tuple[int, int]
 
     @property
     def tensors(self) -> dict[str, TensorInfo]:
-        """As in `Weights`."""
+        """As in `Weights`. FP8 comes out, and counts, as bfloat16."""
         return {
-            name: TensorInfo(entry.shape, entry.dtype, entry.nbytes) for name, entry in self.entries.items()
+            name: TensorInfo(entry.shape, "BF16", 2 * entry.nbytes)
+            if name in self.scales
+            else TensorInfo(entry.shape, entry.dtype, entry.nbytes)
+            for name, entry in self.entries.items()
         }
 
     def tensor(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """As in `Weights`."""
-        return read_safetensors_rows(self.entries[name], start, stop)
+        rows = read_safetensors_rows(self.entries[name], start, stop)
+        if name not in self.scales:
+            return rows
+        import torch
+
+        scales = read_safetensors_rows(self.scales[name]).float().reshape(self._grid(name))
+        row = torch.arange(start, start + len(rows)) // self.scale_block[0]
+        column = torch.arange(rows.shape[1]) // self.scale_block[1]
+        whole = scales.numel() == 1
+        return (rows.float() * (scales if whole else scales[row][:, column])).bfloat16()
+
+    def _grid(self, name: str) -> tuple[int, int]:
+        shape, block = self.entries[name].shape, self.scale_block
+        if math.prod(self.scales[name].shape) == 1:
+            return (1, 1)
+        return (-(-shape[0] // block[0]), -(-shape[1] // block[1]))
 
 
 def open_huggingface(path: Path) -> HuggingfaceWeights:
@@ -59,9 +86,42 @@ def open_huggingface(path: Path) -> HuggingfaceWeights:
     entries = _read_shards(path) if path.is_dir() else _read_file(path)
     values.setdefault("tie_word_embeddings", "lm_head.weight" not in entries)
     config = config_from_huggingface(values, str(config_path))
-    needed = {name: entry for name, entry in entries.items() if not _unused(name, config)}
+    scales = {_scaled(name): entry for name, entry in entries.items() if name.endswith(SCALE_SUFFIXES)}
+    needed = {
+        name: entry
+        for name, entry in entries.items()
+        if not _unused(name, config) and not name.endswith(SCALE_SUFFIXES)
+    }
     check_complete(config, {name: entry.shape for name, entry in needed.items()}, path)
-    return HuggingfaceWeights(path, folder, config, needed)
+    _check_scales(needed, scales, path)
+    quantization = values.get("quantization_config") or {}
+    block = quantization.get("weight_block_size") or (1, 1)
+    weights = HuggingfaceWeights(path, folder, config, needed, scales, (block[0], block[1]))
+    _check_grids(weights)
+    return weights
+
+
+def _scaled(name: str) -> str:
+    return name.rpartition("_scale")[0]
+
+
+def _check_scales(
+    entries: Mapping[str, SafetensorsEntry], scales: Mapping[str, SafetensorsEntry], path: Path
+) -> None:
+    for name, entry in entries.items():
+        if (entry.dtype == "F8_E4M3") != (name in scales):
+            found = "no scale" if name not in scales else f"a scale, but is stored as {entry.dtype}"
+            raise TinyslebError(f"{path}: tensor {name!r} has {found}; FP8 weights need one, others none")
+
+
+def _check_grids(weights: HuggingfaceWeights) -> None:
+    for name, entry in weights.scales.items():
+        expected = math.prod(weights._grid(name))
+        if math.prod(entry.shape) != expected:
+            raise TinyslebError(
+                f"{weights.path}: the scales of {name!r} have the shape {list(entry.shape)}, "
+                f"its blocks of {list(weights.scale_block)} need {expected}"
+            )
 
 
 def _unused(name: str, config: ModelConfig) -> bool:

@@ -1,4 +1,4 @@
-"""Just enough protocol buffers to rebuild a SentencePiece model from a vocabulary.
+"""Just enough protocol buffers to rebuild a SentencePiece model from a vocabulary, and to ask for its kind.
 
 A GGUF carries the pieces, scores and types of a SentencePiece BPE model; with a trainer and a normaliser
 spec around them the sentencepiece library encodes as it did with the original file.
@@ -8,10 +8,10 @@ Field numbers: `sentencepiece_model.proto` of the sentencepiece project.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-_VARINT, _BYTES, _FLOAT = 0, 2, 5
-_BPE = 2
+_VARINT, _DOUBLE, _BYTES, _FLOAT = 0, 1, 2, 5
+UNIGRAM, BPE = 1, 2
 _BYTE_PIECE = 6
 
 
@@ -26,9 +26,45 @@ def sentencepiece_bpe_model(
         _field(1, _string(1, piece) + _float(2, score) + _integer(3, kind))
         for piece, score, kind in zip(pieces, scores, types, strict=True)
     )
-    trainer = _integer(3, _BPE) + _integer(4, len(pieces)) + _integer(35, int(_BYTE_PIECE in types))
+    trainer = _integer(3, BPE) + _integer(4, len(pieces)) + _integer(35, int(_BYTE_PIECE in types))
     normalizer = _string(1, "identity") + _integer(3, int(dummy_prefix)) + _integer(4, 0) + _integer(5, 1)
     return body + _field(2, trainer) + _field(3, normalizer)
+
+
+def model_kind(model: bytes) -> int:
+    """Whether a serialised model is `UNIGRAM`, `BPE` or another kind (its trainer's `model_type`)."""
+    for field, content in _fields(model):
+        if field == 2 and isinstance(content, bytes):
+            return next(
+                (kind for name, kind in _fields(content) if name == 3 and isinstance(kind, int)), UNIGRAM
+            )
+    return UNIGRAM
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """The fields of a message in order: numbers for varints, bytes for everything else."""
+    position = 0
+
+    def varint() -> int:
+        nonlocal position
+        number, shift = 0, 0
+        while True:
+            byte = message[position]
+            position += 1
+            number |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return number
+
+    while position < len(message):
+        field, wire_type = divmod(varint(), 8)
+        if wire_type == _VARINT:
+            yield field, varint()
+            continue
+        size = {_BYTES: -1, _FLOAT: 4, _DOUBLE: 8}[wire_type]
+        size = varint() if size < 0 else size
+        yield field, message[position : position + size]
+        position += size
 
 
 def _varint(number: int) -> bytes:

@@ -6,8 +6,9 @@ Both are somebody else's libraries behind one `encode`. Byte-level BPE needs the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 TOKENS_HINT = "or give token windows with --tokens FILE.npy"
-CONTROL, USER_DEFINED = 3, 4
+UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4
 """Token types of a GGUF, which are SentencePiece's."""
 
 
@@ -38,15 +39,28 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class SentencePieceTokenizer:
-    """A SentencePiece model; `bos` is put in front unless it is None."""
+    """A SentencePiece model; `bos` is put in front unless it is None.
+
+    `specials` are tokens taken whole where their text occurs; what lies between them is encoded piece by
+    piece, each with the model's own space in front. So does llama.cpp; Hugging Face differs from both where
+    the text after a special token begins with a space, and adds no second one.
+    """
 
     processor: SentencePieceProcessor
     bos: int | None
+    specials: Mapping[str, int] = field(default_factory=dict)
 
     def encode(self, text: str) -> list[int]:
         """As in `Tokenizer`."""
-        prefix = [] if self.bos is None else [self.bos]
-        return prefix + list(self.processor.encode(text))
+        tokens = [] if self.bos is None else [self.bos]
+        longest_first = sorted(filter(None, self.specials), key=len, reverse=True)
+        pattern = "|".join(map(re.escape, longest_first))
+        for part in re.split(f"({pattern})", text) if pattern else [text]:
+            if part in self.specials:
+                tokens.append(self.specials[part])
+            elif part:
+                tokens += self.processor.encode(part)
+        return tokens
 
 
 @dataclass(frozen=True)
@@ -111,9 +125,8 @@ def _from_folder(folder: Path) -> Tokenizer:
     config = read_json_object(config_path) if config_path.is_file() else {}
     if (folder / "tokenizer.model").is_file():
         processor = load_sentencepiece(folder / "tokenizer.model")
-        return SentencePieceTokenizer(
-            processor, processor.bos_id() if config.get("add_bos_token", True) else None
-        )
+        bos = processor.bos_id() if config.get("add_bos_token", True) else None
+        return SentencePieceTokenizer(processor, bos, _specials(processor) | added_tokens(folder, config))
     path = folder / "tokenizer.json"
     if path.is_file():
         package = import_tokenizers(str(path))
@@ -125,6 +138,22 @@ def _from_folder(folder: Path) -> Tokenizer:
         f"there is no tokenizer.model and no tokenizer.json in {folder}",
         f"put the model's tokenizer files there, {TOKENS_HINT}",
     )
+
+
+def added_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, int]:
+    """Tokens a checkpoint adds to its SentencePiece model (`added_tokens.json`, `tokenizer_config.json`)."""
+    path = folder / "added_tokens.json"
+    found: dict[str, int] = dict(read_json_object(path)) if path.is_file() else {}
+    decoder = config.get("added_tokens_decoder") or {}
+    return found | {item["content"]: int(index) for index, item in decoder.items()}
+
+
+def _specials(processor: SentencePieceProcessor) -> dict[str, int]:
+    return {
+        processor.IdToPiece(index): index
+        for index in range(processor.vocab_size())
+        if processor.IsControl(index) or processor.IsUnknown(index)
+    }
 
 
 def _from_gguf(values: Mapping[str, Any], where: str) -> Tokenizer:
@@ -157,7 +186,9 @@ def _sentencepiece_from_gguf(
         processor = SentencePieceProcessor(model_proto=proto)
     except RuntimeError as error:
         raise TinyslebError(f"{where}: its vocabulary is no SentencePiece model: {error}") from error
-    return SentencePieceTokenizer(processor, _bos(values, default=True))
+    kinds = (UNKNOWN, CONTROL, USER_DEFINED)
+    specials = {token: index for index, token in enumerate(tokens) if types[index] in kinds}
+    return SentencePieceTokenizer(processor, _bos(values, default=True), specials)
 
 
 def _byte_level_from_gguf(
