@@ -62,7 +62,9 @@ def main() -> None:
     options = parser.parse_args()
 
     weights = open_model(options.model)
-    tokens = from_text(open_tokenizer(weights), [], options.window_length, options.windows, 0).tokens
+    tokens = from_text(
+        open_tokenizer(weights), [], options.window_length, options.windows, 0, weights.config.vocab_size
+    ).tokens
     candidates = list(removable(weights.config.blocks, 1, 1))
     some = candidates[:: max(1, len(candidates) // options.naive_candidates)][: options.naive_candidates]
     print(f"one round, {len(candidates)} candidates, {options.windows} x {options.window_length} tokens")

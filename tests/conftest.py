@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +16,8 @@ from reference import make_llama
 from tinysleb.cli import main
 
 REAL_MODEL = Path(__file__).parent.parent / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+SDIST = "llama-cpp-python==0.3.36"
 
 torch.set_num_threads(2)
 
@@ -52,3 +57,18 @@ def smollm2() -> Path:
     if not REAL_MODEL.is_file():
         pytest.skip(f"{REAL_MODEL} is absent: run `make model`")
     return REAL_MODEL
+
+
+@pytest.fixture(scope="session")
+def llama_cpp_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """llama.cpp's source tree out of the sdist of llama-cpp-python."""
+    folder = tmp_path_factory.mktemp("sdist")
+    download = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", SDIST]
+    done = subprocess.run([*download, "-d", str(folder)], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"{SDIST} cannot be fetched: {done.stderr[-200:]}")
+    (archive,) = folder.glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder, filter="data")
+    (tree,) = folder.glob("*/vendor/llama.cpp")
+    return tree

@@ -22,16 +22,16 @@ class Characters:
 def test_windows_in_order_without_a_seed(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("abcdefgh")
     (tmp_path / "b.txt").write_text("xyz")
-    found = from_text(Characters(), [tmp_path / "a.txt", tmp_path / "b.txt"], 3, None, None)
+    found = from_text(Characters(), [tmp_path / "a.txt", tmp_path / "b.txt"], 3, None, None, 2**21)
     assert ["".join(map(chr, window)) for window in found.tokens.tolist()] == ["abc", "def", "xyz"]
     assert found.source == "a.txt, b.txt"
-    assert len(from_text(Characters(), [tmp_path / "a.txt"], 3, 1, None).tokens) == 1
+    assert len(from_text(Characters(), [tmp_path / "a.txt"], 3, 1, None, 2**21).tokens) == 1
 
 
 def test_a_seed_samples_whole_windows(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("".join(map(chr, range(100, 1100))))
-    one, same, other = (from_text(Characters(), [path], 10, 7, seed) for seed in (0, 0, 1))
+    one, same, other = (from_text(Characters(), [path], 10, 7, seed, 2**21) for seed in (0, 0, 1))
     assert torch.equal(one.tokens, same.tokens)
     assert one.sha256 == same.sha256
     assert not torch.equal(one.tokens, other.tokens)
@@ -46,15 +46,21 @@ def test_the_default_text_is_there_offline() -> None:
 def test_too_short_a_text(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("ab")
     with pytest.raises(TinyslebError, match=r"a.txt: 2 tokens are too few for one window of 3"):
-        from_text(Characters(), [tmp_path / "a.txt"], 3, None, None)
+        from_text(Characters(), [tmp_path / "a.txt"], 3, None, None, 2**21)
+
+
+def test_tokens_the_model_has_no_row_for(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("abc")
+    with pytest.raises(TinyslebError, match=r"token 99 for a.txt; the model's vocabulary has 99 rows"):
+        from_text(Characters(), [tmp_path / "a.txt"], 3, None, None, 99)
 
 
 def test_text_that_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"abc\xff")
     with pytest.raises(TinyslebError, match="byte 0xff at 3"):
-        from_text(Characters(), [tmp_path / "a.txt"], 3, None, None)
+        from_text(Characters(), [tmp_path / "a.txt"], 3, None, None, 2**21)
     with pytest.raises(TinyslebError, match="cannot read"):
-        from_text(Characters(), [tmp_path / "none.txt"], 3, None, None)
+        from_text(Characters(), [tmp_path / "none.txt"], 3, None, None, 2**21)
 
 
 def test_a_token_file_is_taken_as_it_is(tmp_path: Path) -> None:

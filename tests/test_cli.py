@@ -194,6 +194,8 @@ def test_what_a_user_can_get_wrong(tiny_folder: Path, tiny_gguf: Path, run: Run,
         run("export", tiny_gguf, "--gguf", "x.gguf", "--type", "f16"), "is a GGUF already", "llama-quantize"
     )
     fails(run("export", tiny_gguf, "--hf", "x"), "is a GGUF")
+    np.save(tmp_path / "long.npy", np.ones((1, 513), dtype=np.int32))
+    fails(run(*prune, "--tokens", "long.npy"), "windows of 513 tokens, the model's context has 512")
     (tmp_path / "a-sleb").mkdir()
     (tmp_path / "b-sleb").mkdir()
     fails(run("export", "--gguf"), "found: a-sleb, b-sleb")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,39 +15,23 @@ import pytest
 from reference import FAMILIES, make_model
 from tinysleb.gguf_file import read_gguf
 
-SDIST = "llama-cpp-python==0.3.36"
 OTHER_VOCABULARY = ("olmo2",)
 """Families whose converter knows no SentencePiece, and no fingerprint of a tokenizer trained here."""
-
-
-@pytest.fixture(scope="session")
-def converter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """llama.cpp's source tree out of the sdist of llama-cpp-python."""
-    folder = tmp_path_factory.mktemp("sdist")
-    download = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", SDIST]
-    done = subprocess.run([*download, "-d", str(folder)], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"{SDIST} cannot be fetched: {done.stderr[-200:]}")
-    (archive,) = folder.glob("*.tar.gz")
-    with tarfile.open(archive) as tar:
-        tar.extractall(folder, filter="data")
-    (tree,) = folder.glob("*/vendor/llama.cpp")
-    return tree
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name not in OTHER_VOCABULARY])
 def test_export_equals_the_converters(
-    name: str, converter: Path, run: Callable[..., Any], tmp_path: Path
+    name: str, llama_cpp_source: Path, run: Callable[..., Any], tmp_path: Path
 ) -> None:
     family, changes = FAMILIES[name]
     folder = make_model(family, tmp_path / "m", tokenizer="sentencepiece", **changes)
     for type_ in ("f16", "f32"):
         assert run("export", folder, "--gguf", f"{type_}.gguf", "--type", type_).exit_code == 0
-        command = [sys.executable, str(converter / "convert_hf_to_gguf.py"), str(folder)]
+        command = [sys.executable, str(llama_cpp_source / "convert_hf_to_gguf.py"), str(folder)]
         subprocess.run(
             [*command, "--outtype", type_, "--outfile", str(tmp_path / f"theirs-{type_}.gguf")],
-            env=os.environ | {"PYTHONPATH": str(converter / "gguf-py")},
+            env=os.environ | {"PYTHONPATH": str(llama_cpp_source / "gguf-py")},
             check=True,
             capture_output=True,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import sentencepiece
 
 from reference import TEXT, llama_cpp_tokens, train_sentencepiece
 from tinysleb.errors import TinyslebError
+from tinysleb.gguf_file import read_gguf
 from tinysleb.open_model import open_model
-from tinysleb.tokenizer import open_tokenizer
+from tinysleb.tokenizer import open_tokenizer, tokenizer_from_gguf
 
 
 @pytest.mark.parametrize("kind", ["byte-level", "sentencepiece"])
@@ -60,6 +62,19 @@ def test_unigram_encodes_but_is_no_llama_vocabulary(
     result = run("export", folder, "--gguf", "m.gguf")
     assert result.exit_code == 1
     assert "of another kind than BPE" in result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama-spm", "phi-3", "gpt-2", "llama-bpe", "qwen2", "starcoder", "refact"])
+def test_real_vocabularies_against_llama_cpps_vectors(name: str, llama_cpp_source: Path) -> None:
+    """llama.cpp's own tests: texts, and their tokens by the original tokenizers."""
+    path = llama_cpp_source / "models" / f"ggml-vocab-{name}.gguf"
+    tokenizer = tokenizer_from_gguf(read_gguf(path).values(), name)
+    texts = Path(f"{path}.inp").read_text(encoding="utf-8").split("\n__ggml_vocab_test__\n")
+    expected = Path(f"{path}.out").read_text().splitlines()
+    for text, line in zip(texts, expected, strict=False):
+        tokens = replace(tokenizer, bos=None).encode(text)  # type: ignore[type-var]
+        assert tokens == [int(token) for token in line.split()], text
 
 
 @pytest.mark.slow

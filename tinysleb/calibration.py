@@ -40,13 +40,19 @@ def default_text() -> str:
 
 
 def from_text(
-    tokenizer: Tokenizer, files: Sequence[Path], length: int, count: int | None, seed: int | None
+    tokenizer: Tokenizer,
+    files: Sequence[Path],
+    length: int,
+    count: int | None,
+    seed: int | None,
+    vocab_size: int,
 ) -> Calibration:
     """Windows of the files' text (the default text if there are none).
 
     The texts are tokenised one by one and cut into consecutive windows of `length` tokens; a rest
     shorter than that is left out. With a seed, `count` of them in random order; without, the first
-    `count`; all if `count` is None. Raises TinyslebError if there is not even one.
+    `count`; all if `count` is None. Raises TinyslebError if there is not even one, or if the tokenizer
+    gives tokens that the model has no row for.
     """
     texts = [read_text(path) for path in files] if files else [default_text()]
     source = ", ".join(path.name for path in files) or DEFAULT_SOURCE
@@ -57,6 +63,11 @@ def from_text(
         raise TinyslebError(
             f"{source}: {found} tokens are too few for one window of {length}",
             "give more text, or a shorter --window-length",
+        )
+    if (largest := int(windows.max())) >= vocab_size:
+        raise TinyslebError(
+            f"the tokenizer gives token {largest} for {source}; the model's vocabulary has {vocab_size} rows",
+            "the tokenizer belongs to another model",
         )
     order = list(range(len(windows)))
     if seed is not None:

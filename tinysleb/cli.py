@@ -319,12 +319,19 @@ def _calibration(weights: Weights, options: dict[str, Any], seed: int | None) ->
     from tinysleb.calibration import from_text, from_token_file
     from tinysleb.tokenizer import open_tokenizer
 
+    config = weights.config
     if options["token_file"] is not None:
-        vocabulary = weights.config.vocab_size
-        return from_token_file(options["token_file"], vocabulary, options["windows"])
+        found = from_token_file(options["token_file"], config.vocab_size, options["windows"])
+        if (length := found.tokens.shape[1]) > config.context_length:
+            raise TinyslebError(
+                f"{options['token_file']} has windows of {length} tokens, "
+                f"the model's context has {config.context_length}"
+            )
+        return found
     count = options["windows"] or (WINDOWS if seed is not None else None)
-    length = min(options["window_length"], weights.config.context_length)
-    return from_text(open_tokenizer(weights), options["texts"], length, count, seed)
+    length = min(options["window_length"], config.context_length)
+    tokenizer = open_tokenizer(weights)
+    return from_text(tokenizer, options["texts"], length, count, seed, config.vocab_size)
 
 
 def _searched(weights: Weights, unfinished: Path, options: dict[str, Any]) -> Plan:

@@ -82,7 +82,7 @@ def open_tokenizer(weights: Weights) -> Tokenizer:
     Raises TinyslebError if there is none, or if it needs a package that is not installed.
     """
     if isinstance(weights, GgufWeights):
-        return _from_gguf(weights.file.values(), str(weights.path))
+        return tokenizer_from_gguf(weights.file.values(), str(weights.path))
     if isinstance(weights, HuggingfaceWeights):
         return _from_folder(weights.folder)
     raise TypeError(f"no tokenizer is known for {type(weights).__name__}")
@@ -156,7 +156,8 @@ def _specials(processor: SentencePieceProcessor) -> dict[str, int]:
     }
 
 
-def _from_gguf(values: Mapping[str, Any], where: str) -> Tokenizer:
+def tokenizer_from_gguf(values: Mapping[str, Any], where: str) -> Tokenizer:
+    """The tokenizer in a GGUF's metadata (key → value); `where` names the file in errors."""
     kind = values.get("tokenizer.ggml.model")
     tokens = values.get("tokenizer.ggml.tokens")
     if not tokens or not isinstance(tokens, list):
@@ -181,7 +182,10 @@ def _sentencepiece_from_gguf(
     if len(scores) != len(tokens):
         raise TinyslebError(f"{where}: {len(tokens)} tokens but {len(scores)} token scores")
     dummy_prefix = values.get("tokenizer.ggml.add_space_prefix", True)
-    proto = sentencepiece_bpe_model(tokens, scores, types, dummy_prefix=dummy_prefix)
+    unknown = values.get("tokenizer.ggml.unknown_token_id", types.index(UNKNOWN) if UNKNOWN in types else 0)
+    pieces = [CONTROL if type_ == UNKNOWN else type_ for type_ in types]
+    pieces[unknown] = UNKNOWN  # the library wants exactly one
+    proto = sentencepiece_bpe_model(tokens, scores, pieces, dummy_prefix=dummy_prefix)
     try:
         processor = SentencePieceProcessor(model_proto=proto)
     except RuntimeError as error:
