@@ -136,8 +136,59 @@ def test_a_killed_search_resumes_to_the_same_plan(
     assert not list(tmp_path.glob("*.unfinished.json"))
 
 
+def test_what_is_found_is_cut_to_what_is_wanted(
+    tiny_folder: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Resuming for fewer blocks than the search has removed already."""
+    monkeypatch.setattr("tinysleb.cli._write_shortened", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    words = ("prune", tiny_folder, "-o", "out", *FAST)
+    assert run(*words, "--remove", 3).exit_code == 1
+    three = json.loads((tmp_path / "out.unfinished.json").read_text())["removed"]
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.json").write_text('{"blocks": 6, "removed": [2]}')
+    assert run("prune", tiny_folder, "-o", "out", "--plan", "p.json").exit_code == 0
+    assert (tmp_path / "out.unfinished.json").exists(), "applying a plan leaves somebody's search alone"
+    assert run(*words, "--remove", 2, "--resume", "--force").exit_code == 0
+    assert json.loads((tmp_path / "out" / "plan.json").read_text())["removed"] == three[:2]
+
+
+def test_force_replaces_nothing_that_holds_an_input_or_is_no_model(
+    tiny_folder: Path, tiny_gguf: Path, run: Run, tmp_path: Path
+) -> None:
+    inside = Path(shutil.copytree(tiny_folder, tmp_path / "parent" / "m"))
+    shutil.copy(inside / "config.json", tmp_path / "parent")
+    (tmp_path / "p.json").write_text('{"blocks": 6, "removed": [2, 3]}')
+    apply = ("--plan", "p.json", "--force")
+    fails(
+        run("prune", inside / "model.safetensors", "-o", inside, *apply), "is the input itself, or holds it"
+    )
+    fails(run("prune", inside, "-o", "parent", *apply), "parent is the input itself, or holds it")
+    fails(run("export", inside, "--hf", "parent", "--force"), "parent is the input itself, or holds it")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "thesis.txt").touch()
+    fails(run("prune", inside, "-o", "docs", *apply), "docs is a folder that holds no model")
+    shutil.copy(tmp_path / "p.json", tmp_path / "x.plan.json")
+    own = run("prune", tiny_gguf, "-o", "x.gguf", "--plan", "x.plan.json", "--remove", 1, "--force")
+    fails(own, "x.plan.json is the input itself")
+    assert (tmp_path / "docs" / "thesis.txt").exists()
+    assert (inside / "model.safetensors").exists()
+    assert open_model(inside).config.blocks == 6
+
+
+def test_termination_leaves_nothing_behind(tiny_folder: Path, tmp_path: Path) -> None:
+    code = (
+        "import os, signal\nfrom tinysleb.export import huggingface\nfrom tinysleb.cli import main\n"
+        "huggingface._write_shards = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\n"
+        f"main(['export', {str(tiny_folder)!r}, '--hf', 'out'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True)
+    assert done.returncode == 143
+    assert {path.name for path in tmp_path.iterdir()} == {"tokens.npy"}
+
+
 def test_existing_outputs_are_refused_before_the_search(tiny_folder: Path, run: Run, tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
+    shutil.copytree(tiny_folder, tmp_path / "out")
     (tmp_path / "out" / "mine.txt").touch()
     result = run("prune", tiny_folder, "-o", "out", "--remove", 1, *FAST)
     fails(result, "out exists already", "--force")
@@ -173,6 +224,7 @@ def test_mistakes_of_usage_exit_with_2(tiny_folder: Path, run: Run) -> None:
     assert run("prune", tiny_folder, "--remove", 0).exit_code == 2
     assert run("prune", tiny_folder, "--remove", 1, "--ratio", 0.5, *FAST).exit_code == 2
     assert run("export", tiny_folder).exit_code == 2
+    assert "Name the model first" in run("export", "--gguf", tiny_folder).stderr
     assert run("eval", tiny_folder).exit_code == 2
 
 
@@ -186,6 +238,8 @@ def test_what_a_user_can_get_wrong(tiny_folder: Path, tiny_gguf: Path, run: Run,
     fails(run(*prune, "--text", "short.txt"), "tokens are too few for one window of 512", "--window-length")
     fails(run(*prune, "--text", "absent.txt"), "cannot read absent.txt")
     fails(run(*prune, "--remove", 5, *FAST), "5 blocks cannot be removed: only 4 of 6 may go", "--remove")
+    every = run(*prune, "--remove", 6, "--keep-first", 0, "--keep-last", 0, *FAST)
+    fails(every, "6 blocks cannot be removed: only 5 of 6 may go")
     fails(run(*prune, "--ratio", 0.01, *FAST), "--ratio 0.01 of 6 blocks is none")
     fails(run(*prune, "--memory", "much", *FAST), "'much' is no amount of memory", "4GiB")
     fails(run(*prune, "--memory", "10MB", *FAST), "too little for one window", "at least")

@@ -15,7 +15,7 @@ LAYERS = (
     "huggingface_source gguf_source model fingerprint device",
     "open_model tokenizer sweep",
     "inspect calibration search",
-    "evaluate",
+    "evaluate pruning",
     "cli",
     "__main__",
 )

@@ -50,6 +50,9 @@ WRONG: dict[str, tuple[Any, str]] = {
     "outside": ({"blocks": 5, "removed": [5]}, r"`removed` is \[5\]"),
     "twice": ({"blocks": 5, "removed": [1, 1]}, r"\[1, 1\]"),
     "all": ({"blocks": 2, "removed": [0, 1]}, r"\[0, 1\]"),
+    "too many blocks": ({"blocks": 10**9, "removed": [1]}, "found 1000000000"),
+    "target": ({"blocks": 5, "removed": [1], "target": [1]}, "`target`"),
+    "loss": ({"blocks": 5, "removed": [1], "loss": "x"}, "`loss`"),
     "rounds": ({"blocks": 5, "removed": [1], "rounds": [{"removed": 1}]}, "`rounds`"),
 }
 

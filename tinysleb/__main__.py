@@ -2,4 +2,4 @@
 
 from tinysleb.cli import main
 
-main()
+main(prog_name="tinysleb")

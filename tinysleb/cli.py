@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -13,19 +15,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from tinysleb import __version__
-from tinysleb.config import check_rotation_pattern, parameter_count
+from tinysleb.config import block_parameter_count, check_rotation_pattern, parameter_count
 from tinysleb.errors import TinyslebError
-from tinysleb.files import read_json_object, refuse_existing, replaced_file, write_json
-from tinysleb.memory import Budget, format_bytes, parse_bytes, resident_bytes
+from tinysleb.files import read_json_object, refuse_existing, refuse_full_disk, replaced_file, write_json
+from tinysleb.memory import format_bytes
 from tinysleb.plan import Plan, perplexity, plan_to_json, read_plan
 
 if TYPE_CHECKING:
-    from tinysleb.calibration import Calibration
-    from tinysleb.search import Compute
+    from tinysleb.pruning import Windows
     from tinysleb.weights import Weights
 
 WINDOW_LENGTH = 1024
-WINDOWS = 4
 EXPORT_TYPES = ("auto", "f32", "f16", "bf16", "q8_0")
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -86,7 +86,7 @@ def _shared(*options: Callable[[Command], Command]) -> Callable[[Command], Comma
 text_options = _shared(
     click.option("--text", "texts", type=path_type, multiple=True, help="A UTF-8 text; repeatable."),
     click.option("--tokens", "token_file", type=path_type, help="Windows as a .npy array, int32 [n, T]."),
-    click.option("--windows", type=click.IntRange(1), help="How many windows to use."),
+    click.option("--windows", type=click.IntRange(1), help="How many.  [default: 4; all for eval]"),
     click.option(
         "--window-length", type=click.IntRange(2), default=WINDOW_LENGTH, show_default=True,
         help="Tokens in a window.",
@@ -111,20 +111,33 @@ dtype_choice = click.Choice(["auto", "float32", "bfloat16", "float16"])
 @click.version_option(__version__)
 def main() -> None:
     """Shorten Llama-family models: find the blocks a model can do without, and leave them out."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary files are deleted
 
 
 @main.command()
 @click.argument("model", type=path_type)
 @click.option("-o", "--output", "out", type=path_type, help="Default: MODEL's name with -sleb, here.")
 @click.option("--remove", type=click.IntRange(1), help="How many blocks to leave out.")
-@click.option("--ratio", type=click.FloatRange(0, 1), help="Which part of the blocks.  [default: 0.2]")
-@click.option("--keep-first", type=click.IntRange(0), default=1, show_default=True, help="Blocks that stay.")
-@click.option("--keep-last", type=click.IntRange(0), default=1, show_default=True, help="Blocks that stay.")
+@click.option("--ratio", type=click.FloatRange(0, 1), help="The part to leave out.  [default: 0.2]")
+@click.option(
+    "--keep-first",
+    type=click.IntRange(0),
+    default=1,
+    show_default=True,
+    help="Blocks at the bottom that stay.",
+)
+@click.option(
+    "--keep-last",
+    type=click.IntRange(0),
+    default=1,
+    show_default=True,
+    help="Blocks at the top that stay.",
+)
 @text_options
 @click.option("--seed", default=0, show_default=True, help="Chooses and orders the windows.")
 @click.option("--exact", is_flag=True, help="Score all candidates on all windows; no racing.")
 @compute_options
-@click.option("--dtype", type=dtype_choice, default="auto", help="Of the matrix products.")
+@click.option("--dtype", type=dtype_choice, default="auto", show_default=True, help="Of the matrix products.")
 @click.option("--plan", "plan_path", type=path_type, help="Apply this plan, or its first --remove blocks.")
 @click.option("--resume", is_flag=True, help="Continue an unfinished search.")
 @force_option
@@ -139,15 +152,18 @@ def prune(model: Path, out: Path | None, plan_path: Path | None, **options: Any)
 
     weights = open_model(model)
     out = out or _default_output(model)
-    refuse_existing(out, options["force"], model)
+    inputs = [model, *([] if plan_path is None else [plan_path])]
+    refuse_existing(out, options["force"], *inputs)
     if not model.is_dir():
-        refuse_existing(_plan_path(out), options["force"])
-    unfinished = out.with_name(out.name + ".unfinished.json")
-    if plan_path is None:
-        _refuse_moving_pattern(weights)
-    plan = _plan_for(weights, plan_path, options) if plan_path else _searched(weights, unfinished, options)
-    _write_shortened(weights, plan, out)
-    unfinished.unlink(missing_ok=True)
+        refuse_existing(_plan_path(out), options["force"], *inputs)
+    if plan_path is not None:
+        plan = _plan_for(weights, plan_path, options)
+        _write_shortened(weights, plan, out)
+    else:
+        unfinished = out.with_name(out.name + ".unfinished.json")
+        plan = _searched(weights, out, unfinished, options)
+        _write_shortened(weights, plan, out)
+        unfinished.unlink(missing_ok=True)
     _print_pruned(weights, plan, out, options["as_json"])
 
 
@@ -172,12 +188,14 @@ def export(
     pre: str | None,
     force: bool,
 ) -> None:
-    """Write MODEL in another format, uncut as it is.
+    """Write MODEL as a GGUF or as a Hugging Face folder, with all its blocks.
 
     Without MODEL, the one *-sleb folder in the current directory is taken.
     """
     if (gguf_out is None) == (hf_out is None):
         raise click.UsageError("Give either --gguf [OUT] or --hf OUT.")
+    if model is None and gguf_out and Path(gguf_out).is_dir():
+        raise click.UsageError(f"{gguf_out} was read as OUT. Name the model first: export MODEL --gguf.")
     model = model or _only_shortened_folder()
     if hf_out is not None:
         _export_folder(model, hf_out, force)
@@ -196,12 +214,13 @@ def eval_(model: Path, as_json: bool, **options: Any) -> None:
     """Print MODEL's perplexity on a text, its windows taken in order."""
     from tinysleb.evaluate import evaluate
     from tinysleb.open_model import open_model
+    from tinysleb.pruning import calibrate, compute_on
 
     if not options["texts"] and options["token_file"] is None:
         raise click.UsageError("Give a text with --text, or windows with --tokens.")
     weights = open_model(model)
-    tokens = _calibration(weights, options, seed=None).tokens
-    compute = _compute(options)
+    tokens = calibrate(weights, _windows(options), seed=None).tokens
+    compute = compute_on(options["device"], options["dtype"], options["memory"])
     progress = _Progress()
     result = evaluate(weights, tokens, compute, lambda part: progress(f"evaluating {model}", part))
     progress.clear()
@@ -226,8 +245,11 @@ def inspect(model: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(values))
         return
+    least, passes = values.pop("prune_memory_bytes"), values.pop("prune_block_passes")
     for key, value in values.items():
         click.echo(f"{key.replace('_', ' '):<20} {_shown(key, value)}")
+    click.echo(f"{'prune needs':<20} --memory of about {format_bytes(least)} at least")
+    click.echo(f"{'':<20} {passes} block passes for each window in the first round, if exact")
 
 
 @main.command()
@@ -250,6 +272,8 @@ def _shown(key: str, value: Any) -> str:
         return ", ".join(f"{name} {format_bytes(size)}" for name, size in value.items())
     if key.endswith("bytes"):
         return format_bytes(value)
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
     return f"{value:,}" if key.endswith("parameters") else str(value)
 
 
@@ -306,59 +330,34 @@ def _refuse_moving_pattern(weights: Weights) -> None:
         check_rotation_pattern(weights.config.shortened(kept), weights.path)
 
 
-def _compute(options: dict[str, Any]) -> Compute:
-    from tinysleb.device import choose_device, choose_dtype
-    from tinysleb.search import Compute
+def _searched(weights: Weights, out: Path, unfinished: Path, options: dict[str, Any]) -> Plan:
+    from tinysleb.pruning import SearchRequest, run_search
 
-    device = choose_device(options["device"])
-    dtype = choose_dtype(options["dtype"], device)
-    return Compute(device, dtype, Budget(parse_bytes(options["memory"]), resident_bytes()))
-
-
-def _calibration(weights: Weights, options: dict[str, Any], seed: int | None) -> Calibration:
-    from tinysleb.calibration import from_text, from_token_file
-    from tinysleb.tokenizer import open_tokenizer
-
-    config = weights.config
-    if options["token_file"] is not None:
-        found = from_token_file(options["token_file"], config.vocab_size, options["windows"])
-        if (length := found.tokens.shape[1]) > config.context_length:
-            raise TinyslebError(
-                f"{options['token_file']} has windows of {length} tokens, "
-                f"the model's context has {config.context_length}"
-            )
-        return found
-    count = options["windows"] or (WINDOWS if seed is not None else None)
-    length = min(options["window_length"], config.context_length)
-    tokenizer = open_tokenizer(weights)
-    return from_text(tokenizer, options["texts"], length, count, seed, config.vocab_size)
-
-
-def _searched(weights: Weights, unfinished: Path, options: dict[str, Any]) -> Plan:
-    """Run the search, saving the plan after every round."""
-    from tinysleb.search import removable, search
-
-    calibration = _calibration(weights, options, options["seed"])
-    compute = _compute(options)
-    blocks = weights.config.blocks
-    plan = Plan(
-        blocks=blocks,
-        target=_target(blocks, options),
-        settings=_settings(weights, calibration, compute, options),
+    _refuse_moving_pattern(weights)
+    target = _target(weights.config.blocks, options)
+    kept = 1 - target * block_parameter_count(weights.config) / parameter_count(weights.config)
+    stored = sum(info.nbytes for info in weights.tensors.values())
+    refuse_full_disk(out, int(kept * stored))
+    names = ("seed", "keep_first", "keep_last", "exact", "device", "dtype", "memory", "resume", "force")
+    request = SearchRequest(
+        target=target,
+        windows=_windows(options),
+        unfinished=unfinished,
+        **{name: options[name] for name in names},
     )
-    plan = _resumed(plan, unfinished, options["resume"], options["force"])
-    allowed = removable(blocks, options["keep_first"], options["keep_last"])
-    _announce(plan, calibration, compute)
     progress = _Progress()
-    for latest in search(
-        weights, calibration.tokens, plan, compute,
-        allowed=allowed, exact=options["exact"], progress=progress,
-    ):  # fmt: skip
-        plan = latest
-        write_json(unfinished, plan_to_json(plan))
+
+    def say(text: str) -> None:
         progress.clear()
-        click.echo(_round_line(plan), err=True)
-    return plan
+        click.echo(text, err=True)
+
+    return run_search(weights, request, say, progress)
+
+
+def _windows(options: dict[str, Any]) -> Windows:
+    from tinysleb.pruning import Windows
+
+    return Windows(options["texts"], options["token_file"], options["windows"], options["window_length"])
 
 
 def _target(blocks: int, options: dict[str, Any]) -> int:
@@ -369,71 +368,6 @@ def _target(blocks: int, options: dict[str, Any]) -> int:
     if target < 1:
         raise TinyslebError(f"--ratio {ratio} of {blocks} blocks is none", "give a larger ratio")
     return target
-
-
-def _settings(
-    weights: Weights, calibration: Calibration, compute: Compute, options: dict[str, Any]
-) -> dict[str, Any]:
-    from tinysleb.fingerprint import fingerprint
-
-    return {
-        "version": __version__,
-        "model": weights.path.resolve().name,
-        "fingerprint": fingerprint(weights),
-        "metric": "perplexity",
-        "exact": options["exact"],
-        "text": calibration.source,
-        "text_sha256": calibration.sha256,
-        "windows": calibration.tokens.shape[0],
-        "window_length": calibration.tokens.shape[1],
-        "seed": options["seed"],
-        "keep_first": options["keep_first"],
-        "keep_last": options["keep_last"],
-        "dtype": str(compute.dtype).removeprefix("torch."),
-        "device": compute.device.type,
-    }
-
-
-def _resumed(plan: Plan, unfinished: Path, resume: bool, force: bool) -> Plan:
-    """The plan so far, if a search of the same settings was interrupted and is to be continued."""
-    if not unfinished.exists():
-        return plan
-    found = read_plan(unfinished)
-    if not resume:
-        if force:
-            return plan
-        raise TinyslebError(
-            f"{unfinished} holds a search that stopped after {len(found.rounds)} rounds",
-            "continue it with --resume, or start again with --force",
-        )
-    for key, value in plan.settings.items():
-        if found.settings.get(key) != value:
-            raise TinyslebError(
-                f"{unfinished} was made with {key} {found.settings.get(key)!r}, now it is {value!r}",
-                "resume with the same settings, or start again with --force",
-            )
-    return replace(found, target=max(plan.target, len(found.rounds)))
-
-
-def _announce(plan: Plan, calibration: Calibration, compute: Compute) -> None:
-    windows, length = calibration.tokens.shape
-    click.echo(
-        f"removing {plan.target} of {plan.blocks} blocks; calibrating on {windows} windows of {length} "
-        f"tokens of {calibration.source}; {plan.settings['dtype']} products on {compute.device.type}",
-        err=True,
-    )
-
-
-def _round_line(plan: Plan) -> str:
-    *earlier, round_ = plan.rounds
-    before = earlier[-1].loss if earlier else plan.loss
-    most = max(score.windows for score in round_.candidates.values())
-    left_early = sum(score.windows < most for score in round_.candidates.values())
-    return (
-        f"round {len(plan.rounds)}/{plan.target}: block {round_.removed} removed, perplexity "
-        f"{perplexity(before or 0):.2f} -> {perplexity(round_.loss):.2f}, "
-        f"{len(round_.candidates)} candidates ({left_early} left early), {round_.seconds:.1f} s"
-    )
 
 
 def _write_shortened(weights: Weights, plan: Plan, out: Path) -> None:
@@ -454,19 +388,16 @@ def _write_shortened(weights: Weights, plan: Plan, out: Path) -> None:
 
 
 def _print_pruned(weights: Weights, plan: Plan, out: Path, as_json: bool) -> None:
-    before = parameter_count(weights.config)
-    after = parameter_count(weights.config.shortened(plan.kept))
+    before, after = (parameter_count(c) for c in (weights.config, weights.config.shortened(plan.kept)))
     if as_json:
         click.echo(json.dumps({"output": str(out), "parameters": after, **plan_to_json(plan)}))
         return
-    removed = ", ".join(map(str, plan.removed))
+    removed = ", ".join(map(str, plan.removed)) or "none"
     click.echo(f"{out}: {len(plan.kept)} of {plan.blocks} blocks, without {removed}")
     click.echo(f"parameters: {before:,} -> {after:,} ({after / before:.0%})")
-    if plan.loss is not None:
-        last = plan.rounds[-1].loss
-        click.echo(
-            f"perplexity on the calibration text: {perplexity(plan.loss):.2f} -> {perplexity(last):.2f}"
-        )
+    if plan.loss is not None and plan.rounds and math.isfinite(plan.rounds[-1].loss):
+        first, last = perplexity(plan.loss), perplexity(plan.rounds[-1].loss)
+        click.echo(f"perplexity on the calibration text: {first:.2f} -> {last:.2f}")
 
 
 def _export_folder(model: Path, out: Path, force: bool) -> None:

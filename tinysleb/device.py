@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from tinysleb.errors import TinyslebError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-PROBE_SIZE, PROBE_RUNS = 1024, 5
+PROBE_SIZE, PROBE_RUNS = 1024, 8
+PROBED = (torch.float32, torch.bfloat16)
 WORTHWHILE = 1.3
 """How much faster bfloat16 must be than float32 to be chosen."""
 
@@ -30,23 +31,21 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 where a probe of about 50 ms finds its matrix products faster, else float32.
+    """`auto` is bfloat16 where a short probe finds its matrix products faster, else float32.
 
-    The probe is the same for all models and counts the fastest of several runs, so that a busy machine
-    does not change the answer.
+    The probe is the same for all models, takes both in turn, and counts the fastest run of each, so that
+    a busy machine hardly ever changes the answer.
     """
     if name != "auto":
         return DTYPES[name]
-    float32, bfloat16 = (_fastest_product(dtype, device) for dtype in (torch.float32, torch.bfloat16))
+    runs = [[_product_seconds(dtype, device) for dtype in PROBED] for _ in range(PROBE_RUNS)]
+    float32, bfloat16 = (min(seconds) for seconds in zip(*runs, strict=True))
     return torch.bfloat16 if float32 > WORTHWHILE * bfloat16 else torch.float32
 
 
-def _fastest_product(dtype: torch.dtype, device: torch.device) -> float:
-    """Seconds for one matrix product, the result awaited."""
+def _product_seconds(dtype: torch.dtype, device: torch.device) -> float:
+    """How long one matrix product takes, the result awaited."""
     square = torch.ones(PROBE_SIZE, PROBE_SIZE, dtype=dtype, device=device)
-    seconds = []
-    for _ in range(PROBE_RUNS):
-        begin = time.perf_counter()
-        F.linear(square[: PROBE_SIZE // 2], square)[0, 0].item()
-        seconds.append(time.perf_counter() - begin)
-    return min(seconds)
+    begin = time.perf_counter()
+    F.linear(square[: PROBE_SIZE // 2], square)[0, 0].item()
+    return time.perf_counter() - begin

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tinysleb.memory import windows_per_sweep
+from tinysleb.memory import SPARE_STREAMS, windows_per_sweep
 from tinysleb.model import chunks
 from tinysleb.plan import perplexity
-from tinysleb.search import SPARE_STREAMS, Compute
+from tinysleb.search import Compute
 from tinysleb.sweep import BASE, sweep
 from tinysleb.weights import Weights
 

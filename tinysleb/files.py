@@ -46,18 +46,41 @@ def read_text(path: Path) -> str:
 
 
 def refuse_existing(path: Path, force: bool, *inputs: Path) -> None:
-    """Refuse, before any slow work, an output that exists or that is one of the inputs."""
+    """Refuse, before any slow work, an output that may not be written.
+
+    Nothing that holds an input is ever replaced, nor a folder that is not a model's; with `force`, an
+    existing file or model folder is.
+    """
     for source in inputs:
-        if path.exists() and source.exists() and path.samefile(source):
-            raise TinyslebError(f"{path} is the input itself", "choose another output with -o")
+        if path.exists() and source.exists() and _holds(path, source):
+            raise TinyslebError(f"{path} is the input itself, or holds it", "choose another output with -o")
     if path.exists() and not force:
         raise TinyslebError(
             f"{path} exists already", "choose another output with -o, or replace it with --force"
         )
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise TinyslebError(
+            f"{path} is a folder that holds no model, and is not replaced", "choose another output with -o"
+        )
     if not path.parent.is_dir():
         raise TinyslebError(f"the folder {path.parent} does not exist", "create it first")
     if not os.access(path.parent, os.W_OK):
-        raise TinyslebError(f"the folder {path.parent} cannot be written to")
+        raise TinyslebError(f"the folder {path.parent} cannot be written to", "choose another output with -o")
+
+
+def refuse_full_disk(path: Path, needed: int) -> None:
+    """Refuse, before any slow work, an output of `needed` bytes that the disk has no space for."""
+    free = shutil.disk_usage(path.parent).free
+    if free < needed:
+        raise TinyslebError(
+            f"no space left on the disk for {path}: it needs {needed} bytes, {free} are free",
+            "free some space, or choose another place with -o",
+        )
+
+
+def _holds(path: Path, source: Path) -> bool:
+    resolved = source.resolve()
+    return path.resolve() in (resolved, *resolved.parents)
 
 
 @contextmanager

@@ -17,7 +17,10 @@ TOKEN_CHUNK = 1024
 """Tokens whose logits over one chunk of the vocabulary are held at a time."""
 CALL_TOKENS = 2048
 """Tokens that go through a block in one call, unless one window is longer."""
+SPARE_STREAMS = 3
+"""Streams besides the candidates': the base, and the copies that scoring makes of one."""
 ASSUMED_RESIDENT_BYTES = 400 * 2**20
+"""What the program takes before it begins, where that cannot be measured."""
 
 
 def parse_bytes(text: str) -> int:

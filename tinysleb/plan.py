@@ -11,6 +11,8 @@ from typing import Any
 from tinysleb.errors import TinyslebError
 from tinysleb.files import read_json_object
 
+MOST_BLOCKS = 10_000
+
 
 @dataclass(frozen=True)
 class Score:
@@ -91,7 +93,7 @@ def read_plan(path: Path) -> Plan:
     """
     value = read_json_object(path)
     blocks, removed = value.get("blocks"), value.get("removed")
-    if type(blocks) is not int or blocks < 1:
+    if type(blocks) is not int or not 1 <= blocks <= MOST_BLOCKS:
         raise TinyslebError(f"{path}: `blocks` should be the model's number of blocks, found {blocks!r}")
     if not isinstance(removed, list) or any(type(item) is not int for item in removed):
         raise TinyslebError(f"{path}: `removed` should be a list of block indices, found {removed!r}")
@@ -100,19 +102,24 @@ def read_plan(path: Path) -> Plan:
         raise TinyslebError(
             f"{path}: `removed` is {removed}; it should name some of the blocks 0 … {blocks - 1}, each once"
         )
+    target, loss = value.get("target", len(removed)), value.get("loss")
+    if type(target) is not int or target < len(removed):
+        raise TinyslebError(f"{path}: `target` should be how many blocks were to go, found {target!r}")
+    if loss is not None and type(loss) not in (int, float):
+        raise TinyslebError(f"{path}: `loss` should be a number or null, found {loss!r}")
     try:
-        return _from_json(value, blocks, removed)
+        return _from_json(value, blocks, removed, target)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise TinyslebError(f"{path}: `rounds` is not as tinysleb writes it ({error!r})") from error
 
 
-def _from_json(value: dict[str, Any], blocks: int, removed: list[int]) -> Plan:
+def _from_json(value: dict[str, Any], blocks: int, removed: list[int], target: int) -> Plan:
     rounds = [_round(item) for item in value.get("rounds") or []]
     if [round_.removed for round_ in rounds] != removed:
         rounds = [Round(index, math.nan, 0.0, {}) for index in removed]
     return Plan(
         blocks=blocks,
-        target=int(value.get("target", len(removed))),
+        target=target,
         settings=dict(value.get("settings") or {}),
         loss=value.get("loss"),
         rounds=tuple(rounds),

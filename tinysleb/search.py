@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tinysleb.errors import TinyslebError
-from tinysleb.memory import Budget, windows_per_sweep
+from tinysleb.memory import SPARE_STREAMS, Budget, windows_per_sweep
 from tinysleb.plan import Plan, Round, Score
 from tinysleb.sweep import BASE, sweep
 from tinysleb.weights import Weights
@@ -26,8 +26,6 @@ ERROR_LEVEL = 0.01
 SEGMENT = 32
 """Tokens whose losses are summed into one observation of the test: neighbours are not independent."""
 FEWEST_SEGMENTS = 12
-SPARE_STREAMS = 3
-"""The base stream, and the copies that scoring makes of one stream."""
 
 Progress = Callable[[str, float], None]
 """Told what is being done and which part of it is done, from 0 to 1."""
@@ -62,11 +60,7 @@ def search(
     `tokens`: calibration windows `[n, T]`. `allowed`: blocks that may go. Ties go to the lower index.
     Raises TinyslebError if more blocks are asked for than may go, or if a loss is not finite.
     """
-    if plan.target > len(allowed):
-        raise TinyslebError(
-            f"{plan.target} blocks cannot be removed: only {len(allowed)} of {plan.blocks} may go",
-            "lower --remove or --ratio, or --keep-first and --keep-last",
-        )
+    check_target(plan.target, plan.blocks, allowed)
     while not plan.finished:
         begin = time.monotonic()
         number = len(plan.rounds) + 1
@@ -80,6 +74,15 @@ def search(
         loss = race.loss(BASE) if plan.loss is None else plan.loss
         plan = replace(plan, loss=loss, rounds=(*plan.rounds, round_))
         yield plan
+
+
+def check_target(target: int, blocks: int, allowed: Sequence[int]) -> None:
+    """Raise TinyslebError if more blocks are asked for than may go, or all."""
+    if target > len(allowed) or target >= blocks:
+        raise TinyslebError(
+            f"{target} blocks cannot be removed: only {min(len(allowed), blocks - 1)} of {blocks} may go",
+            "lower --remove or --ratio, or --keep-first and --keep-last",
+        )
 
 
 class _Race:

@@ -184,6 +184,10 @@ def _sentencepiece_from_gguf(
     dummy_prefix = values.get("tokenizer.ggml.add_space_prefix", True)
     unknown = values.get("tokenizer.ggml.unknown_token_id", types.index(UNKNOWN) if UNKNOWN in types else 0)
     pieces = [CONTROL if type_ == UNKNOWN else type_ for type_ in types]
+    if not isinstance(unknown, int) or not 0 <= unknown < len(tokens):
+        raise TinyslebError(
+            f"{where}: `tokenizer.ggml.unknown_token_id` is {unknown!r} of {len(tokens)} tokens"
+        )
     pieces[unknown] = UNKNOWN  # the library wants exactly one
     proto = sentencepiece_bpe_model(tokens, scores, pieces, dummy_prefix=dummy_prefix)
     try:
