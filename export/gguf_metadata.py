@@ -12,10 +12,11 @@ from typing import Any
 import gguf
 from gguf.gguf_writer import GGUFValue, GGUFWriter
 
-from tinysleb.config import ModelConfig, Rotary, parameter_count
+from tinysleb.config import ModelConfig, parameter_count
 from tinysleb.export.gguf_vocab import add_vocabulary
 from tinysleb.files import read_json_object
 from tinysleb.gguf_file import GgufValue
+from tinysleb.rotary import Rotary
 
 
 def checkpoint_metadata(

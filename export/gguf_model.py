@@ -12,7 +12,7 @@ import torch
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import quantize
 
-from tinysleb.config import Rotary, check_rotation_pattern
+from tinysleb.config import check_rotation_pattern
 from tinysleb.errors import TinyslebError
 from tinysleb.export.gguf_metadata import checkpoint_metadata
 from tinysleb.export.gguf_writer import TensorTypes, tinysleb_metadata, write_all, write_gguf_file
@@ -24,6 +24,7 @@ from tinysleb.gguf_names import (
     interleaved,
     rotated_heads,
 )
+from tinysleb.rotary import Rotary
 from tinysleb.weights import Weights
 
 TYPES = {

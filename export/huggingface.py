@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tinysleb.config import ModelConfig
 from tinysleb.files import read_json_object, replaced_folder
 from tinysleb.huggingface_source import INDEX_NAME, SINGLE_NAME
 from tinysleb.safetensors_file import write_safetensors
@@ -32,16 +33,17 @@ def write_huggingface(
             named = file.name.startswith("LICENSE") or file.suffix in COPIED_SUFFIXES
             if file.is_file() and named and file.name not in NOT_COPIED:
                 shutil.copyfile(file, temporary / file.name)
-        config = cut_config(read_json_object(folder / "config.json"), kept)
+        config = cut_config(read_json_object(folder / "config.json"), kept, weights.config)
         _write(temporary / "config.json", config)
         _write(temporary / "plan.json", plan)
         _write_shards(weights, temporary)
 
 
-def cut_config(config: dict[str, Any], kept: Sequence[int]) -> dict[str, Any]:
-    """`config.json` of the shorter model: the new block count, per-block lists cut to `kept`.
+def cut_config(config: dict[str, Any], kept: Sequence[int], shape: ModelConfig) -> dict[str, Any]:
+    """`config.json` of the shorter model, whose shape is `shape`: per-block lists are cut to `kept`.
 
-    Weights are written unquantised, so `quantization_config` goes.
+    What follows from a block's position in the original is written out, since positions change. Weights
+    are written unquantised, so `quantization_config` goes.
     """
     blocks = config["num_hidden_layers"]
     cut = {
@@ -49,6 +51,11 @@ def cut_config(config: dict[str, Any], kept: Sequence[int]) -> dict[str, Any]:
         for key, value in config.items()
         if isinstance(value, list) and len(value) == blocks and not _is_token_list(key)
     }
+    if shape.unrotated:
+        cut["no_rope_layers"] = [int(not still) for still in shape.unrotated]
+    if shape.attention_windows and "max_window_layers" in shape.architecture.keys:
+        kinds = ("full_attention", "sliding_attention")
+        cut["layer_types"] = [kinds[window > 0] for window in shape.attention_windows]
     plain = {key: value for key, value in config.items() if key != "quantization_config"}
     return plain | cut | {"num_hidden_layers": len(kept)}
 

@@ -94,6 +94,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama biases": ("LlamaForCausalLM", {"attention_bias": True, "mlp_bias": True}),
     "llama linear": ("LlamaForCausalLM", {"rope_parameters": _LINEAR}),
     "llama llama3": ("LlamaForCausalLM", {"rope_parameters": _LLAMA3}),
+    "llama dynamic": (
+        "LlamaForCausalLM",
+        {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
+    ),
     "llama yarn": ("LlamaForCausalLM", {"rope_parameters": _YARN}),
     "mistral": ("MistralForCausalLM", {"sliding_window": None}),
     "mistral nemo": ("MistralForCausalLM", {"sliding_window": None, "head_dim": 32}),
@@ -206,6 +210,8 @@ def without_blocks(model: Any, removed: Sequence[int]) -> Any:
     for index, layer in enumerate(shorter.model.layers):
         layer.self_attn.layer_idx = index
     shorter.config.num_hidden_layers = len(shorter.model.layers)
+    if kinds := getattr(model.config, "layer_types", None):
+        shorter.config.layer_types = [kind for i, kind in enumerate(kinds) if i not in removed]
     return shorter
 
 

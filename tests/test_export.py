@@ -101,6 +101,35 @@ def test_a_pattern_by_position_is_not_moved(run: Run, tmp_path: Path) -> None:
     assert agrees_with_llama_cpp(Path("y.gguf"), TOLERANCE["f32"])
 
 
+@pytest.mark.parametrize(
+    ("family", "changes", "derived"),
+    [
+        ("SmolLM3ForCausalLM", {}, ["no_rope_layers"]),
+        (
+            "Qwen2ForCausalLM",
+            {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 3},
+            ["layer_types"],
+        ),
+    ],
+    ids=["rotation", "windows"],
+)
+@pytest.mark.parametrize("written", [True, False])
+def test_what_follows_from_a_position_follows_the_block(
+    family: str, changes: dict[str, Any], derived: list[str], written: bool, run: Run, tmp_path: Path
+) -> None:
+    """Whether the config lists it block by block or leaves it to a rule, as older files do."""
+    folder = make_model(family, tmp_path / "m", **changes)
+    original = transformers_model(folder)
+    if not written:
+        config = json.loads((folder / "config.json").read_text())
+        shorter = {key: value for key, value in config.items() if key not in derived}
+        (folder / "config.json").write_text(json.dumps(shorter))
+    cut = pruned(run, folder, [1, 2])
+    expected = transformers_logits(without_blocks(original, [1, 2]), TOKENS)
+    assert (forward(open_model(cut), TOKENS) - expected).abs().max() <= 1e-4
+    assert (transformers_logits(transformers_model(cut), TOKENS) - expected).abs().max() <= 1e-4
+
+
 def test_a_cut_folder_is_the_model_without_the_blocks(tiny_folder: Path, run: Run) -> None:
     folder = pruned(run, tiny_folder, [3, 1])
     expected = transformers_logits(without_blocks(transformers_model(tiny_folder), [1, 3]), TOKENS)

@@ -8,8 +8,9 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 LAYERS = (
     "errors",
-    "files architectures pre_tokenizers sentencepiece_model",
-    "config safetensors_file plan",
+    "files architectures config_keys pre_tokenizers sentencepiece_model settings",
+    "rotary safetensors_file plan",
+    "config",
     "gguf_file memory report",
     "gguf_names weights",
     "huggingface_source gguf_source model fingerprint device",

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from tinysleb.config import Rotary, block_parameter_count, parameter_count
+from tinysleb.config import block_parameter_count, parameter_count
 from tinysleb.memory import ASSUMED_RESIDENT_BYTES, SPARE_STREAMS, working_bytes
+from tinysleb.rotary import Rotary
 from tinysleb.tokenizer import tokenizer_kind
 from tinysleb.weights import Weights
 
