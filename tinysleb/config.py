@@ -1,7 +1,7 @@
 """The numbers that define a model, read from `config.json` or from GGUF metadata.
 
-Every key is either read here, listed as harmless here, or refused by name and value: a feature
-that is silently ignored is a wrong model.
+Every key is either read here, listed as harmless in `config_keys.py`, or refused by name and value: a
+feature that is silently ignored is a wrong model.
 """
 
 from __future__ import annotations
@@ -10,15 +10,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from tinysleb.architectures import BY_GGUF_NAME, BY_HUGGINGFACE_NAME, Architecture
 from tinysleb.config_keys import HARMLESS_KEYS, READ_KEYS
 from tinysleb.errors import TinyslebError
 from tinysleb.rotary import Rotary, rotary_from_gguf, rotary_from_huggingface
 from tinysleb.settings import SettingsReader, not_modelled
-
-Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True)
