@@ -13,6 +13,7 @@ import gguf
 from gguf.gguf_writer import GGUFValue, GGUFWriter
 
 from tinysleb.config import ModelConfig, parameter_count
+from tinysleb.export.gguf_limits import ignored_window
 from tinysleb.export.gguf_vocab import add_vocabulary
 from tinysleb.files import read_json_object
 from tinysleb.gguf_file import GgufValue
@@ -101,6 +102,8 @@ def _add_family(writer: GGUFWriter, config: ModelConfig, values: Mapping[str, An
         writer.add_sliding_window(values.get("sliding_window") or 0)
         if config.rotary.long_factors:
             writer.add_rope_scaling_attn_factors(config.rotary.attention_factor)
+    elif window := ignored_window(config):
+        writer.add_sliding_window(window)  # llama.cpp does not apply it here, but the file should say so
     if kind == "granite":
         writer.add_attention_scale(config.attention_scale)
         writer.add_embedding_scale(config.embedding_scale)

@@ -12,8 +12,8 @@ import torch
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import quantize
 
-from tinysleb.config import check_rotation_pattern
 from tinysleb.errors import TinyslebError
+from tinysleb.export.gguf_limits import check_expressible
 from tinysleb.export.gguf_metadata import checkpoint_metadata
 from tinysleb.export.gguf_writer import TensorTypes, tinysleb_metadata, write_all, write_gguf_file
 from tinysleb.gguf_file import DEFAULT_ALIGNMENT
@@ -53,7 +53,7 @@ def write_gguf(
     """
     if type_name == "auto":
         type_name = own_type(weights)
-    _check_expressible(weights)
+    check_expressible(weights.config, weights.path)
     matrix_type, file_type = TYPES[type_name]
     metadata = checkpoint_metadata(weights.config, folder, file_type, pre)
     metadata |= tinysleb_metadata(plan_text)
@@ -64,16 +64,6 @@ def write_gguf(
             write_all(file, np.ascontiguousarray(quantize(chunk, tensors[name][1])).data)
 
     write_gguf_file(out, metadata, tensors, DEFAULT_ALIGNMENT, write_tensor)
-
-
-def _check_expressible(weights: Weights) -> None:
-    """Refuse what the target's graph would compute differently."""
-    check_rotation_pattern(weights.config, weights.path)
-    if len(set(weights.config.attention_windows)) > 1:
-        raise TinyslebError(
-            f"{weights.path}: some blocks see all tokens and some a window, which llama.cpp cannot be told "
-            f"for the architecture {weights.config.architecture.gguf!r}"
-        )
 
 
 def own_type(weights: Weights) -> str:

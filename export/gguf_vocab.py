@@ -74,9 +74,13 @@ def add_vocabulary(writer: GGUFWriter, folder: Path, rows: int, pre: str | None)
     if (folder / "tokenizer.model").is_file():
         tokens = _sentencepiece_tokens(folder, settings, rows)
     elif (folder / "tokenizer.json").is_file():
-        values = read_json_object(folder / "tokenizer.json")
-        byte_level = not (values.get("model") or {}).get("byte_fallback")
-        tokens = _json_tokens(values, folder / "tokenizer.json", rows)
+        path = folder / "tokenizer.json"
+        values = read_json_object(path)
+        try:
+            byte_level = not (values.get("model") or {}).get("byte_fallback")
+            tokens = _json_tokens(values, path, rows)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise TinyslebError(f"{path} is no BPE tokenizer as they are written ({error!r})") from error
     else:
         raise TinyslebError(
             f"there is no tokenizer.model and no tokenizer.json in {folder}",

@@ -69,7 +69,7 @@ def make_variant(name: str, folder: Path) -> Path:
     return make_model(family, folder, **changes)
 
 
-_LLAMA3 = {
+LLAMA3_ROPE = {
     "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0,
     "high_freq_factor": 4.0, "original_max_position_embeddings": 32,
 }  # fmt: skip
@@ -93,7 +93,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama head_dim": ("LlamaForCausalLM", {"head_dim": 32}),
     "llama biases": ("LlamaForCausalLM", {"attention_bias": True, "mlp_bias": True}),
     "llama linear": ("LlamaForCausalLM", {"rope_parameters": _LINEAR}),
-    "llama llama3": ("LlamaForCausalLM", {"rope_parameters": _LLAMA3}),
+    "llama llama3": ("LlamaForCausalLM", {"rope_parameters": LLAMA3_ROPE}),
     "llama dynamic": (
         "LlamaForCausalLM",
         {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},

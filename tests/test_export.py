@@ -17,6 +17,8 @@ import torch
 from reference import (
     FAMILIES,
     GREEDY_PROMPT,
+    LLAMA3_ROPE,
+    LONG_ROPE,
     llama_cpp_greedy,
     llama_cpp_logits,
     make_llama,
@@ -26,6 +28,7 @@ from reference import (
     transformers_model,
     without_blocks,
 )
+from tinysleb.calibration import default_text
 from tinysleb.export.gguf_copy import cut_metadata
 from tinysleb.export.gguf_writer import write_gguf_file
 from tinysleb.gguf_file import GgufValue, read_gguf
@@ -267,20 +270,50 @@ def test_an_unknown_pre_tokenizer_is_refused(tiny_folder: Path, run: Run) -> Non
     assert not Path("x.gguf").exists()
 
 
+LIMITS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "phi3 heads": ("Phi3ForCausalLM", {"head_dim": 32}, "a head dimension other than width / heads"),
+    "llama longrope": ("LlamaForCausalLM", {"rope_parameters": LONG_ROPE}, "longrope scaling"),
+    "qwen3 biases": ("Qwen3ForCausalLM", {"attention_bias": True}, "biases of o"),
+    "qwen3 llama3": ("Qwen3ForCausalLM", {"head_dim": 16, "rope_parameters": LLAMA3_ROPE}, "llama3 rotary"),
+    "mixed windows": (
+        "Qwen2ForCausalLM",
+        {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 3},
+        "windows in some blocks",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_what_llama_cpp_cannot_be_told_is_refused(name: str, run: Run, tmp_path: Path) -> None:
+    family, changes, message = LIMITS[name]
+    folder = make_model(family, tmp_path / "m", **changes)
+    result = run("export", folder, "--gguf", "x.gguf", "--pre", "smollm")
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert not Path("x.gguf").exists()
+
+
+def test_a_window_of_all_blocks_is_kept_and_noted(run: Run, tmp_path: Path) -> None:
+    folder = make_model("MistralForCausalLM", tmp_path / "m", sliding_window=20)
+    result = run("export", folder, "--gguf", "x.gguf", "--pre", "smollm")
+    assert "llama.cpp sees beyond this model's window of 20 tokens" in result.stderr
+    assert torch.equal(forward(open_model(Path("x.gguf")), TOKENS), forward(open_model(folder), TOKENS))
+
+
 @pytest.mark.slow
 def test_smollm2_uncut_and_cut(smollm2: Path, run: Run) -> None:
-    """Greedy text, and perplexity by llama.cpp's logits and by `tinysleb eval`."""
-    text = Path(__file__).read_text()
+    """Perplexity by llama.cpp's logits and by `tinysleb eval`, on the same four windows."""
     cut = Path("cut.gguf").resolve()
     Path("plan-in.json").write_text('{"blocks": 30, "removed": [25, 5, 3, 26, 14, 12]}')
     assert run("prune", smollm2, "--plan", "plan-in.json", "-o", cut).exit_code == 0
+    tokens = open_tokenizer(open_model(smollm2)).encode(default_text())
+    windows = np.array([tokens[i : i + 512] for i in range(0, 20000, 5000)], dtype=np.int32)
+    np.save("tokens.npy", windows)
     for path in (smollm2, cut):
-        weights = open_model(path)
-        tokens = open_tokenizer(weights).encode(text)[:512]
-        np.save("tokens.npy", np.array([tokens], dtype=np.int32))
         ours = json.loads(run("eval", path, "--tokens", "tokens.npy", "--json").stdout)["perplexity"]
-        logits = torch.from_numpy(llama_cpp_logits(path, tokens)[:-1])
-        theirs = torch.nn.functional.cross_entropy(logits, torch.tensor(tokens[1:])).exp().item()
+        logits = [torch.from_numpy(llama_cpp_logits(path, window.tolist())[:-1]) for window in windows]
+        targets = torch.from_numpy(windows[:, 1:].astype(np.int64))
+        theirs = torch.nn.functional.cross_entropy(torch.cat(logits), targets.flatten()).exp().item()
         assert math.isclose(ours, theirs, rel_tol=5e-3)
 
 

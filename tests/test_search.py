@@ -9,19 +9,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor
 
 from reference import (
     make_llama,
+    make_variant,
     transformers_loss,
     transformers_model,
     transformers_sample,
     without_blocks,
 )
+from tinysleb.cli import main
 from tinysleb.errors import TinyslebError
 from tinysleb.memory import Budget, format_bytes, windows_per_sweep, working_bytes
 from tinysleb.open_model import open_model
-from tinysleb.plan import Plan
+from tinysleb.plan import Plan, read_plan
 from tinysleb.search import Compute, heats, paired_z, removable, search
 from tinysleb.weights import Weights
 
@@ -68,6 +71,21 @@ def test_same_removals_and_losses_as_brute_force(seed: int, tmp_path: Path) -> N
         assert losses == pytest.approx(expected, abs=1e-4)
         assert {score.windows for score in found.candidates.values()} == {len(tokens)}
     assert plan.loss == pytest.approx(transformers_loss(transformers_model(folder), tokens), abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "phi3", "granite", "olmo2", "smollm3"])
+def test_every_kind_of_block_is_searched_as_by_brute_force(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through the command line: what a family's block is made of must not matter to it."""
+    folder, tokens = make_variant(name, tmp_path / "m"), windows(3)
+    monkeypatch.chdir(tmp_path)
+    np.save("tokens.npy", tokens.numpy().astype(np.int32))
+    words = ["prune", str(folder), "-o", "out", "--remove", "2", "--tokens", "tokens.npy", "--exact"]
+    result = CliRunner().invoke(main, [*words, "--dtype", "float32"])
+    assert result.exit_code == 0, result.output
+    removed, _ = brute_force(folder, tokens, 2)
+    assert list(read_plan(tmp_path / "out" / "plan.json").removed) == removed
 
 
 def test_little_memory_gives_the_same_plan(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

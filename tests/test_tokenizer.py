@@ -64,6 +64,19 @@ def test_unigram_encodes_but_is_no_llama_vocabulary(
     assert "of another kind than BPE" in result.stderr
 
 
+@pytest.mark.parametrize(
+    "text", ['{"model": {"type": "BPE"}}', '{"model": "BPE"}', '{"model": {"type": "WordPiece"}}']
+)
+def test_a_damaged_tokenizer_is_not_exported(
+    model: str, tiny_folder: Path, run: Callable[..., Any], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "copy"))
+    (folder / "tokenizer.json").write_text(f'{{"model": {model}}}')
+    result = run("export", folder, "--gguf", "m.gguf", "--pre", "smollm")
+    assert result.exit_code == 1
+    assert "tokenizer.json is no" in result.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama-spm", "phi-3", "gpt-2", "llama-bpe", "qwen2", "starcoder", "refact"])
 def test_real_vocabularies_against_llama_cpps_vectors(name: str, llama_cpp_source: Path) -> None:

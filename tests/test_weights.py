@@ -12,9 +12,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from reference import make_llama, transformers_model
+from reference import LLAMA3_ROPE, make_llama, make_model, transformers_logits, transformers_model
 from tinysleb.config import tensor_shapes
 from tinysleb.errors import TinyslebError
+from tinysleb.model import forward
 from tinysleb.open_model import open_model
 from tinysleb.weights import Shortened, Weights
 
@@ -90,11 +91,23 @@ REFUSED_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "no family": ({"architectures": "DELETE"}, "None"),
     "activation": ({"hidden_act": "gelu"}, "`hidden_act` is 'gelu'"),
     "window": ({"sliding_window": 4096}, "`sliding_window` is 4096"),
-    "rope": ({"rope_parameters": {"rope_type": "spiral", "factor": 2.0}}, "`rope_type` is 'spiral'"),
+    "rope": ({"rope_parameters": {"rope_type": "spiral", "factor": 2.0}}, "rope_type` is 'spiral'"),
     "another family's key": ({"residual_multiplier": 0.5}, "`residual_multiplier` is 0.5"),
     "unknown": ({"logit_cap": 30.0}, "`logit_cap` is 30.0"),
     "quantised": ({"quantization_config": {"quant_method": "awq"}}, "'awq'"),
     "layer types": ({"layer_types": ["sliding_attention"] * 6}, "`layer_types`"),
+    "rope extra": ({"rope_parameters": {"rope_type": "default", "weird": 3.0}}, "`rope: weird` is 3.0"),
+    "partial": ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor` is 0.5"),
+    "llama3": ({"rope_parameters": LLAMA3_ROPE | {"low_freq_factor": 4.0}}, "`rope: low_freq_factor` is 4"),
+    "windows of text": ({"layer_types": [["a"]] * 6}, "`layer_types`"),
+    "infinite": ({"rms_norm_eps": float("inf")}, "`rms_norm_eps` is inf"),
+    "enormous": ({"rope_theta": 10**400, "rope_parameters": None}, "rope_theta"),
+    "blocks": ({"num_hidden_layers": 10**7}, "`num_hidden_layers` is 10000000"),
+    "attention heads": ({"num_attention_heads": 3, "head_dim": None}, "`num_attention_heads` is 3"),
+    "fp8 blocks": (
+        {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128]}},
+        r"`weight_block_size` is \[128\]",
+    ),
     "heads": ({"num_key_value_heads": 3}, "4 attention heads do not divide into 3"),
     "negative": ({"num_hidden_layers": -1}, "`num_hidden_layers` is -1"),
     "text": ({"hidden_size": "64"}, "`hidden_size` is '64'"),
@@ -115,6 +128,24 @@ def test_a_config_not_modelled_is_refused(
     with pytest.raises(TinyslebError, match=message) as caught:
         open_model(folder)
     assert str(folder) in caught.value.message
+
+
+DEFAULTED = {
+    "Qwen2ForCausalLM": ("use_sliding_window", "max_window_layers", "layer_types"),
+    "SmolLM3ForCausalLM": ("rope_parameters", "no_rope_layers", "use_sliding_window"),
+    "Phi3ForCausalLM": ("rms_norm_eps",),
+    "Olmo2ForCausalLM": ("rms_norm_eps", "num_key_value_heads"),
+}
+
+
+@pytest.mark.parametrize("family", DEFAULTED)
+def test_what_a_config_leaves_out_is_as_its_class_has_it(family: str, tmp_path: Path) -> None:
+    window = {} if family == "Olmo2ForCausalLM" else {"sliding_window": 12}
+    folder = make_model(family, tmp_path / "m", num_key_value_heads=4, **window)
+    edit_config(folder, **dict.fromkeys(DEFAULTED[family], "DELETE"))
+    tokens = torch.randint(0, 512, (1, 40), generator=torch.Generator().manual_seed(0))
+    expected = transformers_logits(transformers_model(folder), tokens)
+    assert (forward(open_model(folder), tokens) - expected).abs().max() <= 1e-4
 
 
 @pytest.mark.parametrize("block", [[32, 16], None])

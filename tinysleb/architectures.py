@@ -6,8 +6,9 @@ read as a number or a switch from the checkpoint itself belongs into `config.py`
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -32,25 +33,38 @@ class Architecture:
     """llama.cpp leaves every n-th block without rotary embedding, whatever the metadata say."""
     keys: tuple[str, ...] = ()
     """Keys of `config.json` that change the maths in this family; in others they are refused."""
+    defaults: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """What the class takes keys to be that `config.json` leaves out."""
 
 
 _SLIDING = ("sliding_window", "use_sliding_window", "max_window_layers")
+_NO_SLIDING = {"use_sliding_window": False, "max_window_layers": 28}
 _MULTIPLIERS = ("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling")
 
 ARCHITECTURES = (
     Architecture("LlamaForCausalLM", "llama", interleaved_rotary=True),
-    Architecture("MistralForCausalLM", "llama", True, qkv_bias=False, keys=("sliding_window",)),
-    Architecture("Qwen2ForCausalLM", "qwen2", False, qkv_bias=True, keys=_SLIDING),
-    Architecture("Qwen3ForCausalLM", "qwen3", False, qk_norm="head", keys=_SLIDING),
+    Architecture(
+        "MistralForCausalLM", "llama", True, qkv_bias=False, keys=("sliding_window",),
+        defaults={"sliding_window": 4096, "num_key_value_heads": 8},
+    ),
+    Architecture("Qwen2ForCausalLM", "qwen2", False, qkv_bias=True, keys=_SLIDING, defaults=_NO_SLIDING),
+    Architecture(
+        "Qwen3ForCausalLM", "qwen3", False, qk_norm="head", keys=_SLIDING,
+        defaults={**_NO_SLIDING, "head_dim": 128},
+    ),
     Architecture(
         "Phi3ForCausalLM", "phi3", False, qkv_bias=False, fused=True,
         keys=("sliding_window", "partial_rotary_factor", "original_max_position_embeddings"),
+        defaults={"rms_norm_eps": 1e-5},
     ),
     Architecture("GraniteForCausalLM", "granite", True, keys=_MULTIPLIERS),
-    Architecture("Olmo2ForCausalLM", "olmo2", False, qk_norm="all", post_norm=True),
+    Architecture(
+        "Olmo2ForCausalLM", "olmo2", False, qk_norm="all", post_norm=True, defaults={"rms_norm_eps": 1e-5}
+    ),
     Architecture(
         "SmolLM3ForCausalLM", "smollm3", True, unrotated_period=4,
         keys=(*_SLIDING, "no_rope_layers", "no_rope_layer_interval"),
+        defaults={**_NO_SLIDING, "rope_theta": 2e6},
     ),
 )  # fmt: skip
 

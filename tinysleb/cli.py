@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import signal
 import sys
 import time
@@ -164,7 +163,7 @@ def prune(model: Path, out: Path | None, plan_path: Path | None, **options: Any)
         plan = _searched(weights, out, unfinished, options)
         _write_shortened(weights, plan, out)
         unfinished.unlink(missing_ok=True)
-    _print_pruned(weights, plan, out, options["as_json"])
+    _print_pruned(weights, plan, out, options["as_json"], searched=plan_path is None)
 
 
 @main.command()
@@ -387,7 +386,7 @@ def _write_shortened(weights: Weights, plan: Plan, out: Path) -> None:
         write_huggingface(Shortened(weights, plan.kept), weights.folder, plan.kept, out, values)
 
 
-def _print_pruned(weights: Weights, plan: Plan, out: Path, as_json: bool) -> None:
+def _print_pruned(weights: Weights, plan: Plan, out: Path, as_json: bool, searched: bool) -> None:
     before, after = (parameter_count(c) for c in (weights.config, weights.config.shortened(plan.kept)))
     if as_json:
         click.echo(json.dumps({"output": str(out), "parameters": after, **plan_to_json(plan)}))
@@ -395,7 +394,7 @@ def _print_pruned(weights: Weights, plan: Plan, out: Path, as_json: bool) -> Non
     removed = ", ".join(map(str, plan.removed)) or "none"
     click.echo(f"{out}: {len(plan.kept)} of {plan.blocks} blocks, without {removed}")
     click.echo(f"parameters: {before:,} -> {after:,} ({after / before:.0%})")
-    if plan.loss is not None and plan.rounds and math.isfinite(plan.rounds[-1].loss):
+    if searched and plan.loss is not None:
         first, last = perplexity(plan.loss), perplexity(plan.rounds[-1].loss)
         click.echo(f"perplexity on the calibration text: {first:.2f} -> {last:.2f}")
 
@@ -433,11 +432,14 @@ def _export_gguf(model: Path, out: Path, type_name: str, pre: str | None, force:
             )
         copy_gguf(weights.file, range(weights.config.blocks), out, None)
     elif isinstance(weights, HuggingfaceWeights):
+        from tinysleb.export.gguf_limits import ignored_window
         from tinysleb.export.gguf_model import write_gguf
 
         plan = _plan_beside(weights.folder)
         plan_text = json.dumps(plan, separators=(",", ":")) if plan else None
         write_gguf(weights, weights.folder, out, type_name, plan_text, pre)
+        if window := ignored_window(weights.config):
+            click.echo(f"note: llama.cpp sees beyond this model's window of {window} tokens", err=True)
     click.echo(f"{out}: {weights.config.blocks} blocks, {format_bytes(out.stat().st_size)}")
 
 

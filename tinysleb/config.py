@@ -59,6 +59,7 @@ class ModelConfig:
         )
 
 
+MOST_BLOCKS = 10_000
 HARMLESS_GGUF_KEYS = frozenset({"tensor_data_layout", "rope.scaling.finetuned"})
 
 
@@ -69,9 +70,12 @@ def config_from_huggingface(values: Mapping[str, Any], where: str) -> ModelConfi
     """
     architecture = _architecture(values, where)
     _refuse_unmodelled(values, architecture, where)
+    values = {**architecture.defaults, **values}
     read = SettingsReader(values, where)
     heads, width = read.integer("num_attention_heads"), read.integer("hidden_size")
-    blocks = read.integer("num_hidden_layers")
+    blocks = read.integer("num_hidden_layers", most=MOST_BLOCKS)
+    if width % heads and values.get("head_dim") is None:
+        raise not_modelled(where, "num_attention_heads", heads, f"a divisor of hidden_size, {width}")
     head_dim = read.integer("head_dim", default=width // heads)
     context_length = read.integer("max_position_embeddings", default=2048)
     attention_bias = read.switch("attention_bias")
@@ -87,7 +91,7 @@ def config_from_huggingface(values: Mapping[str, Any], where: str) -> ModelConfi
             vocab_size=read.integer("vocab_size"),
             context_length=context_length,
             norm_eps=read.real("rms_norm_eps", default=1e-6),
-            rotary=rotary_from_huggingface(values, head_dim, context_length, where),
+            rotary=rotary_from_huggingface(values, architecture, head_dim, context_length, where),
             tied=read.switch("tie_word_embeddings"),
             qkv_bias=attention_bias if architecture.qkv_bias is None else architecture.qkv_bias,
             output_bias=attention_bias if architecture.qkv_bias is None else False,
@@ -122,7 +126,7 @@ def config_from_gguf(
     values = {key.removeprefix(prefix): metadata[key] for key in metadata if key.startswith(prefix)}
     read = SettingsReader(values, where, prefix)
     heads, width = read.integer("attention.head_count"), read.integer("embedding_length")
-    blocks = read.integer("block_count")
+    blocks = read.integer("block_count", most=MOST_BLOCKS)
     head_dim = read.integer("attention.key_length", default=width // heads)
     context_length = read.integer("context_length")
     period = architecture.unrotated_period
@@ -269,9 +273,9 @@ def _unrotated(
         return ()
     rotated = values.get("no_rope_layers")
     if rotated is None:
-        return periodic(int(values.get("no_rope_layer_interval", 4)), blocks)
-    if not isinstance(rotated, list) or len(rotated) != blocks:
-        raise not_modelled(where, "no_rope_layers", rotated, f"a list of {blocks} entries")
+        return periodic(SettingsReader(values, where).integer("no_rope_layer_interval", default=4), blocks)
+    if not isinstance(rotated, list) or len(rotated) != blocks or any(item not in (0, 1) for item in rotated):
+        raise not_modelled(where, "no_rope_layers", rotated, f"a list of {blocks} ones and zeros")
     return tuple(not item for item in rotated) if not all(rotated) else ()
 
 
@@ -279,29 +283,34 @@ def _attention_windows(
     values: Mapping[str, Any], architecture: Architecture, blocks: int, context_length: int, where: str
 ) -> tuple[int, ...]:
     """How far back each block sees; empty if no window is shorter than the context."""
-    kinds = values.get("layer_types") or []
-    window = values.get("sliding_window") or 0
-    if not isinstance(kinds, list) or set(kinds) - {"full_attention", "sliding_attention"}:
-        raise not_modelled(where, "layer_types", kinds, "'full_attention' and 'sliding_attention'")
-    if kinds and len(kinds) != blocks:
-        raise not_modelled(where, "layer_types", kinds, f"a list of {blocks} entries")
-    if "sliding_attention" in kinds and ("sliding_window" not in architecture.keys or not window):
+    kinds = values.get("layer_types") or ["full_attention"] * blocks
+    known = ("full_attention", "sliding_attention")
+    if not isinstance(kinds, list) or len(kinds) != blocks or any(kind not in known for kind in kinds):
+        raise not_modelled(where, "layer_types", kinds, f"{blocks} of {' and '.join(known)}")
+    listed = values.get("layer_types") is not None
+    if "sliding_attention" in kinds and "sliding_window" not in architecture.keys:
         raise not_modelled(where, "layer_types", kinds, "'full_attention' in all blocks")
-    if not window or window >= context_length or values.get("use_sliding_window") is False:
+    read = SettingsReader(values, where)
+    if values.get("sliding_window") is None or read.switch("use_sliding_window", default=True) is False:
         return ()
-    if kinds:
+    window = read.integer("sliding_window")
+    if listed:
         slides = [kind == "sliding_attention" for kind in kinds]
-    elif "max_window_layers" in architecture.keys:
-        slides = [index >= values.get("max_window_layers", 0) for index in range(blocks)]
     else:
-        slides = [True] * blocks
-    return tuple(window if slide else 0 for slide in slides) if any(slides) else ()
+        first = values.get("max_window_layers", 0)
+        if type(first) is not int:
+            raise not_modelled(where, "max_window_layers", first, "a number of blocks")
+        slides = [index >= first for index in range(blocks)]
+    if window >= context_length or not any(slides):
+        return ()
+    return tuple(window if slide else 0 for slide in slides)
 
 
 def _checked(config: ModelConfig, where: str) -> ModelConfig:
     if config.heads % config.kv_heads:
         raise TinyslebError(
-            f"{where}: {config.heads} attention heads do not divide into {config.kv_heads} key/value heads"
+            f"{where}: {config.heads} attention heads do not divide into {config.kv_heads} key/value heads "
+            "(num_key_value_heads, attention.head_count_kv)"
         )
     rotated = config.rotary.dimensions
     if rotated % 2 or not 0 < rotated <= config.head_dim:

@@ -17,6 +17,7 @@ from tinysleb.safetensors_file import (
     read_safetensors_header,
     read_safetensors_rows,
 )
+from tinysleb.settings import not_modelled
 from tinysleb.weights import TensorInfo, check_complete
 
 if TYPE_CHECKING:
@@ -95,7 +96,9 @@ def open_huggingface(path: Path) -> HuggingfaceWeights:
     check_complete(config, {name: entry.shape for name, entry in needed.items()}, path)
     _check_scales(needed, scales, path)
     quantization = values.get("quantization_config") or {}
-    block = quantization.get("weight_block_size") or (1, 1)
+    block = quantization.get("weight_block_size") or [1, 1]
+    if not isinstance(block, list) or len(block) != 2 or any(type(i) is not int or i < 1 for i in block):
+        raise not_modelled(str(config_path), "weight_block_size", block, "two numbers of rows and columns")
     weights = HuggingfaceWeights(path, folder, config, needed, scales, (block[0], block[1]))
     _check_grids(weights)
     return weights

@@ -9,7 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from tinysleb.settings import SettingsReader, not_modelled
+from tinysleb.architectures import Architecture
+from tinysleb.settings import LARGEST_REAL, SettingsReader, not_modelled
+
+HARMLESS_KEYS = frozenset({"finetuned", "original_max_position_embeddings"})
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Rotary:
 
 
 def rotary_from_huggingface(
-    values: Mapping[str, Any], head_dim: int, context_length: int, where: str
+    values: Mapping[str, Any], architecture: Architecture, head_dim: int, context_length: int, where: str
 ) -> Rotary:
     """The rotation a `config.json` asks for: `rope_theta` and `rope_scaling`, or newer `rope_parameters`."""
     parameters = values.get("rope_parameters") or values.get("rope_scaling") or {}
@@ -42,10 +45,21 @@ def rotary_from_huggingface(
     shared = ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
     outer = {key: values[key] for key in shared if values.get(key) is not None}
     read = SettingsReader(outer | {k: v for k, v in parameters.items() if v is not None}, where, "rope: ")
-    dimensions = int(head_dim * read.real("partial_rotary_factor", default=1.0))
-    plain = Rotary(read.real("rope_theta", default=10000.0), dimensions)
-    kind = parameters.get("rope_type", parameters.get("type", "default"))
-    if kind in ("default", "dynamic"):  # dynamic scaling only acts beyond the original length
+    part = read.real("partial_rotary_factor", default=1.0)
+    if part != 1 and "partial_rotary_factor" not in architecture.keys:
+        raise read.not_modelled("partial_rotary_factor", part, "1 in this family")
+    plain = Rotary(read.real("rope_theta", default=10000.0), int(head_dim * part))
+    rotary = _scaled(plain, read, context_length)
+    read.refuse_unread(HARMLESS_KEYS)
+    return rotary
+
+
+def _scaled(plain: Rotary, read: SettingsReader, context_length: int) -> Rotary:
+    kind = read.value("rope_type", default=read.value("type", default="default"))
+    if kind == "default":
+        return plain
+    if kind == "dynamic":  # acts only beyond the original length
+        read.real("factor", default=1.0)
         return plain
     if kind == "linear":
         return replace(plain, linear_factor=read.real("factor"))
@@ -55,7 +69,7 @@ def rotary_from_huggingface(
         return _yarn_from_huggingface(plain, read, context_length)
     if kind in ("longrope", "su"):
         return _longrope(plain, context_length, read)
-    raise not_modelled(where, "rope_type", kind, "default, linear, llama3, yarn or longrope")
+    raise read.not_modelled("rope_type", kind, "default, linear, llama3, yarn or longrope")
 
 
 def rotary_from_gguf(read: SettingsReader, head_dim: int, factors: Mapping[str, tuple[float, ...]]) -> Rotary:
@@ -92,6 +106,8 @@ def _llama3_factors(plain: Rotary, read: SettingsReader) -> tuple[float, ...]:
     factor = read.real("factor")
     low, high = read.real("low_freq_factor"), read.real("high_freq_factor")
     original = read.real("original_max_position_embeddings")
+    if not low < high:
+        raise read.not_modelled("low_freq_factor", low, f"less than high_freq_factor, {high}")
     wavelengths = np.float32(2 * math.pi) * _inverse_frequencies(plain)
     smooth = (np.float32(original) / wavelengths - np.float32(low)) / np.float32(high - low)
     blended = 1 / ((1 - smooth) / np.float32(factor) + smooth)
@@ -118,9 +134,11 @@ def _yarn(plain: Rotary, factor: float, original: int, fast: float, slow: float)
     Results are multiplied by 0.1 ln(factor) + 1.
     """
 
+    logarithm = math.log(plain.theta) or 1e-30
+
     def dimension(turns: float) -> float:
         turned = math.log(original / (turns * 2 * math.pi))
-        return plain.dimensions * turned / (2 * math.log(plain.theta))
+        return plain.dimensions * turned / (2 * logarithm)
 
     first = max(math.floor(dimension(fast)), 0)
     last = min(math.ceil(dimension(slow)), plain.dimensions - 1)
@@ -139,7 +157,9 @@ def _yarn(plain: Rotary, factor: float, original: int, fast: float, slow: float)
 def _longrope(plain: Rotary, context_length: int, read: SettingsReader) -> Rotary:
     """LongRoPE (arXiv 2402.13753): factors given for windows up to and beyond the original context."""
     original = read.integer("original_max_position_embeddings", default=context_length)
-    scale = context_length / original
+    if original == 1:
+        raise read.not_modelled("original_max_position_embeddings", original, "a context length")
+    scale = read.real("factor", default=context_length / original)
     attention = math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0
     return replace(
         plain,
@@ -152,9 +172,13 @@ def _longrope(plain: Rotary, context_length: int, read: SettingsReader) -> Rotar
 
 def _floats(read: SettingsReader, key: str) -> tuple[float, ...]:
     values = read.value(key)
-    if not isinstance(values, list) or any(not isinstance(item, (int, float)) for item in values):
-        raise read.not_modelled(key, values, "a list of numbers")
+    if not isinstance(values, list) or not values or not all(map(_is_positive, values)):
+        raise read.not_modelled(key, values, "a list of positive numbers")
     return tuple(float(np.float32(item)) for item in values)
+
+
+def _is_positive(item: Any) -> bool:
+    return isinstance(item, (int, float)) and not isinstance(item, bool) and 0 < item < LARGEST_REAL
 
 
 def _inverse_frequencies(rotary: Rotary) -> np.ndarray[Any, np.dtype[np.float32]]:

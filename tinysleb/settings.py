@@ -9,6 +9,8 @@ import numpy as np
 
 from tinysleb.errors import TinyslebError
 
+LARGEST_SIZE, LARGEST_REAL = 2**31 - 1, 1e30
+
 
 class SettingsReader:
     """Typed access to a mapping of settings, and a list of what nobody read."""
@@ -25,23 +27,23 @@ class SettingsReader:
             raise TinyslebError(f"{self.where} has no `{self.prefix}{key}`")
         return value
 
-    def integer(self, key: str, default: int | None = None) -> int:
+    def integer(self, key: str, default: int | None = None, most: int = LARGEST_SIZE) -> int:
         value = self.value(key, default)
         if isinstance(value, list):
             raise self.not_modelled(key, value, "one value for all blocks")
-        if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-            raise self.not_modelled(key, value, "a positive whole number")
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
+            raise self.not_modelled(key, value, f"a whole number from 1 to {most}")
         return value
 
     def real(self, key: str, default: float | None = None) -> float:
         value = self.value(key, default)
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not (value > 0 or value == default):
+        if not number or not (0 < value < LARGEST_REAL or value == default):
             raise self.not_modelled(key, value, "a positive number")
         return float(np.float32(value))  # what a GGUF can hold, so that both formats agree
 
-    def switch(self, key: str) -> bool:
-        value = self.value(key, default=False)
+    def switch(self, key: str, default: bool = False) -> bool:
+        value = self.value(key, default=default)
         if not isinstance(value, bool):
             raise self.not_modelled(key, value, "true or false")
         return value
