@@ -64,9 +64,7 @@ def test_unigram_encodes_but_is_no_llama_vocabulary(
     assert "of another kind than BPE" in result.stderr
 
 
-@pytest.mark.parametrize(
-    "text", ['{"model": {"type": "BPE"}}', '{"model": "BPE"}', '{"model": {"type": "WordPiece"}}']
-)
+@pytest.mark.parametrize("model", ['{"type": "BPE"}', '"BPE"', '{"type": "WordPiece"}'])
 def test_a_damaged_tokenizer_is_not_exported(
     model: str, tiny_folder: Path, run: Callable[..., Any], tmp_path: Path
 ) -> None:

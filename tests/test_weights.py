@@ -140,7 +140,7 @@ DEFAULTED = {
 
 @pytest.mark.parametrize("family", DEFAULTED)
 def test_what_a_config_leaves_out_is_as_its_class_has_it(family: str, tmp_path: Path) -> None:
-    window = {} if family == "Olmo2ForCausalLM" else {"sliding_window": 12}
+    window: dict[str, Any] = {} if family == "Olmo2ForCausalLM" else {"sliding_window": 12}
     folder = make_model(family, tmp_path / "m", num_key_value_heads=4, **window)
     edit_config(folder, **dict.fromkeys(DEFAULTED[family], "DELETE"))
     tokens = torch.randint(0, 512, (1, 40), generator=torch.Generator().manual_seed(0))
