@@ -15,7 +15,7 @@ from gguf.gguf_writer import GGUFWriter
 
 from tinysleb.errors import TinyslebError
 from tinysleb.files import read_json_object
-from tinysleb.sentencepiece_model import BPE, model_kind
+from tinysleb.sentencepiece_model import BPE, model_kind, model_pieces
 from tinysleb.tokenizer import import_tokenizers, load_sentencepiece
 
 UNUSED_SCORE, ADDED_SCORE = -10000.0, -1000.0
@@ -153,19 +153,10 @@ def _sentencepiece_tokens(folder: Path, settings: Mapping[str, Any], rows: int) 
             f"{path} is a SentencePiece model of another kind than BPE, which llama.cpp cannot be told "
             "for this family"
         )
-    found = {}
-    for index in range(processor.vocab_size()):
-        type_ = TokenType.NORMAL
-        for is_type, name in (
-            (processor.IsUnknown, TokenType.UNKNOWN),
-            (processor.IsControl, TokenType.CONTROL),
-            (processor.IsUnused, TokenType.UNUSED),
-            (processor.IsByte, TokenType.BYTE),
-        ):
-            if is_type(index):
-                type_ = name
-                break
-        found[index] = Token(processor.IdToPiece(index), type_, processor.GetScore(index))
+    found = {
+        index: Token(text, TokenType(kind), score)
+        for index, (text, score, kind) in enumerate(model_pieces(processor))
+    }
     found |= dict(_added_tokens(folder, settings))
     return _filled(found, rows, path)
 

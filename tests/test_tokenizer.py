@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -50,6 +51,22 @@ def test_llama_2s_tokenizer_json_alone(
     assert open_tokenizer(open_model(folder)).encode(TEXT) == tokens
     assert llama_cpp_tokens(tmp_path / "m.gguf", TEXT) == tokens
     assert open_tokenizer(open_model(tmp_path / "m.gguf")).encode(TEXT) == tokens
+
+
+def test_no_space_is_put_before_the_text_if_the_settings_say_so(
+    sentencepiece_folder: Path, run: Callable[..., Any], tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    folder = Path(shutil.copytree(sentencepiece_folder, tmp_path / "copy"))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"add_prefix_space": False}))
+    tokens = open_tokenizer(open_model(folder)).encode(TEXT)
+    assert tokens != open_tokenizer(open_model(sentencepiece_folder)).encode(TEXT)
+    assert tokens == AutoTokenizer.from_pretrained(folder).encode(TEXT)
+    assert run("export", folder, "--gguf", "m.gguf").exit_code == 0
+    assert tokens == llama_cpp_tokens(tmp_path / "m.gguf", TEXT)
+    assert tokens == open_tokenizer(open_model(tmp_path / "m.gguf")).encode(TEXT)
 
 
 def test_unigram_encodes_but_is_no_llama_vocabulary(

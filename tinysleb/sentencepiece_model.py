@@ -10,9 +10,12 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 
+from sentencepiece import SentencePieceProcessor
+
 _VARINT, _DOUBLE, _BYTES, _FLOAT = 0, 1, 2, 5
 UNIGRAM, BPE = 1, 2
-_BYTE_PIECE = 6
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+"""Types of pieces; a GGUF has the same numbers."""
 
 
 def sentencepiece_bpe_model(
@@ -26,9 +29,27 @@ def sentencepiece_bpe_model(
         _field(1, _string(1, piece) + _float(2, score) + _integer(3, kind))
         for piece, score, kind in zip(pieces, scores, types, strict=True)
     )
-    trainer = _integer(3, BPE) + _integer(4, len(pieces)) + _integer(35, int(_BYTE_PIECE in types))
+    trainer = _integer(3, BPE) + _integer(4, len(pieces)) + _integer(35, int(BYTE in types))
     normalizer = _string(1, "identity") + _integer(3, int(dummy_prefix)) + _integer(4, 0) + _integer(5, 1)
     return body + _field(2, trainer) + _field(3, normalizer)
+
+
+def model_pieces(processor: SentencePieceProcessor) -> list[tuple[str, float, int]]:
+    """Text, score and type of every piece of a loaded model, by index."""
+    kinds = (
+        (processor.IsUnknown, UNKNOWN),
+        (processor.IsControl, CONTROL),
+        (processor.IsUnused, UNUSED),
+        (processor.IsByte, BYTE),
+    )
+    return [
+        (
+            processor.IdToPiece(index),
+            processor.GetScore(index),
+            next((kind for is_kind, kind in kinds if is_kind(index)), NORMAL),
+        )
+        for index in range(processor.vocab_size())
+    ]
 
 
 def model_kind(model: bytes) -> int:

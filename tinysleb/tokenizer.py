@@ -19,15 +19,21 @@ from tinysleb.files import read_json_object
 from tinysleb.gguf_source import GgufWeights
 from tinysleb.huggingface_source import HuggingfaceWeights
 from tinysleb.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
-from tinysleb.sentencepiece_model import sentencepiece_bpe_model
+from tinysleb.sentencepiece_model import (
+    BPE,
+    CONTROL,
+    UNKNOWN,
+    USER_DEFINED,
+    model_kind,
+    model_pieces,
+    sentencepiece_bpe_model,
+)
 from tinysleb.weights import Weights
 
 if TYPE_CHECKING:
     import tokenizers
 
 TOKENS_HINT = "or give token windows with --tokens FILE.npy"
-UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4
-"""Token types of a GGUF, which are SentencePiece's."""
 
 
 class Tokenizer(Protocol):
@@ -125,6 +131,8 @@ def _from_folder(folder: Path) -> Tokenizer:
     config = read_json_object(config_path) if config_path.is_file() else {}
     if (folder / "tokenizer.model").is_file():
         processor = load_sentencepiece(folder / "tokenizer.model")
+        if config.get("add_prefix_space") is False:
+            processor = _without_prefix(processor, folder / "tokenizer.model")
         bos = processor.bos_id() if config.get("add_bos_token", True) else None
         return SentencePieceTokenizer(processor, bos, _specials(processor) | added_tokens(folder, config))
     path = folder / "tokenizer.json"
@@ -148,12 +156,19 @@ def added_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, int]:
     return found | {item["content"]: int(index) for index, item in decoder.items()}
 
 
+def _without_prefix(processor: SentencePieceProcessor, path: Path) -> SentencePieceProcessor:
+    """The same vocabulary, but no space is put before a text."""
+    if model_kind(processor.serialized_model_proto()) != BPE:
+        raise TinyslebError(f"{path} is no BPE model, so that `add_prefix_space` cannot be false")
+    pieces, scores, types = zip(*model_pieces(processor), strict=True)
+    return SentencePieceProcessor(
+        model_proto=sentencepiece_bpe_model(pieces, scores, types, dummy_prefix=False)
+    )
+
+
 def _specials(processor: SentencePieceProcessor) -> dict[str, int]:
-    return {
-        processor.IdToPiece(index): index
-        for index in range(processor.vocab_size())
-        if processor.IsControl(index) or processor.IsUnknown(index)
-    }
+    pieces = enumerate(model_pieces(processor))
+    return {text: index for index, (text, _, kind) in pieces if kind in (UNKNOWN, CONTROL)}
 
 
 def tokenizer_from_gguf(values: Mapping[str, Any], where: str) -> Tokenizer:
