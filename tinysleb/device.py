@@ -36,8 +36,10 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     The probe is the same for all models, takes both in turn, and counts the fastest run of each, so that
     a busy machine hardly ever changes the answer.
     """
-    if name != "auto":
+    if name in DTYPES:
         return DTYPES[name]
+    if name != "auto":
+        raise TinyslebError(f"{name!r} is no precision", f"known: auto, {', '.join(DTYPES)}")
     runs = [[_product_seconds(dtype, device) for dtype in PROBED] for _ in range(PROBE_RUNS)]
     float32, bfloat16 = (min(seconds) for seconds in zip(*runs, strict=True))
     return torch.bfloat16 if float32 > WORTHWHILE * bfloat16 else torch.float32
