@@ -79,7 +79,8 @@ def rotary_from_gguf(read: SettingsReader, head_dim: int, factors: Mapping[str, 
     kind = read.value("rope.scaling.type", default="longrope" if factors.get("long") else "none")
     factor = read.real("rope.scaling.factor", default=1.0)
     attention = read.real("rope.scaling.attn_factor", default=1.0)
-    original = read.value("rope.scaling.original_context_length", default=0)
+    context_length = read.integer("context_length")
+    original = read.integer("rope.scaling.original_context_length", default=context_length)
     if kind == "linear":
         return replace(plain, linear_factor=factor)
     if kind == "yarn":
