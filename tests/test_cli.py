@@ -176,6 +176,24 @@ def test_force_replaces_nothing_that_holds_an_input_or_is_no_model(
     assert open_model(inside).config.blocks == 6
 
 
+def test_the_old_output_stays_if_the_new_one_cannot_take_its_place(
+    tiny_folder: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("export", tiny_folder, "--hf", "out").exit_code == 0
+    (tmp_path / "p.json").write_text('{"blocks": 6, "removed": [2]}')
+    real = Path.rename
+
+    def fails_once(self: Path, target: Path) -> Path:
+        if self.suffix == ".part" and (self / "plan.json").exists() and open_model(self).config.blocks == 5:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", fails_once)
+    fails(run("prune", tiny_folder, "-o", "out", "--plan", "p.json", "--force"), "cannot write out")
+    assert open_model(tmp_path / "out").config.blocks == 6
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "p.json", "tokens.npy"}
+
+
 def test_termination_leaves_nothing_behind(tiny_folder: Path, tmp_path: Path) -> None:
     code = (
         "import os, signal\nfrom tinysleb.export import huggingface\nfrom tinysleb.cli import main\n"

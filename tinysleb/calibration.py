@@ -56,10 +56,10 @@ def from_text(
     """
     texts = [read_text(path) for path in files] if files else [default_text()]
     source = ", ".join(path.name for path in files) or DEFAULT_SOURCE
-    pieces = [_cut(tokenizer.encode(text), length) for text in texts]
-    windows = torch.cat(pieces)
+    encoded = [tokenizer.encode(text) for text in texts]
+    windows = torch.cat([_cut(tokens, length) for tokens in encoded])
     if not len(windows):
-        found = max(len(tokenizer.encode(text)) for text in texts)
+        found = max(map(len, encoded))
         raise TinyslebError(
             f"{source}: {found} tokens are too few for one window of {length}",
             "give more text, or a shorter --window-length",

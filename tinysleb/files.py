@@ -104,7 +104,11 @@ def replaced_folder(path: Path) -> Iterator[Path]:
         if path.exists():
             with _temporary_name(path) as old:
                 path.rename(old)
-                temporary.rename(path)
+                try:
+                    temporary.rename(path)
+                except BaseException:
+                    old.rename(path)  # or the old output would be deleted with nothing in its place
+                    raise
         else:
             temporary.rename(path)
 

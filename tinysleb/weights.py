@@ -1,7 +1,7 @@
 """A model as the rest of the program sees it: a config, and tensors read one at a time.
 
-`Shortened` leaves blocks out and is again a `Weights`, so that a
-writer does not know about pruning and the search does not know about files.
+`Shortened` leaves blocks out and is again a `Weights`, so that a writer does not know about pruning and the
+search does not know about files.
 """
 
 from __future__ import annotations
