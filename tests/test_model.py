@@ -72,7 +72,7 @@ def test_losses_in_chunks_equal_cross_entropy(tiny_folder: Path, monkeypatch: py
     tokens = torch.randint(0, 512, (3, 20), generator=torch.Generator().manual_seed(2))
     hidden = torch.randn(3, 20, 64, generator=torch.Generator().manual_seed(3)) * 3
     states = final_norm(weights, hidden[:, :-1].flatten(0, 1), torch.float32)
-    losses = token_losses(weights, [states], tokens[:, 1:].flatten(), torch.float32)
+    losses = token_losses(weights, states[None], tokens[:, 1:].flatten(), torch.float32)
     logits = states @ weights.tensor("lm_head.weight").T
     expected = torch.nn.functional.cross_entropy(logits, tokens[:, 1:].flatten(), reduction="none")
     torch.testing.assert_close(losses[0], expected)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -21,8 +22,9 @@ from reference import (
     without_blocks,
 )
 from tinysleb.cli import main
+from tinysleb.config import block_parameter_count
 from tinysleb.errors import TinyslebError
-from tinysleb.memory import Budget, format_bytes, windows_per_sweep, working_bytes
+from tinysleb.memory import Budget, MemoryPlan, format_bytes, plan_memory, working_bytes
 from tinysleb.open_model import open_model
 from tinysleb.plan import Plan, read_plan
 from tinysleb.search import Compute, heats, paired_z, removable, search
@@ -88,26 +90,37 @@ def test_every_kind_of_block_is_searched_as_by_brute_force(
     assert list(read_plan(tmp_path / "out" / "plan.json").removed) == removed
 
 
-def test_little_memory_gives_the_same_plan(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("group", [1, 4])
+def test_little_memory_gives_the_same_plan(
+    group: int, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     weights, tokens = open_model(tiny_folder), windows(5, count=6)
     whole = run_search(weights, tokens, 2)
-    for group in (1, 4):
-        monkeypatch.setattr("tinysleb.search.windows_per_sweep", lambda *_args, group=group: group)
-        split = run_search(weights, tokens, 2)
-        assert split.removed == whole.removed
-        for one, other in zip(split.rounds, whole.rounds, strict=True):
-            losses = {index: score.loss for index, score in other.candidates.items()}
-            assert {i: s.loss for i, s in one.candidates.items()} == pytest.approx(losses, rel=1e-5)
+    monkeypatch.setattr("tinysleb.search.plan_memory", lambda *_: MemoryPlan(group, False, 0))
+    split = run_search(weights, tokens, 2)
+    assert split.removed == whole.removed
+    for one, other in zip(split.rounds, whole.rounds, strict=True):
+        losses = {index: score.loss for index, score in other.candidates.items()}
+        assert {i: s.loss for i, s in one.candidates.items()} == pytest.approx(losses, rel=1e-5)
 
 
-def test_too_little_memory_names_the_least_that_would_do(tiny_folder: Path) -> None:
+def test_memory_is_divided_in_order(tiny_folder: Path) -> None:
+    """First one window, then the next block, then more windows, then states: by hand for width 64."""
     config = open_model(tiny_folder).config
-    resident = 10**8
-    least = resident + working_bytes(config, 40, 4) + 9 * 40 * 64 * 4
-    assert windows_per_sweep(config, 9, 40, 4, Budget(least, resident)) == 1
+    resident, block = 10**8, 4 * block_parameter_count(config)
+    window = (6 + 3) * 40 * 64 * 4
+    least = resident + working_bytes(config, 40, 4) + window
+
+    def plan(total: int) -> MemoryPlan:
+        return plan_memory(config, 6, (5, 40), 4, Budget(total, resident))
+
     with pytest.raises(TinyslebError, match="too little") as caught:
-        windows_per_sweep(config, 9, 40, 4, Budget(least - 1, resident))
+        plan(least - 1)
     assert f"at least {format_bytes(least)}" in caught.value.hint
+    assert plan(least) == MemoryPlan(1, False, 0)
+    assert plan(least + block) == MemoryPlan(1, True, 0)
+    assert plan(least + block + 3 * window) == MemoryPlan(4, True, 0)
+    assert plan(least + block + 4 * window + 77) == MemoryPlan(5, True, 77)
 
 
 def test_racing_finds_the_same_winner_on_less_work(tmp_path: Path) -> None:
@@ -122,15 +135,26 @@ def test_racing_finds_the_same_winner_on_less_work(tmp_path: Path) -> None:
         assert min(seen) < len(tokens)
 
 
+def student_cdf(t: float, freedom: int) -> float:
+    """Student's distribution, its density summed numerically."""
+    points = np.linspace(0, t, 100_001)
+    density = (1 + points**2 / freedom) ** (-(freedom + 1) / 2)
+    scale = math.gamma((freedom + 1) / 2) / (math.sqrt(freedom * math.pi) * math.gamma(freedom / 2))
+    return 0.5 + scale * float(np.trapezoid(density, points))
+
+
 def test_paired_z_by_hand() -> None:
     generator = torch.Generator().manual_seed(0)
     best = torch.rand(2, 1000, generator=generator)
     worse = best + 0.1 + torch.rand(2, 1000, generator=generator)
+    worse -= worse.mean() - best.mean() - 0.02
     sums = (worse - best).numpy().astype(np.float64)[:, :992].reshape(-1, 32).sum(1)
-    expected = sums.mean() / (sums.std(ddof=1) / math.sqrt(len(sums)))
-    assert paired_z(worse, best) == pytest.approx(expected, rel=1e-6)
-    assert paired_z(worse[:1, :200], best[:1, :200]) == 0, "too few observations to judge"
-    assert paired_z(best, best) == 0
+    t = sums.mean() / (sums.std(ddof=1) * math.sqrt(1 - 0.25) / math.sqrt(len(sums)))
+    assert 2 < t < 4
+    expected = NormalDist().inv_cdf(student_cdf(t, len(sums) - 1))
+    assert paired_z(worse, best, 0.25) == pytest.approx(expected, abs=2e-3)
+    assert paired_z(worse[:1, :200], best[:1, :200], 0.25) == 0, "too few observations to judge"
+    assert paired_z(best, best, 0.25) == 0
 
 
 def test_heats_cover_all_windows() -> None:
@@ -150,8 +174,8 @@ def test_a_loss_that_is_not_finite_names_the_block(
 
     real: Callable[..., dict[int, Tensor]] = module.sweep
 
-    def broken(*args: object) -> dict[int, Tensor]:
-        losses = real(*args)
+    def broken(*args: object, **named: object) -> dict[int, Tensor]:
+        losses = real(*args, **named)
         return losses | {3: losses[3] * math.nan}
 
     monkeypatch.setattr("tinysleb.search.sweep", broken)

@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,13 +18,16 @@ from tinysleb.config import block_parameter_count, check_rotation_pattern, param
 from tinysleb.errors import TinyslebError
 from tinysleb.files import read_json_object, refuse_existing, refuse_full_disk, replaced_file, write_json
 from tinysleb.memory import format_bytes
-from tinysleb.plan import Plan, perplexity, plan_to_json, read_plan
+from tinysleb.plan import METRICS, PERPLEXITY, Plan, perplexity, plan_to_json, read_plan
 
 if TYPE_CHECKING:
+    from tinysleb.distributed import Group
     from tinysleb.pruning import Windows
+    from tinysleb.stopping import StoppingRule
     from tinysleb.weights import Weights
 
 WINDOW_LENGTH = 1024
+STOPPING_OPTIONS = ("remove", "ratio", "max_perplexity_increase", "fit", "speedup")
 EXPORT_TYPES = ("auto", "f32", "f16", "bf16", "q8_0")
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -55,8 +58,9 @@ class _Group(click.Group):
 class _Progress:
     """One line on stderr, rewritten in place, with the time that is left; silent if not a terminal."""
 
-    def __init__(self) -> None:
-        self.begin, self.shown, self.visible = time.monotonic(), 0.0, sys.stderr.isatty()
+    def __init__(self, silent: bool = False) -> None:
+        self.begin, self.shown = time.monotonic(), 0.0
+        self.visible = sys.stderr.isatty() and not silent
 
     def __call__(self, what: str, part: float) -> None:
         now = time.monotonic()
@@ -118,6 +122,13 @@ def main() -> None:
 @click.option("-o", "--output", "out", type=path_type, help="Default: MODEL's name with -sleb, here.")
 @click.option("--remove", type=click.IntRange(1), help="How many blocks to leave out.")
 @click.option("--ratio", type=click.FloatRange(0, 1), help="The part to leave out.  [default: 0.2]")
+@click.option("--max-perplexity-increase", metavar="15%", help="Go on until perplexity would grow by more.")
+@click.option("--fit", metavar="3GiB", help="Go on until the output has no more bytes.")
+@click.option(
+    "--speedup",
+    type=click.FloatRange(1, min_open=True),
+    help="Go on until the work fell so many times.",
+)
 @click.option(
     "--keep-first",
     type=click.IntRange(0),
@@ -134,6 +145,10 @@ def main() -> None:
 )
 @text_options
 @click.option("--seed", default=0, show_default=True, help="Chooses and orders the windows.")
+@click.option(
+    "--metric", type=click.Choice(list(METRICS)), default=PERPLEXITY, show_default=True,
+    help="What blocks are chosen by.",
+)  # fmt: skip
 @click.option("--exact", is_flag=True, help="Score all candidates on all windows; no racing.")
 @compute_options
 @click.option("--dtype", type=dtype_choice, default="auto", show_default=True, help="Of the matrix products.")
@@ -146,6 +161,11 @@ def prune(model: Path, out: Path | None, plan_path: Path | None, **options: Any)
 
     MODEL is a .safetensors file (config.json beside it), a Hugging Face folder or a .gguf. The output is of
     the same kind. Without --text, the calibration text is Python's own documentation.
+
+    One of --remove, --ratio, --max-perplexity-increase, --fit and --speedup says when it is enough.
+
+    Under torchrun (torchrun --nproc-per-node N -m tinysleb prune …) the processes share the search, on one
+    machine or several; --memory is for each of them.
     """
     from tinysleb.open_model import open_model
 
@@ -155,13 +175,18 @@ def prune(model: Path, out: Path | None, plan_path: Path | None, **options: Any)
     refuse_existing(out, options["force"], *inputs)
     if not model.is_dir():
         refuse_existing(_plan_path(out), options["force"], *inputs)
+    unfinished = out.with_name(out.name + ".unfinished.json")
     if plan_path is not None:
         plan = _plan_for(weights, plan_path, options)
-        _write_shortened(weights, plan, out)
     else:
-        unfinished = out.with_name(out.name + ".unfinished.json")
-        plan = _searched(weights, out, unfinished, options)
-        _write_shortened(weights, plan, out)
+        from tinysleb.distributed import joined
+
+        with joined() as group:
+            plan = _searched(weights, out, unfinished, options, group)
+        if group.rank > 0:
+            return
+    _write_shortened(weights, plan, out)
+    if plan_path is None:
         unfinished.unlink(missing_ok=True)
     _print_pruned(weights, plan, out, options["as_json"], searched=plan_path is None)
 
@@ -303,21 +328,24 @@ def _only_shortened_folder() -> Path:
 
 
 def _plan_for(weights: Weights, path: Path, options: dict[str, Any]) -> Plan:
-    """The plan in a file, cut to the first blocks if a number was asked for."""
+    """The plan in a file, cut to where a stopping rule ends it if there is one."""
+    from tinysleb.stopping import ended
+
     plan = read_plan(path)
     if plan.blocks != weights.config.blocks:
         raise TinyslebError(
             f"{path} is for a model of {plan.blocks} blocks, {weights.path} has {weights.config.blocks}"
         )
-    if options["remove"] is None and options["ratio"] is None:
+    if not any(options[name] is not None for name in STOPPING_OPTIONS):
         return plan
-    target = _target(plan.blocks, options)
-    if target > len(plan.rounds):
+    rule = _stopping_rule(weights, range(plan.blocks), options)
+    finished = ended(rule, plan, weights)
+    if finished is None:
         raise TinyslebError(
-            f"{path} removes {len(plan.rounds)} blocks, which is fewer than {target}",
+            f"{path} removes {len(plan.rounds)} blocks, which is too few for {rule.name}",
             "leave --plan out, to search for more",
         )
-    return replace(plan, target=target, rounds=plan.rounds[:target])
+    return finished
 
 
 def _refuse_moving_pattern(weights: Weights) -> None:
@@ -329,28 +357,34 @@ def _refuse_moving_pattern(weights: Weights) -> None:
         check_rotation_pattern(weights.config.shortened(kept), weights.path)
 
 
-def _searched(weights: Weights, out: Path, unfinished: Path, options: dict[str, Any]) -> Plan:
+def _searched(weights: Weights, out: Path, unfinished: Path, options: dict[str, Any], group: Group) -> Plan:
     from tinysleb.pruning import SearchRequest, run_search
+    from tinysleb.search import removable
 
     _refuse_moving_pattern(weights)
-    target = _target(weights.config.blocks, options)
-    kept = 1 - target * block_parameter_count(weights.config) / parameter_count(weights.config)
-    stored = sum(info.nbytes for info in weights.tensors.values())
-    refuse_full_disk(out, int(kept * stored))
-    names = ("seed", "keep_first", "keep_last", "exact", "device", "dtype", "memory", "resume", "force")
+    allowed = removable(weights.config.blocks, options["keep_first"], options["keep_last"])
+    rule = _stopping_rule(weights, allowed, options)
+    if rule.by_count_alone:
+        kept = 1 - rule.most * block_parameter_count(weights.config) / parameter_count(weights.config)
+        stored = sum(info.nbytes for info in weights.tensors.values())
+        refuse_full_disk(out, int(kept * stored))
+    names = (
+        "metric", "seed", "keep_first", "keep_last", "exact", "device", "dtype", "memory", "resume", "force",
+    )  # fmt: skip
     request = SearchRequest(
-        target=target,
+        rule=rule,
         windows=_windows(options),
         unfinished=unfinished,
         **{name: options[name] for name in names},
     )
-    progress = _Progress()
+    progress = _Progress(silent=group.rank > 0)
 
     def say(text: str) -> None:
         progress.clear()
-        click.echo(text, err=True)
+        if group.rank == 0:
+            click.echo(text, err=True)
 
-    return run_search(weights, request, say, progress)
+    return run_search(weights, request, group, say, progress)
 
 
 def _windows(options: dict[str, Any]) -> Windows:
@@ -359,14 +393,26 @@ def _windows(options: dict[str, Any]) -> Windows:
     return Windows(options["texts"], options["token_file"], options["windows"], options["window_length"])
 
 
-def _target(blocks: int, options: dict[str, Any]) -> int:
-    if options["remove"] is not None and options["ratio"] is not None:
-        raise click.UsageError("Give either --remove or --ratio.")
-    ratio = 0.2 if options["ratio"] is None else options["ratio"]
-    target: int = options["remove"] or round(ratio * blocks)
-    if target < 1:
-        raise TinyslebError(f"--ratio {ratio} of {blocks} blocks is none", "give a larger ratio")
-    return target
+def _stopping_rule(weights: Weights, allowed: range, options: dict[str, Any]) -> StoppingRule:
+    """The one rule that the options name; a fifth of the blocks without one."""
+    from tinysleb import stopping
+
+    given = {name: options[name] for name in STOPPING_OPTIONS if options[name] is not None}
+    if len(given) > 1:
+        names = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise click.UsageError(f"{names} exclude each other: give one.")
+    config, most = weights.config, min(len(allowed), weights.config.blocks - 1)
+    default: tuple[str, Any] = ("ratio", 0.2)
+    name, value = next(iter(given.items()), default)
+    if name == "remove":
+        return stopping.by_count(value)
+    if name == "ratio":
+        return stopping.by_ratio(value, config)
+    if name == "speedup":
+        return stopping.by_speedup(value, config, most)
+    if name == "fit":
+        return stopping.by_size(value, weights, allowed)
+    return stopping.by_perplexity(value, most)
 
 
 def _write_shortened(weights: Weights, plan: Plan, out: Path) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from tinysleb.errors import TinyslebError
+from tinysleb.memory import Budget, resident_bytes
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PROBE_SIZE, PROBE_RUNS = 1024, 8
@@ -16,8 +17,11 @@ WORTHWHILE = 1.3
 """How much faster bfloat16 must be than float32 to be chosen."""
 
 
-def choose_device(name: str) -> torch.device:
-    """`auto` takes a GPU if there is one. Raises TinyslebError if the device asked for is not there."""
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """`auto` takes a GPU if there is one; of several, the one with this process's number.
+
+    Raises TinyslebError if the device asked for is not there.
+    """
     present = {
         "cpu": True,
         "cuda": torch.cuda.is_available(),
@@ -27,7 +31,23 @@ def choose_device(name: str) -> torch.device:
         name = next(kind for kind in ("cuda", "mps", "cpu") if present[kind])
     if not present[name]:
         raise TinyslebError(f"--device {name}: this machine or this build of torch has none")
-    return torch.device(name)
+    if name != "cuda":
+        return torch.device(name)
+    if local_rank >= torch.cuda.device_count():
+        raise TinyslebError(
+            f"process {local_rank} of this machine has no GPU: there are {torch.cuda.device_count()}",
+            "start as many processes as there are GPUs, or use --device cpu",
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def device_budget(device: torch.device, total: int) -> Budget:
+    """The memory a search may use: of the process or, on a GPU, what is free of `total` there."""
+    if device.type != "cuda":
+        return Budget(total, resident_bytes())
+    free, _ = torch.cuda.mem_get_info(device)
+    return Budget(min(total, free), 0)
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:

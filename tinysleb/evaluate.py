@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tinysleb.memory import SPARE_STREAMS, windows_per_sweep
 from tinysleb.model import chunks
 from tinysleb.plan import perplexity
 from tinysleb.search import Compute
-from tinysleb.sweep import BASE, sweep
+from tinysleb.states import BASE
+from tinysleb.sweep import sweep
 from tinysleb.weights import Weights
 
 
@@ -37,17 +37,16 @@ def evaluate(
     """Score windows `[n, T]`, tokens 1 … T-1 of each, as many at a time as fit into memory."""
     begin = time.monotonic()
     kept = range(weights.config.blocks)
-    length, item_bytes = tokens.shape[1], compute.dtype.itemsize
-    group = windows_per_sweep(weights.config, SPARE_STREAMS, length, item_bytes, compute.memory)
+    plan = compute.memory_plan(weights, 0, *tokens.shape)
     total = 0.0
-    for start, stop in chunks(len(tokens), group):
+    for start, stop in chunks(len(tokens), plan.windows):
         windows = tokens[start:stop].to(compute.device)
 
         def part(done: float, start: int = start, stop: int = stop) -> None:
             progress((start + done * (stop - start)) / len(tokens))
 
-        losses = sweep(weights, kept, (), windows, compute.dtype, progress=part)
+        losses = sweep(weights, kept, (), windows, compute.dtype, ahead=plan.ahead, progress=part)
         total += losses[BASE].double().sum().item()
     seconds = time.monotonic() - begin
-    count = tokens.shape[0] * (length - 1)
+    count = tokens.shape[0] * (tokens.shape[1] - 1)
     return Evaluation(total / count, len(tokens), count, tokens.numel() / seconds)

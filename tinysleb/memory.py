@@ -18,7 +18,7 @@ TOKEN_CHUNK = 1024
 CALL_TOKENS = 2048
 """Tokens that go through a block in one call, unless one window is longer."""
 SPARE_STREAMS = 3
-"""Streams besides the candidates': the base, and the copies that scoring makes of one."""
+"""Streams besides the candidates': the base twice, while it is copied, and the copy that scoring makes."""
 ASSUMED_RESIDENT_BYTES = 400 * 2**20
 """What the program takes before it begins, where that cannot be measured."""
 
@@ -51,23 +51,55 @@ class Budget:
     resident: int
 
 
-def windows_per_sweep(config: ModelConfig, streams: int, length: int, item_bytes: int, budget: Budget) -> int:
-    """The most windows of `length` tokens whose `streams` hidden states fit into the budget.
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What a search does with its memory.
 
-    Counts what is resident already, one block with matrices of `item_bytes` per value, the tensor being
-    read, the activations of one call, and the head's chunk. Raises TinyslebError with the least that
-    would do.
+    `windows`: how many at a time; each group of them costs a sweep. `ahead`: whether the next block is read
+    while one computes. `states`: bytes left for hidden states kept between rounds.
     """
+
+    windows: int
+    ahead: bool
+    states: int
+
+
+def plan_memory(
+    config: ModelConfig, candidates: int, shape: tuple[int, int], item_bytes: int, budget: Budget
+) -> MemoryPlan:
+    """Divide the budget for a sweep over `candidates` and windows of `shape` `(n, T)`.
+
+    Counted are what is resident already, one block with matrices of `item_bytes` per value, or two, the
+    tensor being read, the activations of one call, the head's chunk, and the streams. First comes one
+    window, then reading ahead, then more windows; what is left when all fit is for states. Raises
+    TinyslebError with the least that would do.
+    """
+    count, length = shape
+    streams = candidates + SPARE_STREAMS
     window = streams * length * config.width * 4
-    fixed = budget.resident + working_bytes(config, length, item_bytes)
-    fitting = (budget.total - fixed) // window
-    if fitting < 1:
+    free = budget.total - budget.resident - working_bytes(config, length, item_bytes)
+    if free < window:
         raise TinyslebError(
             f"--memory {format_bytes(budget.total)} is too little for one window of {length} tokens "
             f"in {streams} variants of the model",
-            f"at least {format_bytes(fixed + window)} would do, or a shorter --window-length",
+            f"at least {format_bytes(budget.total - free + window)} would do, or a shorter --window-length",
         )
-    return fitting
+    block = block_parameter_count(config) * item_bytes
+    ahead = free >= window + block
+    free -= block if ahead else 0
+    fitting = min(count, free // window)
+    return MemoryPlan(fitting, ahead, free - count * window if fitting == count else 0)
+
+
+def describe_memory(plan: MemoryPlan, windows: int, model_bytes: int) -> str:
+    """What a plan for so many windows means, in a line."""
+    sweeps = -(-windows // plan.windows)
+    groups = "all windows" if sweeps == 1 else f"{plan.windows} of {windows} windows"
+    ahead = "the next block is read while one computes" if plan.ahead else "one block at a time"
+    states = f"; up to {format_bytes(plan.states)} for states kept between rounds" if plan.states else ""
+    return (
+        f"memory: {groups} in a sweep, {sweeps} x {format_bytes(model_bytes)} read for all; {ahead}{states}"
+    )
 
 
 def working_bytes(config: ModelConfig, length: int, item_bytes: int) -> int:

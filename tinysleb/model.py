@@ -9,14 +9,15 @@ and losses are float32. Leaving a block out is not calling it: nothing here know
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tinysleb.config import ModelConfig, block_prefix, block_shapes
+from tinysleb.config import ModelConfig
+from tinysleb.loading import load_block
 from tinysleb.memory import TOKEN_CHUNK, VOCABULARY_CHUNK
 from tinysleb.weights import Weights
 
@@ -146,29 +147,6 @@ def block_forward(hidden: Tensor, block: Mapping[str, Tensor], config: ModelConf
     return hidden.add_(scaled(feed_forward(norm(hidden, "post_attention").to(dtype), block)))
 
 
-def load_block(weights: Weights, index: int, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
-    """The weights of one block, matrices in `dtype`, norms in float32; fused matrices come apart."""
-    block: dict[str, Tensor] = {}
-    for name in block_shapes(weights.config):
-        kind = torch.float32 if name.endswith("norm.weight") else dtype
-        block[name] = weights.tensor(block_prefix(index) + name).to(device, kind)
-    return _unfused(block, weights.config) if weights.config.architecture.fused else block
-
-
-def _unfused(block: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    keys = config.kv_heads * config.head_dim
-    fused = block.pop("self_attn.qkv_proj.weight")
-    queries = fused.shape[0] - 2 * keys
-    gate, up = block.pop("mlp.gate_up_proj.weight").chunk(2)
-    return block | {
-        "self_attn.q_proj.weight": fused[:queries],
-        "self_attn.k_proj.weight": fused[queries:-keys],
-        "self_attn.v_proj.weight": fused[-keys:],
-        "mlp.gate_proj.weight": gate,
-        "mlp.up_proj.weight": up,
-    }
-
-
 def embed(weights: Weights, tokens: Tensor) -> Tensor:
     """Embedding rows of `tokens` `[n, T]` as float32 `[n, T, width]`, read in chunks of the vocabulary."""
     name = "model.embed_tokens.weight"
@@ -198,24 +176,24 @@ def logits(weights: Weights, hidden: Tensor, dtype: torch.dtype) -> Tensor:
     return F.linear(final_norm(weights, hidden, dtype), head).float()
 
 
-def token_losses(weights: Weights, states: Sequence[Tensor], targets: Tensor, dtype: torch.dtype) -> Tensor:
-    """Negative log-likelihood of `targets` `[m]` under each of `states`, float32 `[len(states), m]`.
+def token_losses(weights: Weights, states: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
+    """Negative log-likelihood of `targets` `[m]` under each variant, float32 `[variants, m]`.
 
-    `states`: what `final_norm` gave, each `[m, width]`. The head is read once, in chunks of the
-    vocabulary; the log-sum-exp is carried from chunk to chunk, so all logits are never held.
+    `states`: normed, as `final_norm` gives them, float32 `[variants, m, width]`. The head is read once, in
+    chunks of the vocabulary; the log-sum-exp is carried from chunk to chunk, so all logits are never held.
     """
-    shape = (len(states), len(targets))
-    log_sum = torch.full(shape, -torch.inf, device=targets.device)
-    target_logit = torch.zeros(shape, device=targets.device)
+    hidden = states.flatten(0, 1)
+    targets = targets.repeat(len(states))
+    log_sum = torch.full(targets.shape, -torch.inf, device=targets.device)
+    target_logit = torch.zeros(targets.shape, device=targets.device)
     for start, stop in chunks(weights.config.vocab_size, VOCABULARY_CHUNK):
-        rows = weights.tensor(head_name(weights.config), start, stop).to(targets.device, dtype)
-        for index, normed in enumerate(states):
-            for first, last in chunks(len(targets), TOKEN_CHUNK):
-                chunk = F.linear(normed[first:last], rows).float()
-                part = slice(first, last)
-                _gather_targets(target_logit[index, part], chunk, targets[part] - start)
-                log_sum[index, part] = torch.logaddexp(log_sum[index, part], _log_sum_exp_(chunk))
-    return log_sum - target_logit
+        head = weights.tensor(head_name(weights.config), start, stop).to(targets.device, dtype)
+        for first, last in chunks(len(targets), TOKEN_CHUNK):
+            part = slice(first, last)
+            chunk = F.linear(hidden[part].to(dtype), head).float()
+            _gather_targets(target_logit[part], chunk, targets[part] - start)
+            log_sum[part] = torch.logaddexp(log_sum[part], _log_sum_exp_(chunk))
+    return (log_sum - target_logit).view(len(states), -1)
 
 
 def forward(weights: Weights, tokens: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

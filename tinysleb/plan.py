@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,16 @@ from tinysleb.errors import TinyslebError
 from tinysleb.files import read_json_object
 
 MOST_BLOCKS = 10_000
+PERPLEXITY = "perplexity"
+METRICS = {
+    PERPLEXITY: "SLEB: the loss of the already shortened model, anew in every round",
+    "perplexity-once": "the loss without each block, scored once",
+    "cosine": "one run of blocks, whose input and output point the same way (arXiv 2403.17887)",
+    "block-influence": "how little each block turns the residual stream (ShortGPT, arXiv 2403.03853)",
+    "last": "from the top down",
+    "random": "by chance, from the seed",
+}
+"""What blocks may be chosen by."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +47,8 @@ class Plan:
     """Which blocks to leave out, in order, and what the choice was made from.
 
     `settings` holds what the search was given: model fingerprint, text hash, windows, seed, dtype, …
-    `target` is how many blocks were asked for; fewer rounds than that is an unfinished search.
+    `target` is how many blocks are to go at most; fewer rounds than that is an unfinished search. `stopped`
+    says why a finished one ended. `scores`: a metric's value for each block, where it is no loss per round.
     """
 
     blocks: int
@@ -45,6 +56,8 @@ class Plan:
     settings: Mapping[str, Any]
     loss: float | None = None
     rounds: tuple[Round, ...] = ()
+    stopped: str | None = None
+    scores: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def removed(self) -> tuple[int, ...]:
@@ -69,8 +82,10 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         "removed": list(plan.removed),
         "blocks": plan.blocks,
         "target": plan.target,
+        "stopped": plan.stopped,
         **_with_perplexity(plan.loss),
         "settings": dict(plan.settings),
+        **({"scores": dict(plan.scores)} if plan.scores else {}),
         "rounds": rounds,
     }
 
@@ -87,11 +102,15 @@ def perplexity(loss: float) -> float:
 
 
 def read_plan(path: Path) -> Plan:
-    """A plan from JSON. A hand-written file with `blocks` and `removed` alone will do.
+    """A plan from a JSON file; see `plan_from_json`."""
+    return plan_from_json(read_json_object(path), path)
 
-    Raises TinyslebError naming the field that is wrong.
+
+def plan_from_json(value: dict[str, Any], path: Path) -> Plan:
+    """A plan from a JSON object. `blocks` and `removed` alone, as written by hand, will do.
+
+    Raises TinyslebError naming the file, `path`, and the field that is wrong.
     """
-    value = read_json_object(path)
     blocks, removed = value.get("blocks"), value.get("removed")
     if type(blocks) is not int or not 1 <= blocks <= MOST_BLOCKS:
         raise TinyslebError(f"{path}: `blocks` should be the model's number of blocks, found {blocks!r}")
@@ -123,6 +142,8 @@ def _from_json(value: dict[str, Any], blocks: int, removed: list[int], target: i
         settings=dict(value.get("settings") or {}),
         loss=value.get("loss"),
         rounds=tuple(rounds),
+        stopped=None if value.get("stopped") is None else str(value["stopped"]),
+        scores={int(index): float(score) for index, score in (value.get("scores") or {}).items()},
     )
 
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tinysleb import __version__
 from tinysleb.calibration import Calibration, from_text, from_token_file
-from tinysleb.device import choose_device, choose_dtype
+from tinysleb.device import choose_device, choose_dtype, device_budget
+from tinysleb.distributed import Group, local_rank
 from tinysleb.errors import TinyslebError
 from tinysleb.files import write_json
 from tinysleb.fingerprint import fingerprint
-from tinysleb.memory import Budget, parse_bytes, resident_bytes
-from tinysleb.plan import Plan, perplexity, plan_to_json, read_plan
-from tinysleb.search import Compute, Progress, check_target, removable, search
+from tinysleb.memory import describe_memory, parse_bytes
+from tinysleb.metrics import check_metric, search_by_metric
+from tinysleb.plan import PERPLEXITY, Plan, perplexity, plan_from_json, plan_to_json, read_plan
+from tinysleb.search import Compute, Progress, check_target, removable
+from tinysleb.stopping import StoppingRule, ended
 from tinysleb.tokenizer import open_tokenizer
 from tinysleb.weights import Weights
 
@@ -36,7 +41,8 @@ class Windows:
 class SearchRequest:
     """What a search is asked to do. `unfinished` is where its state is kept."""
 
-    target: int
+    rule: StoppingRule
+    metric: str
     windows: Windows
     seed: int
     keep_first: int
@@ -51,35 +57,45 @@ class SearchRequest:
 
 
 def run_search(
-    weights: Weights, request: SearchRequest, say: Callable[[str], None], progress: Progress
+    weights: Weights,
+    request: SearchRequest,
+    group: Group,
+    say: Callable[[str], None],
+    progress: Progress,
 ) -> Plan:
     """Search, saving the plan after every round; `say` is told what begins and what each round did.
 
-    Raises TinyslebError if the request cannot be met, before any slow work where that can be known.
+    In a group of processes, the first one saves. Raises TinyslebError if the request cannot be met, before
+    any slow work where that can be known.
     """
-    blocks = weights.config.blocks
+    blocks, rule = weights.config.blocks, request.rule
     allowed = removable(blocks, request.keep_first, request.keep_last)
-    check_target(request.target, blocks, allowed)
-    found = _saved(request)
+    check_target(rule.most, blocks, allowed)
+    check_metric(request.metric, rule.by_count_alone)
+    found = _saved(request, group)
     calibration = calibrate(weights, request.windows, request.seed)
-    dtype = found.settings.get("dtype", request.dtype) if found and request.dtype == "auto" else request.dtype
-    compute = compute_on(request.device, dtype, request.memory)
-    plan = Plan(blocks, request.target, _settings(weights, calibration, compute, request))
+    compute = _compute(request, found, group)
+    plan = Plan(blocks, rule.most, _settings(weights, calibration, compute, request))
+    _check_same_everywhere(plan, group)
     plan = _continued(plan, found, request.unfinished) if found else plan
-    say(_announcement(plan, calibration))
+    for line in _announcement(plan, calibration, rule, compute, weights, len(allowed)):
+        say(line)
+    every_loss = rule.increase is not None
+    rounds = search_by_metric(
+        weights, calibration.tokens, plan, compute,
+        allowed=allowed, exact=request.exact, every_loss=every_loss, progress=progress,
+    )  # fmt: skip
     try:
-        for latest in search(
-            weights, calibration.tokens, plan, compute,
-            allowed=allowed, exact=request.exact, progress=progress,
-        ):  # fmt: skip
-            plan = latest
-            write_json(request.unfinished, plan_to_json(plan))
+        while (finished := ended(rule, plan, weights)) is None:
+            plan = next(rounds)
+            if request.metric == PERPLEXITY and group.rank == 0:
+                write_json(request.unfinished, plan_to_json(plan))
             say(_round_line(plan))
     except KeyboardInterrupt:
-        if plan.rounds:
+        if plan.rounds and request.metric == PERPLEXITY:
             say(f"stopped after {len(plan.rounds)} rounds; the same command with --resume continues")
         raise
-    return plan
+    return finished
 
 
 def calibrate(weights: Weights, windows: Windows, seed: int | None) -> Calibration:
@@ -103,21 +119,44 @@ def calibrate(weights: Weights, windows: Windows, seed: int | None) -> Calibrati
 
 def compute_on(device_name: str, dtype_name: str, memory: str) -> Compute:
     """Device, dtype and memory by their names; what the process holds is measured here."""
-    total, device = parse_bytes(memory), choose_device(device_name)
-    return Compute(device, choose_dtype(dtype_name, device), Budget(total, resident_bytes()))
+    total, device = parse_bytes(memory), choose_device(device_name, local_rank())
+    return Compute(device, choose_dtype(dtype_name, device), device_budget(device, total))
 
 
-def _saved(request: SearchRequest) -> Plan | None:
+def _compute(request: SearchRequest, found: Plan | None, group: Group) -> Compute:
+    """As `compute_on`, the precision being that of the search found, or the first process's choice."""
+    dtype = request.dtype
+    if dtype == "auto":
+        dtype = found.settings.get("dtype", dtype) if found else dtype
+        chosen = choose_dtype(dtype, choose_device(request.device, local_rank()))
+        dtype = group.same_text(str(chosen).removeprefix("torch.")) or dtype
+    return replace(compute_on(request.device, dtype, request.memory), group=group)
+
+
+def _saved(request: SearchRequest, group: Group) -> Plan | None:
     """The unfinished search there is, if it is to be continued; refuses to overwrite it unasked."""
-    if not request.unfinished.exists() or (request.force and not request.resume):
-        return None
-    found = read_plan(request.unfinished)
-    if not request.resume:
-        raise TinyslebError(
-            f"{request.unfinished} holds a search that stopped after {len(found.rounds)} rounds",
-            "continue it with --resume, or start again with --force",
-        )
-    return found
+    text = None
+    if group.rank == 0 and request.unfinished.exists() and (request.resume or not request.force):
+        found = read_plan(request.unfinished)
+        if not request.resume:
+            raise TinyslebError(
+                f"{request.unfinished} holds a search that stopped after {len(found.rounds)} rounds",
+                "continue it with --resume, or start again with --force",
+            )
+        text = json.dumps(plan_to_json(found))
+    text = group.same_text(text)
+    return None if text is None else plan_from_json(json.loads(text), request.unfinished)
+
+
+def _check_same_everywhere(plan: Plan, group: Group) -> None:
+    """Processes with other models or texts would add up what does not belong together."""
+    first = json.loads(group.same_text(json.dumps(plan.settings)) or "{}")
+    for key, value in plan.settings.items():
+        if first[key] != value:
+            raise TinyslebError(
+                f"process {group.rank} has {key} {value!r}, process 0 has {first[key]!r}",
+                "give all processes the same model, texts and versions",
+            )
 
 
 def _continued(plan: Plan, found: Plan, where: Path) -> Plan:
@@ -138,7 +177,7 @@ def _settings(
         "version": __version__,
         "model": weights.path.resolve().name,
         "fingerprint": fingerprint(weights),
-        "metric": "perplexity",
+        "metric": request.metric,
         "exact": request.exact,
         "seed": request.seed,
         "text": calibration.source,
@@ -152,22 +191,29 @@ def _settings(
     }
 
 
-def _announcement(plan: Plan, calibration: Calibration) -> str:
+def _announcement(
+    plan: Plan, calibration: Calibration, rule: StoppingRule, compute: Compute, weights: Weights, allowed: int
+) -> Iterator[str]:
     count, length = calibration.tokens.shape
     windows = f"{count} window" if count == 1 else f"{count} windows"
-    return (
-        f"removing {plan.target} of {plan.blocks} blocks; calibrating on {windows} of {length} tokens of "
-        f"{calibration.source}; {plan.settings['dtype']} products on {plan.settings['device']}"
+    removing = f"removing {rule.most} of" if rule.by_count_alone else f"removing blocks until {rule.name}, of"
+    processes = f", {compute.group.size} processes" if compute.group.size > 1 else ""
+    yield (
+        f"{removing} {plan.blocks} blocks; calibrating on {windows} of {length} tokens of "
+        f"{calibration.source}; {plan.settings['dtype']} products on {plan.settings['device']}{processes}"
     )
+    memory = compute.memory_plan(weights, allowed, count, length)
+    yield describe_memory(memory, count, sum(info.nbytes for info in weights.tensors.values()))
 
 
 def _round_line(plan: Plan) -> str:
     *earlier, round_ = plan.rounds
+    line = f"round {len(plan.rounds)}/{plan.target}: block {round_.removed} removed"
     before = earlier[-1].loss if earlier else plan.loss
-    most = max(score.windows for score in round_.candidates.values())
-    left_early = sum(score.windows < most for score in round_.candidates.values())
-    return (
-        f"round {len(plan.rounds)}/{plan.target}: block {round_.removed} removed, perplexity "
-        f"{perplexity(before or 0):.2f} -> {perplexity(round_.loss):.2f}, "
-        f"{len(round_.candidates)} candidates ({left_early} left early), {round_.seconds:.1f} s"
-    )
+    if before is not None and not math.isnan(before + round_.loss):
+        line += f", perplexity {perplexity(before):.2f} -> {perplexity(round_.loss):.2f}"
+    if round_.candidates:
+        most = max(score.windows for score in round_.candidates.values())
+        left_early = sum(score.windows < most for score in round_.candidates.values())
+        line += f", {len(round_.candidates)} candidates ({left_early} left early)"
+    return f"{line}, {round_.seconds:.1f} s"

@@ -7,25 +7,29 @@ leader's beyond doubt; without it, every candidate sees every window.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import NormalDist
 
 import torch
 from torch import Tensor
 
+from tinysleb.distributed import Group
 from tinysleb.errors import TinyslebError
-from tinysleb.memory import SPARE_STREAMS, Budget, windows_per_sweep
+from tinysleb.memory import Budget, MemoryPlan, plan_memory
+from tinysleb.model import chunks
 from tinysleb.plan import Plan, Round, Score
-from tinysleb.sweep import BASE, sweep
+from tinysleb.states import BASE, KeptStates, spread
+from tinysleb.sweep import sweep
 from tinysleb.weights import Weights
 
 ERROR_LEVEL = 0.01
 """The chance, per round, that racing drops a candidate as good as the leader."""
 SEGMENT = 32
 """Tokens whose losses are summed into one observation of the test: neighbours are not independent."""
-FEWEST_SEGMENTS = 12
+FEWEST_SEGMENTS = 8
 
 Progress = Callable[[str, float], None]
 """Told what is being done and which part of it is done, from 0 to 1."""
@@ -33,11 +37,16 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True)
 class Compute:
-    """Where and how to compute: device, dtype of the matrix products, memory."""
+    """Where and how to compute: device, dtype of the matrix products, memory, the processes that share."""
 
     device: torch.device
     dtype: torch.dtype
     memory: Budget
+    group: Group = field(default_factory=Group)
+
+    def memory_plan(self, weights: Weights, candidates: int, count: int, length: int) -> MemoryPlan:
+        """How sweeps over `candidates` on `count` windows of `length` tokens use the memory."""
+        return plan_memory(weights.config, candidates, (count, length), self.dtype.itemsize, self.memory)
 
 
 def removable(blocks: int, keep_first: int, keep_last: int) -> range:
@@ -61,6 +70,7 @@ def search(
     Raises TinyslebError if more blocks are asked for than may go, or if a loss is not finite.
     """
     check_target(plan.target, plan.blocks, allowed)
+    states = KeptStates(compute.memory_plan(weights, len(allowed), *tokens.shape).states)
     while not plan.finished:
         begin = time.monotonic()
         number = len(plan.rounds) + 1
@@ -68,8 +78,11 @@ def search(
         def report(part: float, number: int = number, target: int = plan.target) -> None:
             progress(f"round {number} of {target}", (number - 1 + part) / target)
 
-        race = _Race(weights, tokens, plan, [i for i in allowed if i in plan.kept], compute)
+        candidates = [index for index in allowed if index in plan.kept]
+        states.want(promising(plan, candidates), tokens.numel() * weights.config.width * 4 * len(candidates))
+        race = _Race(weights, tokens, plan, candidates, compute, states)
         race.run(exact, report)
+        states.remove(race.leader)
         round_ = Round(race.leader, race.loss(race.leader), time.monotonic() - begin, race.scores())
         loss = race.loss(BASE) if plan.loss is None else plan.loss
         plan = replace(plan, loss=loss, rounds=(*plan.rounds, round_))
@@ -85,6 +98,15 @@ def check_target(target: int, blocks: int, allowed: Sequence[int]) -> None:
         )
 
 
+def promising(plan: Plan, candidates: Sequence[int]) -> list[int]:
+    """Candidates in the order in which they may win: the last round's, or spread evenly if there is none."""
+    scores = plan.rounds[-1].candidates if plan.rounds else {}
+    if not scores:
+        return spread(candidates)
+    known = [index for index in candidates if index in scores]
+    return sorted(known, key=lambda index: (-scores[index].windows, scores[index].loss))
+
+
 class _Race:
     """One round: candidates, the windows each has seen, and its token losses on them."""
 
@@ -95,8 +117,10 @@ class _Race:
         plan: Plan,
         candidates: list[int],
         compute: Compute,
+        states: KeptStates,
     ) -> None:
-        self.weights, self.tokens, self.kept, self.compute = weights, tokens, plan.kept, compute
+        self.weights, self.tokens, self.kept = weights, tokens, plan.kept
+        self.compute, self.states = compute, states
         self.alive = candidates
         self.with_base = plan.loss is None
         self.losses: dict[int, list[Tensor]] = {key: [] for key in (BASE, *candidates)}
@@ -105,10 +129,8 @@ class _Race:
         """Score window after window until all are seen."""
         seen = 0
         for size in heats(len(self.tokens), growing=not exact):
-            while size:
-                done = min(size, self._fitting())
-                self._heat(seen, seen + done, report)
-                seen, size = seen + done, size - done
+            self._heat(range(seen, seen + size), report)
+            seen += size
             if not exact and seen < len(self.tokens):
                 self._drop_losers()
 
@@ -129,33 +151,58 @@ class _Race:
             if index != BASE
         }
 
-    def _heat(self, start: int, stop: int, report: Callable[[float], None]) -> None:
-        windows = self.tokens[start:stop].to(self.compute.device)
+    def _heat(self, windows: range, report: Callable[[float], None]) -> None:
+        """Score the candidates that are left on `windows`, each process its share."""
+        keys = [*self.alive, *([BASE] if self.with_base else [])]
+        length = self.tokens.shape[1]
+        losses = torch.zeros(len(keys), len(windows), length - 1)
+        share, mine = self.compute.group.share(windows, keys)
+        plan = self.compute.memory_plan(self.weights, len(mine), len(share), length)
+        for first, last in chunks(len(share) if mine else 0, plan.windows):
 
-        def part(fraction: float) -> None:
-            report((start + fraction * (stop - start)) / len(self.tokens))
+            def told(part: float, first: int = first, last: int = last) -> None:
+                done = (first + part * (last - first)) / len(share)
+                report((windows.start + done * len(windows)) / len(self.tokens))
 
-        losses = sweep(self.weights, self.kept, self.alive, windows, self.compute.dtype, self.with_base, part)
-        for index, values in losses.items():
-            if not values.isfinite().all():
-                what = "the model itself" if index == BASE else f"the model without block {index}"
-                raise TinyslebError(
-                    f"{self.weights.path}: the loss of {what} is not a finite number",
-                    "the weights may be damaged, or need --dtype float32",
-                )
-            self.losses[index].append(values)
+            for key, values in self._sweep(share[first:last], mine, plan.ahead, told).items():
+                at = share.start - windows.start
+                losses[keys.index(key), at + first : at + last] = values
+        self.compute.group.add_up(losses)
+        for key, values in zip(keys, losses, strict=True):
+            self._record(key, values)
 
-    def _fitting(self) -> int:
-        streams = len(self.alive) + SPARE_STREAMS
-        length, item_bytes = self.tokens.shape[1], self.compute.dtype.itemsize
-        return windows_per_sweep(self.weights.config, streams, length, item_bytes, self.compute.memory)
+    def _sweep(
+        self, part: range, keys: Sequence[int], ahead: bool, progress: Callable[[float], None]
+    ) -> dict[int, Tensor]:
+        return sweep(
+            self.weights,
+            self.kept,
+            [key for key in keys if key != BASE],
+            self.tokens[part.start : part.stop].to(self.compute.device),
+            self.compute.dtype,
+            with_base=BASE in keys,
+            ahead=ahead,
+            states=self.states,
+            first_window=part.start,
+            progress=progress,
+        )
+
+    def _record(self, key: int, values: Tensor) -> None:
+        if not values.isfinite().all():
+            what = "the model itself" if key == BASE else f"the model without block {key}"
+            raise TinyslebError(
+                f"{self.weights.path}: the loss of {what} is not a finite number",
+                "the weights may be damaged, or need --dtype float32",
+            )
+        self.losses[key].append(values)
 
     def _drop_losers(self) -> None:
-        comparisons = max(1, len(self.losses) * len(self.tokens))
+        comparisons = len(self.losses) * len(self.tokens)
         threshold = NormalDist().inv_cdf(1 - ERROR_LEVEL / comparisons)
         best = torch.cat(self.losses[self.leader])
+        part = len(best) / len(self.tokens)
         self.alive = [
-            index for index in self.alive if paired_z(torch.cat(self.losses[index]), best) <= threshold
+            index for index in self.alive if paired_z(torch.cat(self.losses[index]), best, part) <= threshold
         ]
 
 
@@ -169,14 +216,23 @@ def heats(windows: int, growing: bool) -> Iterator[int]:
         size = seen
 
 
-def paired_z(losses: Tensor, best: Tensor) -> float:
-    """How many standard errors `losses` lie above `best`, both `[n, T-1]` on the same tokens.
+def paired_z(losses: Tensor, best: Tensor, part: float) -> float:
+    """How sure it is that `losses` exceed `best` on all windows, as a standard normal deviate.
 
-    The observations are the differences summed over segments of `SEGMENT` tokens; too few give 0.
+    Both are `[n, T-1]` on the same tokens, which are a random `part` of all. A paired t-test: observations
+    are the differences summed over segments of `SEGMENT` tokens; the standard error is that of a mean over a
+    finite population, smaller by sqrt(1 - part), since the question is only which is better on these
+    windows (Cochran, Sampling Techniques, 2.6). t becomes z by Wallace's approximation (Annals of
+    Mathematical Statistics 30, 1959). Too few segments give 0.
     """
     difference = (losses - best).double()
     segments = difference[:, : difference.shape[1] // SEGMENT * SEGMENT].reshape(-1, SEGMENT).sum(1)
-    if len(segments) < FEWEST_SEGMENTS:
+    freedom = len(segments) - 1
+    if freedom + 1 < FEWEST_SEGMENTS:
         return 0.0
-    error = segments.std() / len(segments) ** 0.5
-    return (segments.mean() / error).item() if error > 0 else 0.0
+    error = (segments.std() * ((1 - part) / len(segments)) ** 0.5).item()
+    if error == 0:
+        return 0.0
+    t = segments.mean().item() / error
+    z = math.sqrt(freedom * math.log1p(t * t / freedom)) * (8 * freedom + 1) / (8 * freedom + 3)
+    return math.copysign(z, t)
