@@ -1,16 +1,28 @@
-"""One SLEB round on a real model: tinysleb's sweep against the naive loop over transformers.
+"""tinysleb's search against the naive loop over transformers, and against this machine's limits.
 
-    python benchmarks/search.py models/SmolLM2-135M-Instruct.Q4_1.gguf
+    python benchmarks/search.py MODEL.gguf [round] [whole] [growth] [floor]
 
-Same process, same windows, same dtype. The naive loop runs the whole model once per candidate, window
-by window, as the authors' code does; it is timed on some candidates and scaled to all: each costs the same.
-Needs the test extra.
+round   one round, float32 and bfloat16: the naive loop, the exact sweep, racing
+whole   the whole search, 6 blocks: the same, and which blocks go
+growth  one exact round of random models of 8, 16, 32 and 64 blocks: the exponent of its work, its memory
+floor   the part of a block's time that its matrix products alone take
+
+Ratios compare runs in one process with the same windows and dtype. The naive loop runs the whole model once
+per candidate, window by window, as the authors' code does; it is timed on some candidates of each round and
+scaled to all: each costs the same. Needs the test extra.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import math
+import subprocess
+import sys
+import tempfile
 import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,70 +32,185 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 from tinysleb.calibration import from_text
+from tinysleb.config import block_shapes, config_from_huggingface, tensor_shapes
+from tinysleb.loading import Block, load_block
 from tinysleb.memory import Budget, resident_bytes
+from tinysleb.model import attention, block_forward, places
 from tinysleb.open_model import open_model
-from tinysleb.plan import Plan, Round
+from tinysleb.plan import Plan
+from tinysleb.safetensors_file import write_safetensors
 from tinysleb.search import Compute, removable, search
 from tinysleb.tokenizer import open_tokenizer
 from tinysleb.weights import Weights
 
-
-def naive_losses(model: Any, candidates: list[int], tokens: Tensor) -> dict[int, float]:
-    layers = model.model.layers
-    losses = {}
-    for candidate in candidates:
-        model.model.layers = torch.nn.ModuleList(b for i, b in enumerate(layers) if i != candidate)
-        with torch.no_grad():
-            total = 0.0
-            for window in tokens.split(1):
-                logits = model(window, use_cache=False).logits[:, :-1]
-                total += F.cross_entropy(logits.flatten(0, 1).float(), window[:, 1:].flatten()).item()
-        losses[candidate] = total / len(tokens)
-    model.model.layers = layers
-    return losses
-
-
-def one_round(weights: Weights, tokens: Tensor, dtype: torch.dtype, exact: bool) -> Round:
-    blocks = weights.config.blocks
-    compute = Compute(torch.device("cpu"), dtype, Budget(4 * 2**30, resident_bytes()))
-    rounds = search(
-        weights, tokens, Plan(blocks, 1, {}), compute,
-        allowed=removable(blocks, 1, 1), exact=exact, progress=lambda *_: None,
-    )  # fmt: skip
-    return next(iter(rounds)).rounds[0]
+CPU = torch.device("cpu")
+DTYPES = (torch.float32, torch.bfloat16)
+WINDOWS, LENGTH, REMOVED = 4, 1024, 6
+GROWTH_BLOCKS = (8, 16, 32, 64)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("model", type=Path)
-    parser.add_argument("--windows", type=int, default=4)
-    parser.add_argument("--window-length", type=int, default=1024)
-    parser.add_argument("--naive-candidates", type=int, default=4, help="how many to time")
+    parser.add_argument("parts", nargs="*", default=["round", "whole", "growth", "floor"])
+    parser.add_argument("--naive-candidates", type=int, default=4, help="how many to time in a round")
     options = parser.parse_args()
-
+    if "one-growth-run" in options.parts:
+        print(json.dumps(growth_run(options.model)))
+        return
     weights = open_model(options.model)
-    tokens = from_text(
-        open_tokenizer(weights), [], options.window_length, options.windows, 0, weights.config.vocab_size
-    ).tokens
-    candidates = list(removable(weights.config.blocks, 1, 1))
-    some = candidates[:: max(1, len(candidates) // options.naive_candidates)][: options.naive_candidates]
-    print(f"one round, {len(candidates)} candidates, {options.windows} x {options.window_length} tokens")
+    vocabulary = weights.config.vocab_size
+    tokens = from_text(open_tokenizer(weights), [], LENGTH, WINDOWS, 0, vocabulary).tokens
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
+    for part, rounds in (("round", 1), ("whole", REMOVED)):
+        if part in options.parts:
+            compare(options.model, weights, tokens, rounds, options.naive_candidates)
+    if "growth" in options.parts:
+        growth()
+    if "floor" in options.parts:
+        floor(weights)
+
+
+def compare(path: Path, weights: Weights, tokens: Tensor, rounds: int, naive_candidates: int) -> None:
+    """The first `rounds` rounds in each dtype: seconds of the naive loop, exact and raced."""
+    print(f"\n{rounds} of {weights.config.blocks} blocks removed, {WINDOWS} x {LENGTH} tokens")
     print(f"{'dtype':<10}{'naive, s':>10}{'exact, s':>10}{'ratio':>7}{'racing, s':>11}{'ratio':>7}  removed")
-    for dtype in (torch.float32, torch.bfloat16):
-        model = AutoModelForCausalLM.from_pretrained(
-            options.model.parent, gguf_file=options.model.name, dtype=dtype
-        )
-        naive_losses(model, some[:1], tokens[:1])
-        begin = time.perf_counter()
-        expected = naive_losses(model, some, tokens)
-        naive = (time.perf_counter() - begin) * len(candidates) / len(some)
-        exact, raced = (one_round(weights, tokens, dtype, exact) for exact in (True, False))
-        worst = max(abs(exact.candidates[i].loss - loss) for i, loss in expected.items())
+    for dtype in DTYPES:
+        exact, raced = (searched(weights, tokens, dtype, rounds, exact) for exact in (True, False))
+        model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=dtype)
+        naive, difference = naive_search(model, exact, tokens, naive_candidates)
+        seconds = [sum(round_.seconds for round_ in plan.rounds) for plan in (exact, raced)]
         print(
-            f"{str(dtype)[6:]:<10}{naive:>10.1f}{exact.seconds:>10.1f}{naive / exact.seconds:>6.1f}x"
-            f"{raced.seconds:>11.1f}{naive / raced.seconds:>6.1f}x  {exact.removed}, {raced.removed}; "
-            f"largest difference of a loss {worst:.1e}"
+            f"{str(dtype)[6:]:<10}{naive:>10.1f}"
+            f"{seconds[0]:>10.1f}{naive / seconds[0]:>6.1f}x{seconds[1]:>11.1f}{naive / seconds[1]:>6.1f}x"
+            f"  {list(exact.removed)}, {list(raced.removed)}; largest difference of a loss {difference:.1e}",
+            flush=True,
         )
+
+
+def searched(weights: Weights, tokens: Tensor, dtype: torch.dtype, rounds: int, exact: bool) -> Plan:
+    blocks = weights.config.blocks
+    compute = Compute(CPU, dtype, Budget(4 * 2**30, resident_bytes()))
+    *_, plan = search(
+        weights, tokens, Plan(blocks, rounds, {}), compute,
+        allowed=removable(blocks, 1, 1), exact=exact, progress=lambda *_: None,
+    )  # fmt: skip
+    return plan
+
+
+def naive_search(model: Any, plan: Plan, tokens: Tensor, count: int) -> tuple[float, float]:
+    """Seconds that the naive loop takes for the rounds of `plan`, and how far its losses are from them."""
+    layers, removed = model.model.layers, set[int]()
+    seconds, difference = 0.0, 0.0
+    for round_ in plan.rounds:
+        candidates = sorted(round_.candidates)
+        some = candidates[:: max(1, len(candidates) // count)][:count]
+        naive_loss(model, layers, removed, tokens[:1])
+        begin = time.perf_counter()
+        losses = {index: naive_loss(model, layers, removed | {index}, tokens) for index in some}
+        seconds += (time.perf_counter() - begin) * len(candidates) / len(some)
+        difference = max(abs(round_.candidates[i].loss - loss) for i, loss in losses.items())
+        removed.add(round_.removed)
+    return seconds, difference
+
+
+def naive_loss(model: Any, layers: Sequence[Any], removed: set[int], tokens: Tensor) -> float:
+    model.model.layers = torch.nn.ModuleList(b for i, b in enumerate(layers) if i not in removed)
+    total = 0.0
+    with torch.no_grad():
+        for window in tokens.split(1):
+            logits = model(window, use_cache=False).logits[:, :-1]
+            total += F.cross_entropy(logits.flatten(0, 1).float(), window[:, 1:].flatten()).item()
+    return total / len(tokens)
+
+
+def growth() -> None:
+    """Each model in a process of its own, so that its peak memory is its own."""
+    print(f"\none exact round, random models of width 256, {WINDOWS} x 256 tokens")
+    print(f"{'blocks':<8}{'seconds':>9}{'exponent':>10}{'peak, MiB':>11}{'streams, MiB':>14}")
+    runs: list[dict[str, float]] = []
+    for blocks in GROWTH_BLOCKS:
+        with tempfile.TemporaryDirectory() as name:
+            write_random(Path(name), blocks)
+            command = [sys.executable, __file__, name, "one-growth-run"]
+            runs.append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout))
+        last, before = runs[-1], runs[-2] if len(runs) > 1 else None
+        exponent = f"{math.log2(last['seconds'] / before['seconds']):.2f}" if before else ""
+        print(
+            f"{blocks:<8}{last['seconds']:>9.2f}{exponent:>10}"
+            f"{last['peak'] / 2**20:>11.1f}{last['streams'] / 2**20:>14.1f}"
+        )
+
+
+def growth_run(folder: Path) -> dict[str, float]:
+    import resource
+
+    weights = open_model(folder)
+    tokens = torch.randint(0, 1000, (WINDOWS, 256), generator=torch.Generator().manual_seed(0))
+    searched(weights, tokens[:1], torch.float32, 1, exact=True)
+    before = resident_bytes()
+    plan = searched(weights, tokens, torch.float32, 1, exact=True)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    streams = (weights.config.blocks - 2) * tokens.numel() * weights.config.width * 4
+    return {"seconds": plan.rounds[0].seconds, "peak": peak, "streams": streams}
+
+
+def write_random(folder: Path, blocks: int) -> None:
+    values = {
+        "architectures": ["LlamaForCausalLM"], "hidden_size": 256, "intermediate_size": 704,
+        "num_hidden_layers": blocks, "num_attention_heads": 4, "vocab_size": 1000, "rms_norm_eps": 1e-5,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(values))
+    shapes = tensor_shapes(config_from_huggingface(values, "shape"))
+    generator = torch.Generator().manual_seed(0)
+    write_safetensors(
+        folder / "model.safetensors",
+        {name: ("F32", shape) for name, shape in shapes.items()},
+        lambda name: torch.randn(shapes[name], generator=generator) * 0.05,
+    )
+
+
+def floor(weights: Weights) -> None:
+    """Milliseconds for 2 windows: a block, its matrix products alone, its attention, and the rest."""
+    config = weights.config
+    place = places(config, LENGTH, CPU)[0]
+    states = torch.randn(2, LENGTH, config.width)
+    shapes = {name: shape for name, shape in block_shapes(config).items() if len(shape) == 2}
+    print(f"\na block on 2 x {LENGTH} tokens, ms")
+    print(f"{'dtype':<10}{'block':>8}{'products':>10}{'part':>7}{'attention':>11}{'rest':>7}{'GFLOP/s':>9}")
+    for dtype in DTYPES:
+        block = load_block(weights, 0, dtype, CPU)
+        inputs = {shape[1]: torch.randn(2, LENGTH, shape[1]).to(dtype) for shape in shapes.values()}
+        projections = [name for name in shapes if name.startswith("self_attn")]
+
+        def multiply(names: Iterable[str], block: Block = block, inputs: dict[int, Tensor] = inputs) -> None:
+            for name in names:
+                F.linear(inputs[shapes[name][1]], block[name])
+
+        whole, products, attending, projecting = fastest(
+            partial(block_forward, states, block, config, place),
+            partial(multiply, shapes),
+            partial(attention, inputs[config.width], block, config, place),
+            partial(multiply, projections),
+        )
+        rate = sum(2 * rows * columns for rows, columns in shapes.values()) * 2 * LENGTH / products / 1e6
+        mixing = attending - projecting
+        print(
+            f"{str(dtype)[6:]:<10}{whole:>8.1f}{products:>10.1f}{products / whole:>7.0%}"
+            f"{mixing:>11.1f}{whole - products - mixing:>7.1f}{rate:>9.0f}"
+        )
+
+
+@torch.inference_mode()
+def fastest(*runs: Callable[[], Any]) -> list[float]:
+    """The least milliseconds of each of `runs`, taken in turn."""
+    times = [math.inf] * len(runs)
+    for _ in range(20):
+        for index, run in enumerate(runs):
+            begin = time.perf_counter()
+            run()
+            times[index] = min(times[index], (time.perf_counter() - begin) * 1e3)
+    return times
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from reference import (
     transformers_logits,
     transformers_model,
 )
-from tinysleb.model import embed, final_norm, forward, token_losses
+from tinysleb.model import embed, final_norm, forward, mixed_in_chunks, token_losses
 from tinysleb.open_model import open_model
 
 
@@ -96,3 +96,16 @@ def test_smollm2_logits_equal_transformers(smollm2: Path) -> None:
     expected = transformers_logits(reference, tokens)
     error = (forward(open_model(smollm2), tokens) - expected).abs().max()
     assert error <= 1e-3 * (expected.max() - expected.min())
+
+
+@pytest.mark.parametrize("window", [0, 90])
+def test_attention_in_chunks_is_scaled_dot_product_attention(window: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    queries, keys, values = (torch.randn(2, heads, 300, 16, generator=generator) for heads in (6, 2, 2))
+    mask = torch.ones(300, 300, dtype=torch.bool).tril()
+    mask = mask.triu(1 - window) if window else mask
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        queries, keys, values, mask, scale=0.3, enable_gqa=True
+    )
+    found = mixed_in_chunks(queries, keys, values, mask if window else None, 0.3)
+    torch.testing.assert_close(found, expected)

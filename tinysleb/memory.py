@@ -11,10 +11,12 @@ from tinysleb.config import ModelConfig, block_parameter_count, block_shapes
 from tinysleb.errors import TinyslebError
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
-VOCABULARY_CHUNK = 4096
+VOCABULARY_CHUNK = 2048
 """Rows of the head (or the embedding) read at a time."""
 TOKEN_CHUNK = 1024
 """Tokens whose logits over one chunk of the vocabulary are held at a time."""
+QUERY_CHUNK = 128
+"""Queries whose attention scores are held at a time, where attention is computed in chunks."""
 CALL_TOKENS = 2048
 """Tokens that go through a block in one call, unless one window is longer."""
 SPARE_STREAMS = 3

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from tinysleb.config import ModelConfig
 from tinysleb.loading import load_block
-from tinysleb.memory import TOKEN_CHUNK, VOCABULARY_CHUNK
+from tinysleb.memory import QUERY_CHUNK, TOKEN_CHUNK, VOCABULARY_CHUNK
 from tinysleb.weights import Weights
 
 
@@ -110,16 +110,41 @@ def attention(hidden: Tensor, block: Mapping[str, Tensor], config: ModelConfig, 
     queries, keys = heads("q", config.heads), heads("k", config.kv_heads)
     if place.table is not None:
         queries, keys = rotate(queries, place.table), rotate(keys, place.table)
-    mixed = F.scaled_dot_product_attention(
-        queries.to(hidden.dtype),
-        keys.to(hidden.dtype),
-        heads("v", config.kv_heads),
-        attn_mask=place.mask,
-        is_causal=place.mask is None,
-        scale=config.attention_scale or None,
-        enable_gqa=True,
-    )
+    queries, keys, values = queries.to(hidden.dtype), keys.to(hidden.dtype), heads("v", config.kv_heads)
+    scale = config.attention_scale or config.head_dim**-0.5
+    if hidden.device.type == "cpu" and hidden.dtype != torch.float32:
+        mixed = mixed_in_chunks(queries, keys, values, place.mask, scale)
+    else:
+        mixed = F.scaled_dot_product_attention(
+            queries, keys, values, place.mask, is_causal=place.mask is None, scale=scale, enable_gqa=True
+        )
     return linear(mixed.transpose(1, 2).reshape(batch, length, -1), block, "self_attn.o_proj")
+
+
+def mixed_in_chunks(
+    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float
+) -> Tensor:
+    """`scaled_dot_product_attention`, some queries at a time: in bfloat16 on a CPU it takes two thirds of the
+    time, and is as near to float32.
+
+    `queries` `[B, heads, T, head_dim]`, `keys` and `values` `[B, kv_heads, T, head_dim]`; `mask` as in `Place`.
+    """
+    batch, heads, length, head_dim = queries.shape
+    groups = batch * keys.shape[1]
+    queries = (queries * scale).reshape(groups, -1, length, head_dim)
+    keys, values = keys.reshape(groups, length, head_dim).mT, values.reshape(groups, length, head_dim)
+    mixed = torch.empty_like(queries)
+    for start, stop in chunks(length, QUERY_CHUNK):
+        chunk = queries[:, :, start:stop].flatten(1, 2)
+        scores = (chunk @ keys[:, :, :stop]).view(groups, -1, stop - start, stop)
+        if mask is None:
+            future = torch.ones(stop - start, stop - start, dtype=torch.bool, device=queries.device).triu(1)
+            scores[..., start:].masked_fill_(future, -torch.inf)
+        else:
+            scores.masked_fill_(~mask[start:stop, :stop], -torch.inf)
+        weighted = scores.softmax(-1).flatten(1, 2) @ values[:, :stop]
+        mixed[:, :, start:stop] = weighted.view(groups, -1, stop - start, head_dim)
+    return mixed.view(batch, heads, length, head_dim)
 
 
 def feed_forward(hidden: Tensor, block: Mapping[str, Tensor]) -> Tensor:

@@ -79,7 +79,8 @@ def search(
             progress(f"round {number} of {target}", (number - 1 + part) / target)
 
         candidates = [index for index in allowed if index in plan.kept]
-        states.want(promising(plan, candidates), tokens.numel() * weights.config.width * 4 * len(candidates))
+        wanted = promising(plan, candidates) if number < plan.target else []
+        states.want(wanted, tokens.numel() * weights.config.width * 4 * len(candidates))
         race = _Race(weights, tokens, plan, candidates, compute, states)
         race.run(exact, report)
         states.remove(race.leader)
@@ -207,13 +208,12 @@ class _Race:
 
 
 def heats(windows: int, growing: bool) -> Iterator[int]:
-    """Sizes of consecutive heats: 1, 1, 2, 4, 8, … windows, or all at once."""
-    size, seen = (1, 0) if growing else (windows, 0)
+    """Sizes of consecutive heats: all windows at once, or 1, 1, 1, 1, 2, 3, 4, 6, …, half of those seen."""
+    seen = 0
     while seen < windows:
-        size = min(size, windows - seen)
+        size = min(max(1, seen // 2), windows - seen) if growing else windows
         yield size
         seen += size
-        size = seen
 
 
 def paired_z(losses: Tensor, best: Tensor, part: float) -> float:
