@@ -1,9 +1,10 @@
 """Peak memory of pruning a large random model: is `--memory` kept?
 
-    python benchmarks/memory.py --memory 1.1GiB
+    python benchmarks/memory.py 7b --memory 2GiB
+    python benchmarks/memory.py tinyllama --memory 1.1GiB
 
-Writes a model of random float16 weights (TinyLlama's shape, 2.2 GB on disk) into a temporary folder, runs one
-round in a process of its own, and prints that process's peak resident memory.
+Writes random float16 weights of that shape (13.5 GB, 2.2 GB) into a temporary folder, runs one round in a
+process of its own, prints its peak resident memory and what it read, and deletes the folder.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import resource
 import subprocess
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,42 +27,42 @@ from tinysleb.config import config_from_huggingface, tensor_shapes
 from tinysleb.memory import format_bytes
 from tinysleb.safetensors_file import write_safetensors
 
-SHAPE = {
-    "architectures": ["LlamaForCausalLM"],
-    "hidden_size": 2048,
-    "intermediate_size": 5632,
-    "num_hidden_layers": 22,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 4,
-    "vocab_size": 32000,
-    "max_position_embeddings": 2048,
-    "rms_norm_eps": 1e-5,
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"], "vocab_size": 32000, "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-5, "num_attention_heads": 32,
+}  # fmt: skip
+SHAPES = {
+    "7b": LLAMA | {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32},
+    "tinyllama": LLAMA
+    | {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_key_value_heads": 4},
 }
 
 
-def write_model(folder: Path) -> None:
-    shapes = tensor_shapes(config_from_huggingface(SHAPE, "shape"))
-    (folder / "config.json").write_text(json.dumps(SHAPE))
+def write_model(folder: Path, values: dict[str, Any]) -> None:
+    """All blocks have the same random weights: drawing billions would take longer than the search."""
+    shapes = tensor_shapes(config_from_huggingface(values, "shape"))
+    (folder / "config.json").write_text(json.dumps(values))
 
-    def random(name: str) -> Tensor:
-        if name.endswith("norm.weight"):
-            return torch.ones(shapes[name], dtype=torch.float16)
-        return (torch.randn(shapes[name]) * 0.02).half()
+    @cache
+    def random(shape: tuple[int, ...]) -> Tensor:
+        return torch.ones(shape).half() if len(shape) == 1 else (torch.randn(shape) * 0.02).half()
 
     entries = {name: ("F16", shape) for name, shape in shapes.items()}
-    write_safetensors(folder / "model.safetensors", entries, random)
+    write_safetensors(folder / "model.safetensors", entries, lambda name: random(shapes[name]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--memory", default="1.1GiB")
+    parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("--memory", default="2GiB")
+    parser.add_argument("--folder", type=Path, help="where there is space; default: the system's")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--windows", type=int, default=2)
     parser.add_argument("--window-length", type=int, default=256)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
-        write_model(folder)
+        write_model(folder, SHAPES[options.shape])
         tokens = np.random.default_rng(0).integers(0, 32000, (options.windows, options.window_length))
         np.save(folder / "tokens.npy", tokens.astype(np.int32))
         command = [
@@ -67,10 +70,27 @@ def main() -> None:
             "--remove", "1", "--exact", "--tokens", str(folder / "tokens.npy"),
             "--memory", options.memory, "--dtype", options.dtype,
         ]  # fmt: skip
-        subprocess.run(command, check=True, cwd=folder)
+        read = searched(command, folder)
         size = (folder / "model.safetensors").stat().st_size
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-    print(f"{format_bytes(size)} on disk, --memory {options.memory}: peak resident {format_bytes(peak)}")
+    print(
+        f"{format_bytes(size)} on disk, --memory {options.memory}: peak resident {format_bytes(peak)}, "
+        f"the search read {read / size:.2f} times the model"
+    )
+
+
+def searched(command: list[str], folder: Path) -> int:
+    """Run a command, showing what it says; the bytes it had read when its round was over (Linux)."""
+    read = 0
+    with subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr or ():
+            sys.stderr.write(line)
+            if line.startswith("round"):
+                counters = Path(f"/proc/{process.pid}/io").read_text()
+                read = int(counters.split("rchar: ")[1].split()[0])
+    if process.returncode:
+        sys.exit(process.returncode)
+    return read
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
 """tinysleb's search against the naive loop over transformers, and against this machine's limits.
 
-    python benchmarks/search.py MODEL.gguf [round] [whole] [growth] [floor]
+    python benchmarks/search.py MODEL.gguf [search] [growth] [floor]
 
-round   one round, float32 and bfloat16: the naive loop, the exact sweep, racing
-whole   the whole search, 6 blocks: the same, and which blocks go
+search  6 rounds in float32 and bfloat16: the naive loop, exact sweeps, racing
 growth  one exact round of random models of 8, 16, 32 and 64 blocks: the exponent of its work, its memory
 floor   the part of a block's time that its matrix products alone take
 
@@ -52,8 +51,8 @@ GROWTH_BLOCKS = (8, 16, 32, 64)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("model", type=Path)
-    parser.add_argument("parts", nargs="*", default=["round", "whole", "growth", "floor"])
-    parser.add_argument("--naive-candidates", type=int, default=4, help="how many to time in a round")
+    parser.add_argument("parts", nargs="*", default=["search", "growth", "floor"])
+    parser.add_argument("--naive-candidates", type=int, default=3, help="how many to time in a round")
     options = parser.parse_args()
     if "one-growth-run" in options.parts:
         print(json.dumps(growth_run(options.model)))
@@ -62,30 +61,33 @@ def main() -> None:
     vocabulary = weights.config.vocab_size
     tokens = from_text(open_tokenizer(weights), [], LENGTH, WINDOWS, 0, vocabulary).tokens
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
-    for part, rounds in (("round", 1), ("whole", REMOVED)):
-        if part in options.parts:
-            compare(options.model, weights, tokens, rounds, options.naive_candidates)
+    if "search" in options.parts:
+        compare(options.model, weights, tokens, options.naive_candidates)
     if "growth" in options.parts:
         growth()
     if "floor" in options.parts:
         floor(weights)
 
 
-def compare(path: Path, weights: Weights, tokens: Tensor, rounds: int, naive_candidates: int) -> None:
-    """The first `rounds` rounds in each dtype: seconds of the naive loop, exact and raced."""
-    print(f"\n{rounds} of {weights.config.blocks} blocks removed, {WINDOWS} x {LENGTH} tokens")
-    print(f"{'dtype':<10}{'naive, s':>10}{'exact, s':>10}{'ratio':>7}{'racing, s':>11}{'ratio':>7}  removed")
+def compare(path: Path, weights: Weights, tokens: Tensor, naive_candidates: int) -> None:
+    """Seconds of the first round and of all, in each dtype, of the naive loop, exact and raced."""
+    print(f"\n{REMOVED} of {weights.config.blocks} blocks removed, {WINDOWS} x {LENGTH} tokens")
+    print(
+        f"{'dtype':<10}{'rounds':<8}{'naive, s':>10}{'exact, s':>10}{'ratio':>7}{'racing, s':>11}{'ratio':>7}"
+    )
     for dtype in DTYPES:
-        exact, raced = (searched(weights, tokens, dtype, rounds, exact) for exact in (True, False))
+        exact, raced = (searched(weights, tokens, dtype, REMOVED, exact) for exact in (True, False))
         model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=dtype)
         naive, difference = naive_search(model, exact, tokens, naive_candidates)
-        seconds = [sum(round_.seconds for round_ in plan.rounds) for plan in (exact, raced)]
-        print(
-            f"{str(dtype)[6:]:<10}{naive:>10.1f}"
-            f"{seconds[0]:>10.1f}{naive / seconds[0]:>6.1f}x{seconds[1]:>11.1f}{naive / seconds[1]:>6.1f}x"
-            f"  {list(exact.removed)}, {list(raced.removed)}; largest difference of a loss {difference:.1e}",
-            flush=True,
-        )
+        for rounds in (1, REMOVED):
+            slow = sum(naive[:rounds])
+            fast, fastest = (sum(r.seconds for r in plan.rounds[:rounds]) for plan in (exact, raced))
+            print(
+                f"{str(dtype)[6:]:<10}{rounds:<8}{slow:>10.1f}"
+                f"{fast:>10.1f}{slow / fast:>6.1f}x{fastest:>11.1f}{slow / fastest:>6.1f}x"
+            )
+        print(f"  removed: exact {list(exact.removed)}, racing {list(raced.removed)}")
+        print(f"  largest difference of a loss to transformers' {difference:.1e}", flush=True)
 
 
 def searched(weights: Weights, tokens: Tensor, dtype: torch.dtype, rounds: int, exact: bool) -> Plan:
@@ -98,18 +100,19 @@ def searched(weights: Weights, tokens: Tensor, dtype: torch.dtype, rounds: int, 
     return plan
 
 
-def naive_search(model: Any, plan: Plan, tokens: Tensor, count: int) -> tuple[float, float]:
-    """Seconds that the naive loop takes for the rounds of `plan`, and how far its losses are from them."""
+def naive_search(model: Any, plan: Plan, tokens: Tensor, count: int) -> tuple[list[float], float]:
+    """Seconds that the naive loop takes for each round of `plan`, and how far its losses are from them."""
     layers, removed = model.model.layers, set[int]()
-    seconds, difference = 0.0, 0.0
+    seconds, difference = [], 0.0
     for round_ in plan.rounds:
         candidates = sorted(round_.candidates)
         some = candidates[:: max(1, len(candidates) // count)][:count]
         naive_loss(model, layers, removed, tokens[:1])
         begin = time.perf_counter()
         losses = {index: naive_loss(model, layers, removed | {index}, tokens) for index in some}
-        seconds += (time.perf_counter() - begin) * len(candidates) / len(some)
-        difference = max(abs(round_.candidates[i].loss - loss) for i, loss in losses.items())
+        seconds.append((time.perf_counter() - begin) * len(candidates) / len(some))
+        worst = max(abs(round_.candidates[i].loss - loss) for i, loss in losses.items())
+        difference = max(difference, worst)
         removed.add(round_.removed)
     return seconds, difference
 

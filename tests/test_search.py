@@ -22,9 +22,9 @@ from reference import (
     without_blocks,
 )
 from tinysleb.cli import main
-from tinysleb.config import block_parameter_count
+from tinysleb.config import ModelConfig, block_parameter_count
 from tinysleb.errors import TinyslebError
-from tinysleb.memory import Budget, MemoryPlan, format_bytes, plan_memory, working_bytes
+from tinysleb.memory import SPARE_STREAMS, Budget, MemoryPlan, format_bytes, plan_memory, working_bytes
 from tinysleb.open_model import open_model
 from tinysleb.plan import Plan, read_plan
 from tinysleb.search import Compute, heats, paired_z, removable, search
@@ -35,9 +35,11 @@ def windows(seed: int, count: int = 3, length: int = 40) -> Tensor:
     return torch.randint(0, 512, (count, length), generator=torch.Generator().manual_seed(seed))
 
 
-def run_search(weights: Weights, tokens: Tensor, target: int, exact: bool = True) -> Plan:
+def run_search(
+    weights: Weights, tokens: Tensor, target: int, exact: bool = True, memory: int = 2**33
+) -> Plan:
     blocks = weights.config.blocks
-    compute = Compute(torch.device("cpu"), torch.float32, Budget(2**33, 0))
+    compute = Compute(torch.device("cpu"), torch.float32, Budget(memory, 0))
     *_, plan = search(
         weights, tokens, Plan(blocks, target, {}), compute,
         allowed=removable(blocks, 1, 1), exact=exact, progress=lambda _what, _part: None,
@@ -62,17 +64,29 @@ def brute_force(folder: Path, tokens: Tensor, target: int) -> tuple[list[int], l
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_same_removals_and_losses_as_brute_force(seed: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fitting", [3, 2, 1])
+def test_same_removals_and_losses_as_brute_force(seed: int, fitting: int, tmp_path: Path) -> None:
+    """With memory for all three windows and kept states, for two windows at a time, and for one."""
     folder = make_llama(tmp_path, seed=seed, num_hidden_layers=8, tie_word_embeddings=seed == 1)
-    tokens = windows(seed)
+    tokens, weights = windows(seed), open_model(folder)
     removed, rounds = brute_force(folder, tokens, 3)
-    plan = run_search(open_model(folder), tokens, 3)
+    memory = 2**33 if fitting == 3 else memory_for(fitting, weights.config)
+    plan = run_search(weights, tokens, 3, memory=memory)
     assert list(plan.removed) == removed
     for found, expected in zip(plan.rounds, rounds, strict=True):
         losses = {index: score.loss for index, score in found.candidates.items()}
         assert losses == pytest.approx(expected, abs=1e-4)
         assert {score.windows for score in found.candidates.values()} == {len(tokens)}
     assert plan.loss == pytest.approx(transformers_loss(transformers_model(folder), tokens), abs=1e-4)
+
+
+def memory_for(count: int, config: ModelConfig) -> int:
+    """Just enough bytes for sweeps over `count` windows of 40 tokens and all candidates."""
+    streams = (6 + SPARE_STREAMS) * count * 40 * 64 * 4
+    following = 4 * block_parameter_count(config) if count > 1 else 0
+    total = working_bytes(config, 40, 4) + streams + following
+    assert plan_memory(config, 6, (3, 40), 4, Budget(total, 0)).windows == count
+    return total
 
 
 @pytest.mark.parametrize("name", ["qwen3", "phi3", "granite", "olmo2", "smollm3"])
@@ -88,20 +102,6 @@ def test_every_kind_of_block_is_searched_as_by_brute_force(
     assert result.exit_code == 0, result.output
     removed, _ = brute_force(folder, tokens, 2)
     assert list(read_plan(tmp_path / "out" / "plan.json").removed) == removed
-
-
-@pytest.mark.parametrize("group", [1, 4])
-def test_little_memory_gives_the_same_plan(
-    group: int, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    weights, tokens = open_model(tiny_folder), windows(5, count=6)
-    whole = run_search(weights, tokens, 2)
-    monkeypatch.setattr("tinysleb.search.plan_memory", lambda *_: MemoryPlan(group, False, 0))
-    split = run_search(weights, tokens, 2)
-    assert split.removed == whole.removed
-    for one, other in zip(split.rounds, whole.rounds, strict=True):
-        losses = {index: score.loss for index, score in other.candidates.items()}
-        assert {i: s.loss for i, s in one.candidates.items()} == pytest.approx(losses, rel=1e-5)
 
 
 def test_memory_is_divided_in_order(tiny_folder: Path) -> None:
@@ -123,16 +123,16 @@ def test_memory_is_divided_in_order(tiny_folder: Path) -> None:
     assert plan(least + block + 4 * window + 77) == MemoryPlan(5, True, 77)
 
 
-def test_racing_finds_the_same_winner_on_less_work(tmp_path: Path) -> None:
-    folder = make_llama(tmp_path, num_hidden_layers=8, initializer_range=0.1)
+@pytest.mark.parametrize("seed", range(10))
+def test_racing_finds_the_same_winner_on_less_work(seed: int, tmp_path: Path) -> None:
+    folder = make_llama(tmp_path, seed=seed, num_hidden_layers=8, initializer_range=0.1)
     weights, model = open_model(folder), transformers_model(folder)
-    for seed in range(3):
-        tokens = transformers_sample(model, count=8, length=385, seed=seed)
-        raced, exact = (run_search(weights, tokens, 2, exact=exact) for exact in (False, True))
-        assert raced.removed == exact.removed
-        assert raced.rounds[-1].loss == pytest.approx(exact.rounds[-1].loss, rel=1e-5)
-        seen = [score.windows for round_ in raced.rounds for score in round_.candidates.values()]
-        assert min(seen) < len(tokens)
+    tokens = transformers_sample(model, count=8, length=385, seed=seed)
+    raced, exact = (run_search(weights, tokens, 2, exact=exact) for exact in (False, True))
+    assert raced.removed == exact.removed
+    assert raced.rounds[-1].loss == pytest.approx(exact.rounds[-1].loss, rel=1e-5)
+    seen = [score.windows for round_ in raced.rounds for score in round_.candidates.values()]
+    assert min(seen) < len(tokens)
 
 
 def student_cdf(t: float, freedom: int) -> float:

@@ -259,13 +259,22 @@ def eval_(model: Path, as_json: bool, **options: Any) -> None:
 
 @main.command()
 @click.argument("model", type=path_type)
+@click.option("--memory", help="Print what prune would do with so much memory, and how long it would take.")
+@click.option("--windows", type=click.IntRange(1), help="With --memory: how many.  [default: 4]")
+@click.option(
+    "--window-length", type=click.IntRange(2), default=WINDOW_LENGTH, show_default=True,
+    help="Tokens in a window.",
+)  # fmt: skip
 @json_option
-def inspect(model: Path, as_json: bool) -> None:
-    """Print what MODEL is, from its headers alone."""
+def inspect(model: Path, memory: str | None, windows: int | None, window_length: int, as_json: bool) -> None:
+    """Print what MODEL is, from its headers alone; with --memory, what prune would need."""
     from tinysleb.inspect import describe
     from tinysleb.open_model import open_model
 
-    values = describe(open_model(model), WINDOW_LENGTH)
+    if memory is not None:
+        _print_estimate(open_model(model), memory, windows, window_length, as_json)
+        return
+    values = describe(open_model(model), window_length)
     if as_json:
         click.echo(json.dumps(values))
         return
@@ -289,6 +298,32 @@ def report(plan_path: Path, out: Path, force: bool) -> None:
     with replaced_file(out) as temporary:
         temporary.write_text(report_html(plan), encoding="utf-8")
     click.echo(out)
+
+
+def _print_estimate(
+    weights: Weights, memory: str, windows: int | None, window_length: int, as_json: bool
+) -> None:
+    from tinysleb.estimate import estimate
+    from tinysleb.pruning import DEFAULT_WINDOWS, compute_on
+    from tinysleb.search import removable
+
+    compute = compute_on("auto", "auto", memory)
+    length = min(window_length, weights.config.context_length)
+    allowed = removable(weights.config.blocks, 1, 1)
+    found = estimate(weights, compute, allowed, windows or DEFAULT_WINDOWS, length)
+    if as_json:
+        click.echo(json.dumps(asdict(found)))
+        return
+    sweeps = "1 sweep" if found.sweeps == 1 else f"{found.sweeps} sweeps"
+    windows = f"{found.windows} of {length} tokens, {found.windows_in_a_sweep} in a sweep"
+    click.echo(f"windows              {windows}")
+    click.echo(f"a round at most      {sweeps}, {format_bytes(found.bytes_read)} read")
+    click.echo(f"while one computes   {'the next block is read' if found.reads_ahead else 'nothing is read'}")
+    click.echo(f"between rounds       {format_bytes(found.state_bytes)} for states to keep")
+    click.echo(f"the first round      {found.block_passes} block passes of a window, if exact")
+    click.echo(
+        f"its time             about {_duration(found.seconds)}, if exact; {found.dtype} on {found.device}"
+    )
 
 
 def _shown(key: str, value: Any) -> str:

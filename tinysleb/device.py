@@ -65,6 +65,12 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if float32 > WORTHWHILE * bfloat16 else torch.float32
 
 
+def product_rate(dtype: torch.dtype, device: torch.device) -> float:
+    """Multiplications and additions per second in matrix products, by a short probe."""
+    seconds = min(_product_seconds(dtype, device) for _ in range(PROBE_RUNS))
+    return PROBE_SIZE**3 / seconds
+
+
 def _product_seconds(dtype: torch.dtype, device: torch.device) -> float:
     """How long one matrix product takes, the result awaited."""
     square = torch.ones(PROBE_SIZE, PROBE_SIZE, dtype=dtype, device=device)

@@ -127,7 +127,8 @@ def mixed_in_chunks(
     """`scaled_dot_product_attention`, some queries at a time: in bfloat16 on a CPU it takes two thirds of the
     time, and is as near to float32.
 
-    `queries` `[B, heads, T, head_dim]`, `keys` and `values` `[B, kv_heads, T, head_dim]`; `mask` as in `Place`.
+    `queries`: `[B, heads, T, head_dim]`; `keys` and `values`: `[B, kv_heads, T, head_dim]`; `mask` as in
+    `Place`. Returns the shape of `queries`.
     """
     batch, heads, length, head_dim = queries.shape
     groups = batch * keys.shape[1]

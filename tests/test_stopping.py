@@ -1,0 +1,115 @@
+"""Rules that end a search, on plans and sizes worked out by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import Result
+
+from tinysleb.config import block_shapes, tensor_shapes
+from tinysleb.errors import TinyslebError
+from tinysleb.open_model import open_model
+from tinysleb.plan import Plan, Round, plan_to_json
+from tinysleb.stopping import by_count, by_perplexity, by_ratio, by_size, by_speedup, ended
+
+Run = Callable[..., Result]
+
+
+def plan_of(*perplexities: float) -> Plan:
+    first, *rest = map(math.log, perplexities)
+    rounds = tuple(Round(index, loss, 0.0, {}) for index, loss in enumerate(rest, 1))
+    return Plan(6, len(rest), {}, first, rounds)
+
+
+def test_counts(tiny_folder: Path) -> None:
+    weights = open_model(tiny_folder)
+    plan = plan_of(10, 11, 12, 13)
+    finished = ended(by_count(2), plan, weights)
+    assert finished is not None
+    assert (finished.removed, finished.target) == ((1, 2), 2)
+    assert finished.stopped == "--remove 2: 2 of 6 blocks removed"
+    assert ended(by_count(4), plan, weights) is None
+    assert by_ratio(0.4, weights.config).most == 2
+    with pytest.raises(TinyslebError, match=r"--ratio 0.05 of 6 blocks is none"):
+        by_ratio(0.05, weights.config)
+
+
+def test_speedup_is_work_before_over_work_after(tiny_folder: Path) -> None:
+    config = open_model(tiny_folder).config
+    block = sum(math.prod(shape) for shape in block_shapes(config).values())
+    whole = 6 * block + 512 * 64
+    for factor in (1.05, 1.2, 1.5, 2.0):
+        count = by_speedup(factor, config, 4).most
+        assert whole / (whole - count * block) >= factor > whole / (whole - (count - 1) * block)
+    with pytest.raises(TinyslebError, match=r"--speedup 5 cannot .*all 4 blocks.* does 2\.\d\d times"):
+        by_speedup(5, config, 4)
+
+
+def test_perplexity_stops_before_it_is_too_high(tiny_folder: Path) -> None:
+    weights = open_model(tiny_folder)
+    rule = by_perplexity("20%", 4)
+    assert rule.most == 4
+    finished = ended(rule, plan_of(10, 11, 11.9, 12.5), weights)
+    assert finished is not None
+    assert finished.removed == (1, 2)
+    assert finished.stopped == (
+        "--max-perplexity-increase 20%: without block 3 too, perplexity would be 25.0% higher"
+    )
+    assert ended(rule, plan_of(10, 11, 11.9), weights) is None
+    with pytest.raises(TinyslebError, match="allows no removal: without block 1, the cheapest"):
+        ended(rule, plan_of(10, 13), weights)
+    with pytest.raises(TinyslebError, match="does not say which perplexity"):
+        ended(rule, Plan(6, 1, {}, None, (Round(1, math.nan, 0.0, {}),)), weights)
+    with pytest.raises(TinyslebError, match=r"'0\.15' is no percentage"):
+        by_perplexity("0.15", 4)
+
+
+def test_sizes_that_cannot_be_met(tiny_folder: Path) -> None:
+    weights = open_model(tiny_folder)
+    with pytest.raises(TinyslebError, match="uncut, which is within --fit 1GiB"):
+        by_size("1GiB", weights, range(1, 5))
+    with pytest.raises(TinyslebError, match="--fit 1KB cannot be reached"):
+        by_size("1KB", weights, range(1, 5))
+
+
+@pytest.mark.parametrize("kind", ["folder", "gguf"])
+def test_the_output_fits_and_one_block_more_would_not(
+    kind: str, tiny_folder: Path, tiny_gguf: Path, run: Run, tmp_path: Path
+) -> None:
+    model = tiny_folder if kind == "folder" else tiny_gguf
+    config = open_model(model).config
+    block = sum(4 * math.prod(shape) for shape in block_shapes(config).values())
+    whole = sum(4 * math.prod(shape) for shape in tensor_shapes(config).values())
+    file = model / "model.safetensors" if kind == "folder" else model
+    limit = file.stat().st_size - int(1.5 * block)
+    assert whole > limit > whole - 3 * block
+    np.save("tokens.npy", np.random.default_rng(0).integers(0, 512, (2, 32)).astype(np.int32))
+    result = run("prune", model, "-o", "out.gguf", "--fit", limit, "--tokens", "tokens.npy")
+    assert result.exit_code == 0, result.output
+    written = tmp_path / "out.gguf" / "model.safetensors" if kind == "folder" else tmp_path / "out.gguf"
+    assert limit - 1.5 * block < written.stat().st_size <= limit
+    plan_path = tmp_path / "out.gguf" / "plan.json" if kind == "folder" else tmp_path / "out.plan.json"
+    plan = json.loads(plan_path.read_text())
+    assert plan["stopped"].startswith(f"--fit {limit}: the output takes")
+    assert len(plan["removed"]) == plan["target"] == 2
+
+
+def test_a_rule_cuts_a_plan_that_is_there(tiny_folder: Path, run: Run, tmp_path: Path) -> None:
+    Path("p.json").write_text(json.dumps(plan_to_json(plan_of(10, 11, 12.5, 13))))
+    result = run("prune", tiny_folder, "-o", "b", "--plan", "p.json", "--max-perplexity-increase", "20%")
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "b" / "plan.json").read_text())["removed"] == [1]
+    result = run("prune", tiny_folder, "-o", "c", "--plan", "p.json", "--max-perplexity-increase", "40%")
+    assert result.exit_code == 1
+    assert "p.json removes 3 blocks, which is too few for --max-perplexity-increase 40%" in result.stderr
+
+
+def test_one_rule_at_a_time(tiny_folder: Path, run: Run) -> None:
+    result = run("prune", tiny_folder, "--remove", "2", "--speedup", "1.2")
+    assert result.exit_code == 2
+    assert "--remove and --speedup exclude each other" in result.stderr
