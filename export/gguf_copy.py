@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from io import FileIO
 from math import prod
@@ -18,38 +19,75 @@ from tinysleb.export.gguf_writer import tinysleb_metadata, write_all, write_gguf
 from tinysleb.gguf_file import GgufFile, GgufTensor, GgufValue
 
 COPY_BYTES = 1 << 24
+PER_BLOCK = frozenset(
+    """
+    attention.compress_ratios attention.head_count attention.head_count_kv attention.indexer.types
+    attention.recurrent_layers attention.rope_pattern attention.sliding_window_pattern
+    expert_feed_forward_length expert_used_count feed_forward_length swiglu_clamp_exp swiglu_clamp_shexp
+    xielu.alpha_n xielu.alpha_p xielu.beta xielu.eps
+    """.split()  # noqa: SIM905
+)
+"""Arrays with one entry a block, by their keys without the architecture (`get_key_or_arr` in llama.cpp)."""
+NOT_PER_BLOCK = frozenset({"rope.dimension_sections"})
+NO_MODEL_KEYS = ("general.", "tokenizer.", "quantize.", "tinysleb.", "split.")
+COPIED_ONLY = frozenset(
+    """
+    apertus arcee command-r deci gemma gptneox internlm2 orion phi2 qwen2moe qwen3moe stablelm starcoder2
+    xverse
+    """.split()  # noqa: SIM905
+)
+"""Architectures that are not modelled here, and can be cut by a plan all the same: nothing in their graphs
+(`src/models` of llama.cpp) follows from a block's position."""
 
 
-def copy_gguf(source: GgufFile, kept: Sequence[int], out: Path, plan_text: str | None) -> None:
+def copy_gguf(
+    source: GgufFile, kept: Sequence[int], out: Path, plan_text: str | None, unknown_arrays: str | None = None
+) -> None:
     """Write `source` with only the blocks in `kept`, ascending, renumbered from 0.
 
     `block_count`, `general.name`, `general.size_label` and every array with one entry a block follow
-    the cut; all else stays as it is. Raises TinyslebError if `out` cannot be written.
+    the cut; all else stays as it is. `unknown_arrays` says what to do with arrays of that length whose
+    meaning is not known: `cut` or `keep`. Raises TinyslebError for such an array if it says nothing, or if
+    `out` cannot be written.
     """
     originals = {_renumbered(name, kept): name for name in source.tensors}
     originals.pop(None, None)
     tensors = {str(name): source.tensors[original] for name, original in originals.items()}
-    metadata = cut_metadata(source, kept, parameters=sum(prod(t.shape) for t in tensors.values()))
-    with FileIO(source.path, "rb") as file:
+    parameters = sum(prod(tensor.shape) for tensor in tensors.values())
+    metadata = cut_metadata(source, kept, parameters, unknown_arrays)
+    with ExitStack() as stack:
+        paths = {tensor.path for tensor in tensors.values()}
+        files = {path: stack.enter_context(FileIO(path, "rb")) for path in paths}
 
         def copy(name: str, target: FileIO) -> None:
-            _copy_bytes(file, target, tensors[name])
+            _copy_bytes(files[tensors[name].path], target, tensors[name])
 
         types = {name: (tensor.shape, tensor.type) for name, tensor in tensors.items()}
         metadata |= tinysleb_metadata(plan_text)
         write_gguf_file(out, metadata, types, source.alignment, copy)
 
 
-def cut_metadata(source: GgufFile, kept: Sequence[int], parameters: int) -> dict[str, GgufValue]:
+def block_count(source: GgufFile) -> int:
+    """How many blocks a GGUF says it has. Raises TinyslebError if it does not say."""
+    values = source.values()
+    key = f"{values.get('general.architecture')}.block_count"
+    count = values.get(key)
+    if type(count) is not int or count < 1:
+        raise TinyslebError(f"{source.path}: `{key}` should be a number of blocks, found {count!r}")
+    return count
+
+
+def cut_metadata(
+    source: GgufFile, kept: Sequence[int], parameters: int, unknown_arrays: str | None = None
+) -> dict[str, GgufValue]:
     """The metadata of the shorter model."""
-    architecture = source.metadata["general.architecture"].value
-    blocks = source.metadata[f"{architecture}.block_count"].value
+    architecture, blocks = source.metadata["general.architecture"].value, block_count(source)
     metadata = dict(source.metadata)
     if len(kept) == blocks:
         return metadata
     for key, item in source.metadata.items():
         per_block = item.type == GGUFValueType.ARRAY and len(item.value) == blocks
-        if per_block and key.startswith(f"{architecture}."):
+        if per_block and _is_cut(source, key, f"{architecture}.", unknown_arrays):
             metadata[key] = replace(item, value=[item.value[index] for index in kept])
     _replace(metadata, f"{architecture}.block_count", len(kept))
     if "general.name" in metadata:
@@ -58,6 +96,22 @@ def cut_metadata(source: GgufFile, kept: Sequence[int], parameters: int) -> dict
     if "general.size_label" in metadata:
         _replace(metadata, "general.size_label", size_label(parameters, parameters, 0, 0))
     return metadata
+
+
+def _is_cut(source: GgufFile, key: str, prefix: str, unknown_arrays: str | None) -> bool:
+    """Whether an array with as many entries as there are blocks has one for each."""
+    name = key.removeprefix(prefix)
+    if key.startswith(NO_MODEL_KEYS) or name in NOT_PER_BLOCK:
+        return False
+    if name in PER_BLOCK or unknown_arrays == "cut":
+        return True
+    if unknown_arrays == "keep":
+        return False
+    raise TinyslebError(
+        f"{source.path}: `{key}` has as many entries as there are blocks, and it is not known whether they "
+        "belong to the blocks",
+        "if they do, --unknown-arrays cut; if they do not, --unknown-arrays keep",
+    )
 
 
 def _replace(metadata: dict[str, GgufValue], key: str, value: object) -> None:

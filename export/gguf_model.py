@@ -24,6 +24,7 @@ from tinysleb.gguf_names import (
     interleaved,
     rotated_heads,
 )
+from tinysleb.model import head_name
 from tinysleb.rotary import Rotary
 from tinysleb.weights import Weights
 
@@ -32,8 +33,15 @@ TYPES = {
     "f16": (GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16),
     "bf16": (GGMLQuantizationType.BF16, gguf.LlamaFileType.MOSTLY_BF16),
     "q8_0": (GGMLQuantizationType.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
+    "q5_1": (GGMLQuantizationType.Q5_1, gguf.LlamaFileType.MOSTLY_Q5_1),
+    "q5_0": (GGMLQuantizationType.Q5_0, gguf.LlamaFileType.MOSTLY_Q5_0),
+    "q4_1": (GGMLQuantizationType.Q4_1, gguf.LlamaFileType.MOSTLY_Q4_1),
+    "q4_0": (GGMLQuantizationType.Q4_0, gguf.LlamaFileType.MOSTLY_Q4_0),
 }
 """What `--type` takes: the type of matrices, and the file type to state in the metadata."""
+SMALL_TYPES = ("Q5_1", "Q5_0", "Q4_1", "Q4_0")
+"""Types that the head does not have: llama.cpp's quantiser (`src/llama-quant.cpp`) gives it Q6_K or, where a
+row's length is no multiple of 256, Q8_0. The gguf package cannot write Q6_K, so here it has Q8_0 always."""
 CHUNK_ELEMENTS = 1 << 22
 
 
@@ -48,11 +56,12 @@ def write_gguf(
     """Write `weights` as a GGUF; `folder` holds the config and tokenizer files.
 
     One-dimensional tensors and norms are float32; a matrix whose rows are no multiple of the type's
-    block falls back to f16, as in llama.cpp's converter. `auto` is the checkpoint's own type.
-    Raises TinyslebError before anything is written if the model cannot be expressed.
+    block falls back to f16, as in llama.cpp's converter. With the four- and five-bit types, the head (with
+    tied embeddings, those) is Q8_0. `auto` is the checkpoint's own type.
+    Raises TinyslebError before anything is written if the model or the type cannot be expressed.
     """
-    if type_name == "auto":
-        type_name = own_type(weights)
+    type_name = own_type(weights) if type_name == "auto" else type_name
+    check_type(type_name, weights.path)
     check_expressible(weights.config, weights.path)
     matrix_type, file_type = TYPES[type_name]
     metadata = checkpoint_metadata(weights.config, folder, file_type, pre)
@@ -64,6 +73,21 @@ def write_gguf(
             write_all(file, np.ascontiguousarray(quantize(chunk, tensors[name][1])).data)
 
     write_gguf_file(out, metadata, tensors, DEFAULT_ALIGNMENT, write_tensor)
+
+
+def check_type(name: str, path: Path) -> None:
+    """Raise TinyslebError for a type that cannot be written here, saying how to get it."""
+    if name in TYPES:
+        return
+    known = f"known: auto, {', '.join(TYPES)}"
+    if f"MOSTLY_{name.upper()}" not in gguf.LlamaFileType.__members__:
+        raise TinyslebError(f"--type {name} is no type of a GGUF", known)
+    half = f"{path.stem if path.is_file() else path.resolve().name}-f16.gguf"
+    raise TinyslebError(
+        f"--type {name} is not written by tinysleb ({known})",
+        f"export with --gguf {half} --type f16; then llama.cpp's own quantiser makes it: "
+        f"llama-quantize {half} {half.replace('f16', name)} {name.upper()}",
+    )
 
 
 def own_type(weights: Weights) -> str:
@@ -81,10 +105,10 @@ def _tensor_types(weights: Weights, matrix_type: GGMLQuantizationType) -> Tensor
         for name, factors in _rotary_tensors(weights.config.rotary).items()
     }
     for name, info in weights.tensors.items():
-        tensors[gguf_name(name, weights.config.architecture)] = (
-            info.shape,
-            _tensor_type(info.shape, matrix_type),
-        )
+        is_head = name == head_name(weights.config)
+        wanted = GGMLQuantizationType.Q8_0 if is_head and matrix_type.name in SMALL_TYPES else matrix_type
+        stored_name = gguf_name(name, weights.config.architecture)
+        tensors[stored_name] = (info.shape, _tensor_type(info.shape, wanted))
     return tensors
 
 

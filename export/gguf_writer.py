@@ -10,7 +10,7 @@ from gguf.constants import GGMLQuantizationType, GGUFValueType
 
 from tinysleb import __version__
 from tinysleb.files import replaced_file
-from tinysleb.gguf_file import GgufTensor, GgufValue, pack_gguf_header, padded
+from tinysleb.gguf_file import GgufValue, pack_gguf_header, padded, stored_bytes
 
 TensorTypes = Mapping[str, tuple[tuple[int, ...], GGMLQuantizationType]]
 
@@ -26,7 +26,7 @@ def write_gguf_file(
     with replaced_file(path) as temporary, FileIO(temporary, "wb") as file:
         write_all(file, pack_gguf_header(metadata, tensors, alignment))
         for name, (shape, type_) in tensors.items():
-            size = GgufTensor(shape, type_, 0).nbytes
+            size = stored_bytes(shape, type_)
             begin = file.tell()
             write_tensor(name, file)
             assert file.tell() == begin + size, name

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tinysleb.config import ModelConfig
-from tinysleb.files import read_json_object, replaced_folder
+from tinysleb.export.model_card import model_card
+from tinysleb.files import read_json_object, read_text, replaced_folder
 from tinysleb.huggingface_source import INDEX_NAME, SINGLE_NAME
 from tinysleb.safetensors_file import write_safetensors
 from tinysleb.weights import Weights
@@ -18,25 +20,38 @@ SHARD_BYTES = 5 * 10**9
 COPIED_SUFFIXES = (".json", ".jinja", ".model", ".txt", ".md")
 """Tokenizer, generation, chat template, licence and model card; weights and code are not copied."""
 NOT_COPIED = ("config.json", INDEX_NAME, "plan.json")
+CARD_NAME = "README.md"
 
 
 def write_huggingface(
-    weights: Weights, folder: Path, kept: Sequence[int], out: Path, plan: dict[str, Any]
+    weights: Weights,
+    folder: Path,
+    kept: Sequence[int],
+    out: Path,
+    plan: dict[str, Any],
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write `weights` as a folder, whole or not at all.
 
     `folder` holds the original's config and other files; `kept` are the original indices of the blocks
-    that `weights` has. Tensors keep their dtype. `plan` is written as `plan.json`.
+    that `weights` has. Tensors keep their dtype; files have at most `shard_bytes`, or one tensor. `plan` is
+    written as `plan.json`, and what it did as a model card.
     """
     with replaced_folder(out) as temporary:
         for file in sorted(folder.iterdir()):
             named = file.name.startswith("LICENSE") or file.suffix in COPIED_SUFFIXES
             if file.is_file() and named and file.name not in NOT_COPIED:
                 shutil.copyfile(file, temporary / file.name)
-        config = cut_config(read_json_object(folder / "config.json"), kept, weights.config)
-        _write(temporary / "config.json", config)
-        _write(temporary / "plan.json", plan)
-        _write_shards(weights, temporary)
+        original = read_json_object(folder / "config.json")
+        config = cut_config(original, kept, weights.config)
+        write_json_file(temporary / "config.json", config)
+        write_json_file(temporary / "plan.json", plan)
+        if len(kept) < original["num_hidden_layers"]:
+            base_model = str(original.get("_name_or_path", ""))
+            if not re.fullmatch(r"[\w.-]+/[\w.-]+", base_model):  # a path on somebody's machine
+                base_model = folder.resolve().name
+            _write_card(temporary / CARD_NAME, base_model, plan)
+        write_shards(weights, temporary, shard_bytes)
 
 
 def cut_config(config: dict[str, Any], kept: Sequence[int], shape: ModelConfig) -> dict[str, Any]:
@@ -64,11 +79,18 @@ def _is_token_list(key: str) -> bool:
     return key == "architectures" or key.endswith(("_token_id", "_token_ids", "_tokens"))
 
 
-def _write_shards(weights: Weights, folder: Path) -> None:
+def _write_card(path: Path, base_model: str, plan: dict[str, Any]) -> None:
+    """In place of the original's card, which was copied there."""
+    card = read_text(path) if path.is_file() else ""
+    path.write_text(model_card(card, base_model, plan), encoding="utf-8")
+
+
+def write_shards(weights: Weights, folder: Path, shard_bytes: int) -> None:
+    """The weights as one file or, if they have more than `shard_bytes`, several and their index."""
     shards: list[list[str]] = [[]]
     size = 0
     for name, info in weights.tensors.items():
-        if shards[-1] and size + info.nbytes > SHARD_BYTES:
+        if shards[-1] and size + info.nbytes > shard_bytes:
             shards.append([])
             size = 0
         shards[-1].append(name)
@@ -82,7 +104,7 @@ def _write_shards(weights: Weights, folder: Path) -> None:
         _write_shard(weights, names, folder / file)
         weight_map |= dict.fromkeys(names, file)
     total = sum(info.nbytes for info in weights.tensors.values())
-    _write(folder / INDEX_NAME, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    write_json_file(folder / INDEX_NAME, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def _write_shard(weights: Weights, names: Sequence[str], path: Path) -> None:
@@ -90,5 +112,6 @@ def _write_shard(weights: Weights, names: Sequence[str], path: Path) -> None:
     write_safetensors(path, tensors, weights.tensor)
 
 
-def _write(path: Path, value: Any) -> None:
+def write_json_file(path: Path, value: Any) -> None:
+    """JSON as Hugging Face writes it."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

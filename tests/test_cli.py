@@ -198,7 +198,7 @@ def test_the_old_output_stays_if_the_new_one_cannot_take_its_place(
 def test_termination_leaves_nothing_behind(tiny_folder: Path, tmp_path: Path) -> None:
     code = (
         "import os, signal\nfrom tinysleb.export import huggingface\nfrom tinysleb.cli import main\n"
-        "huggingface._write_shards = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "huggingface.write_shards = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\n"
         f"main(['export', {str(tiny_folder)!r}, '--hf', 'out'])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True)
@@ -225,7 +225,7 @@ def test_a_full_disk_leaves_nothing_behind(
     def full(*_args: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("tinysleb.export.huggingface._write_shards", full)
+    monkeypatch.setattr("tinysleb.export.huggingface.write_shards", full)
     monkeypatch.setattr("tinysleb.export.gguf_copy._copy_bytes", full)
     model = tiny_folder if kind == "folder" else tiny_gguf
     result = run("prune", model, "-o", "out", "--remove", 1, *FAST)
@@ -266,7 +266,9 @@ def test_what_a_user_can_get_wrong(tiny_folder: Path, tiny_gguf: Path, run: Run,
     fails(
         run("export", tiny_gguf, "--gguf", "x.gguf", "--type", "f16"), "is a GGUF already", "llama-quantize"
     )
-    fails(run("export", tiny_gguf, "--hf", "x"), "is a GGUF")
+    unwritten = run("export", tiny_folder, "--gguf", "x.gguf", "--type", "q4_k_m")
+    fails(unwritten, "--type q4_k_m is not written by tinysleb", "llama-quantize")
+    fails(run("export", tiny_folder, "--gguf", "x.gguf", "--type", "f8"), "--type f8 is no type of a GGUF")
     np.save(tmp_path / "long.npy", np.ones((1, 513), dtype=np.int32))
     fails(run(*prune, "--tokens", "long.npy"), "windows of 513 tokens, the model's context has 512")
     (tmp_path / "a-sleb").mkdir()

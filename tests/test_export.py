@@ -204,23 +204,80 @@ def test_a_gguf_is_cut_byte_for_byte(tiny_folder: Path, run: Run) -> None:
     assert json.loads(cut.values()["tinysleb.plan"])["removed"] == [3, 1]
 
 
-def test_arrays_with_one_entry_a_block_are_cut(tiny_gguf: Path, tmp_path: Path) -> None:
-    file = read_gguf(tiny_gguf)
-    kinds = gguf.GGUFValueType
-    metadata = dict(file.metadata) | {
-        "llama.rope.pattern": GgufValue([0, 1, 2, 3, 4, 5], kinds.ARRAY, kinds.INT32),
-        "other.six": GgufValue([0, 1, 2, 3, 4, 5], kinds.ARRAY, kinds.INT32),
-    }
+def with_metadata(source: Path, path: Path, changes: dict[str, GgufValue]) -> Path:
+    """A copy of a GGUF with some metadata replaced or added."""
+    file = read_gguf(source)
     types = {name: (tensor.shape, tensor.type) for name, tensor in file.tensors.items()}
-    path = tmp_path / "arrays.gguf"
 
     def write(name: str, out: FileIO) -> None:
         out.write(file.read_bytes(name).data)
 
-    write_gguf_file(path, metadata, types, 32, write)
+    write_gguf_file(path, dict(file.metadata) | changes, types, file.alignment, write)
+    return path
+
+
+def integers(*values: int) -> GgufValue:
+    return GgufValue(list(values), gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.INT32)
+
+
+def test_arrays_with_one_entry_a_block_are_cut(tiny_gguf: Path, run: Run, tmp_path: Path) -> None:
+    """llama.cpp loads a model whose sizes are stated block by block, and the cut one, and they are right."""
+    changes = {
+        "llama.attention.head_count": integers(4, 4, 4, 4, 4, 4),
+        "llama.attention.head_count_kv": integers(2, 2, 2, 2, 2, 2),
+        "llama.feed_forward_length": integers(96, 96, 96, 96, 96, 96),
+        "tokenizer.ggml.six": integers(0, 1, 2, 3, 4, 5),
+        "llama.rope.dimension_sections": integers(0, 1, 2, 3, 4, 5),
+    }
+    path = with_metadata(tiny_gguf, tmp_path / "arrays.gguf", changes)
     cut = cut_metadata(read_gguf(path), (0, 2, 5), 1000)
-    assert cut["llama.rope.pattern"].value == [0, 2, 5]
-    assert cut["other.six"].value == [0, 1, 2, 3, 4, 5]
+    assert cut["llama.feed_forward_length"].value == [96, 96, 96]
+    assert cut["llama.block_count"].value == 3
+    for key in ("tokenizer.ggml.six", "llama.rope.dimension_sections"):
+        assert cut[key].value == [0, 1, 2, 3, 4, 5]
+    changes.pop("llama.rope.dimension_sections")
+    path = with_metadata(tiny_gguf, tmp_path / "loads.gguf", changes)
+    for file, removed in ((path, None), (pruned(run, path, [1, 3, 4]), [1, 3, 4])):
+        logits = llama_cpp_logits(file, TOKENS[0].tolist())
+        expected = forward(open_model(tiny_gguf if removed is None else file), TOKENS)[0].numpy()
+        assert np.abs(logits - expected).max() < 2e-3 * np.ptp(expected)
+
+
+def test_arrays_of_unknown_meaning(tiny_gguf: Path, run: Run, tmp_path: Path) -> None:
+    path = with_metadata(tiny_gguf, tmp_path / "a.gguf", {"other.six": integers(0, 1, 2, 3, 4, 5)})
+    Path("p.json").write_text('{"blocks": 6, "removed": [1, 3, 4]}')
+    words = ("prune", path, "--plan", "p.json", "-o", "out.gguf", "--force")
+    refused = run(*words)
+    assert refused.exit_code == 1
+    assert "`other.six` has as many entries as there are blocks" in refused.stderr
+    assert "--unknown-arrays cut" in refused.stderr
+    assert not Path("out.gguf").exists()
+    for answer, left in (("cut", [0, 2, 5]), ("keep", [0, 1, 2, 3, 4, 5])):
+        assert run(*words, "--unknown-arrays", answer).exit_code == 0
+        assert read_gguf(Path("out.gguf")).values()["other.six"] == left
+
+
+def test_a_family_that_is_not_modelled_is_cut_by_a_plan(tiny_gguf: Path, run: Run, tmp_path: Path) -> None:
+    """`deci` is Llama with sizes stated block by block; llama.cpp runs what is left."""
+    names = {key: key.replace("llama.", "deci.") for key in read_gguf(tiny_gguf).metadata}
+    file = read_gguf(tiny_gguf)
+    changes = {names[key]: item for key, item in file.metadata.items() if key.startswith("llama.")}
+    changes |= {
+        "general.architecture": GgufValue("deci", gguf.GGUFValueType.STRING),
+        "deci.attention.head_count": integers(4, 4, 4, 4, 4, 4),
+        "deci.attention.head_count_kv": integers(2, 2, 2, 2, 2, 2),
+        "deci.feed_forward_length": integers(96, 96, 96, 96, 96, 96),
+    }
+    path = with_metadata(tiny_gguf, tmp_path / "deci.gguf", changes)
+    cut = pruned(run, path, [1, 4])
+    values = read_gguf(cut).values()
+    assert values["deci.attention.head_count"] == [4] * 4
+    like = pruned(run, tiny_gguf, [1, 4])
+    expected = llama_cpp_logits(like, TOKENS[0].tolist())
+    np.testing.assert_allclose(llama_cpp_logits(cut, TOKENS[0].tolist()), expected, atol=1e-4)
+    assert json.loads((tmp_path / "deci-cut.plan.json").read_text())["removed"] == [1, 4]
+    refused = run("prune", path, "--plan", "plan-in.json", "--remove", "1", "-o", "x.gguf")
+    assert refused.exit_code == 2
 
 
 def test_per_block_lists_of_a_config_are_cut(run: Run, tmp_path: Path) -> None:
@@ -238,12 +295,11 @@ def test_per_block_lists_of_a_config_are_cut(run: Run, tmp_path: Path) -> None:
     assert (out / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
 
 
-def test_large_models_are_sharded(
-    tiny_folder: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tinysleb.export.huggingface.SHARD_BYTES", 200_000)
-    assert run("export", tiny_folder, "--hf", "out").exit_code == 0
-    assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 2
+def test_large_models_are_sharded(tiny_folder: Path, run: Run, tmp_path: Path) -> None:
+    assert run("export", tiny_folder, "--hf", "out", "--shard-size", "200KB").exit_code == 0
+    shards = list((tmp_path / "out").glob("model-*.safetensors"))
+    assert len(shards) > 2
+    assert max(path.stat().st_size for path in shards) < 210_000
     expected = transformers_logits(transformers_model(tiny_folder), TOKENS)
     assert torch.equal(transformers_logits(transformers_model(tmp_path / "out"), TOKENS), expected)
     assert torch.equal(forward(open_model(tmp_path / "out"), TOKENS), expected)

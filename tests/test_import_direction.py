@@ -18,7 +18,7 @@ LAYERS = (
     "open_model tokenizer sweep",
     "inspect calibration search",
     "evaluate",
-    "metrics",
+    "metrics estimate",
     "pruning",
     "cli",
     "__main__",

@@ -55,7 +55,8 @@ def states(folder: Path, tokens: Tensor) -> list[Tensor]:
 
 
 def cosine(before: Tensor, after: Tensor) -> Tensor:
-    return (before * after).sum(-1) / (before.norm(dim=-1) * after.norm(dim=-1))
+    lengths: Tensor = (before.square().sum(-1) * after.square().sum(-1)).sqrt()
+    return (before * after).sum(-1) / lengths
 
 
 def test_block_influence(folder: Path, tokens: Tensor, plan_by: Callable[..., Plan]) -> None:

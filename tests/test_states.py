@@ -79,7 +79,7 @@ def test_searches_with_and_without_kept_states_are_the_same(
 ) -> None:
     weights = open_model(make_llama(tmp_path, num_hidden_layers=10))
     tokens = torch.randint(0, 512, (4, 300), generator=torch.Generator().manual_seed(0))
-    blocks = []
+    blocks: list[int] = []
     monkeypatch.setattr("tinysleb.sweep.advance", counted(blocks))
 
     def found(room: int) -> tuple[list[tuple[int, float]], int]:

@@ -17,7 +17,7 @@ from tinysleb import __version__
 from tinysleb.config import block_parameter_count, check_rotation_pattern, parameter_count
 from tinysleb.errors import TinyslebError
 from tinysleb.files import read_json_object, refuse_existing, refuse_full_disk, replaced_file, write_json
-from tinysleb.memory import format_bytes
+from tinysleb.memory import format_bytes, parse_bytes
 from tinysleb.plan import METRICS, PERPLEXITY, Plan, perplexity, plan_to_json, read_plan
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 WINDOW_LENGTH = 1024
 STOPPING_OPTIONS = ("remove", "ratio", "max_perplexity_increase", "fit", "speedup")
-EXPORT_TYPES = ("auto", "f32", "f16", "bf16", "q8_0")
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 path_type = click.Path(path_type=Path)
@@ -153,6 +152,10 @@ def main() -> None:
 @compute_options
 @click.option("--dtype", type=dtype_choice, default="auto", show_default=True, help="Of the matrix products.")
 @click.option("--plan", "plan_path", type=path_type, help="Apply this plan, or its first --remove blocks.")
+@click.option(
+    "--unknown-arrays", type=click.Choice(["cut", "keep"]),
+    help="What to do with a GGUF's arrays of unknown meaning that have an entry for each block.",
+)  # fmt: skip
 @click.option("--resume", is_flag=True, help="Continue an unfinished search.")
 @force_option
 @json_option
@@ -169,8 +172,11 @@ def prune(model: Path, out: Path | None, plan_path: Path | None, **options: Any)
     """
     from tinysleb.open_model import open_model
 
-    weights = open_model(model)
     out = out or _default_output(model)
+    if plan_path is not None and _is_copied_only(model):
+        _cut_unmodelled(model, plan_path, out, options)
+        return
+    weights = open_model(model)
     inputs = [model, *([] if plan_path is None else [plan_path])]
     refuse_existing(out, options["force"], *inputs)
     if not model.is_dir():
@@ -185,7 +191,7 @@ def prune(model: Path, out: Path | None, plan_path: Path | None, **options: Any)
             plan = _searched(weights, out, unfinished, options, group)
         if group.rank > 0:
             return
-    _write_shortened(weights, plan, out)
+    _write_shortened(weights, plan, out, options["unknown_arrays"])
     if plan_path is None:
         unfinished.unlink(missing_ok=True)
     _print_pruned(weights, plan, out, options["as_json"], searched=plan_path is None)
@@ -199,9 +205,12 @@ def prune(model: Path, out: Path | None, plan_path: Path | None, **options: Any)
 )  # fmt: skip
 @click.option("--hf", "hf_out", type=path_type, metavar="OUT", help="Write a Hugging Face folder.")
 @click.option(
-    "--type", "type_name", type=click.Choice(EXPORT_TYPES), default="auto", show_default=True,
-    help="Of a GGUF's matrices; auto is the model's own.",
+    "--type", "type_name", default="auto", show_default=True,
+    help="Of a GGUF's matrices: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1 or q4_0; auto is the model's own.",
 )  # fmt: skip
+@click.option("--shard-size", default="5GB", show_default=True, help="Of a folder's files, at most.")
+@click.option("--verify", is_flag=True, help="Read the GGUF back and compare, also in llama.cpp.")
+@click.option("--draft", type=path_type, metavar="TARGET", help="Check that the GGUF can draft for this one.")
 @click.option("--pre", help="llama.cpp's name of the pre-tokenizer, where it is not recognised.")
 @force_option
 def export(
@@ -209,6 +218,9 @@ def export(
     gguf_out: str | None,
     hf_out: Path | None,
     type_name: str,
+    shard_size: str,
+    verify: bool,
+    draft: Path | None,
     pre: str | None,
     force: bool,
 ) -> None:
@@ -222,10 +234,17 @@ def export(
         raise click.UsageError(f"{gguf_out} was read as OUT. Name the model first: export MODEL --gguf.")
     model = model or _only_shortened_folder()
     if hf_out is not None:
-        _export_folder(model, hf_out, force)
-    else:
-        name = model.resolve().name if model.is_dir() else model.stem
-        _export_gguf(model, Path(gguf_out or f"{name}.gguf"), type_name, pre, force)
+        if verify or draft:
+            raise click.UsageError("--verify and --draft are for --gguf.")
+        _export_folder(model, hf_out, parse_bytes(shard_size), force)
+        return
+    name = model.resolve().name if model.is_dir() else model.stem
+    out = Path(gguf_out or f"{name}.gguf")
+    _export_gguf(model, out, type_name, pre, force)
+    if verify:
+        _verify(model, out)
+    if draft is not None:
+        _check_draft(out, draft)
 
 
 @main.command("eval")
@@ -315,8 +334,8 @@ def _print_estimate(
         click.echo(json.dumps(asdict(found)))
         return
     sweeps = "1 sweep" if found.sweeps == 1 else f"{found.sweeps} sweeps"
-    windows = f"{found.windows} of {length} tokens, {found.windows_in_a_sweep} in a sweep"
-    click.echo(f"windows              {windows}")
+    fitting = f"{found.windows} of {length} tokens, {found.windows_in_a_sweep} in a sweep"
+    click.echo(f"windows              {fitting}")
     click.echo(f"a round at most      {sweeps}, {format_bytes(found.bytes_read)} read")
     click.echo(f"while one computes   {'the next block is read' if found.reads_ahead else 'nothing is read'}")
     click.echo(f"between rounds       {format_bytes(found.state_bytes)} for states to keep")
@@ -450,7 +469,37 @@ def _stopping_rule(weights: Weights, allowed: range, options: dict[str, Any]) ->
     return stopping.by_perplexity(value, most)
 
 
-def _write_shortened(weights: Weights, plan: Plan, out: Path) -> None:
+def _is_copied_only(model: Path) -> bool:
+    """Whether a GGUF is of a family that is not modelled, and can be cut all the same."""
+    from tinysleb.export.gguf_copy import COPIED_ONLY
+    from tinysleb.gguf_file import is_gguf, read_gguf
+
+    return is_gguf(model) and read_gguf(model).values().get("general.architecture") in COPIED_ONLY
+
+
+def _cut_unmodelled(model: Path, plan_path: Path, out: Path, options: dict[str, Any]) -> None:
+    """Apply a plan to a GGUF whose family is not modelled: its bytes are copied, whatever they mean."""
+    from tinysleb.export.gguf_copy import block_count, copy_gguf
+    from tinysleb.gguf_file import read_gguf
+
+    file, plan = read_gguf(model), read_plan(plan_path)
+    blocks = block_count(file)
+    if plan.blocks != blocks:
+        raise TinyslebError(f"{plan_path} is for a model of {plan.blocks} blocks, {model} has {blocks}")
+    if any(options[name] is not None for name in STOPPING_OPTIONS):
+        raise click.UsageError(
+            "This model's family is not modelled: the plan is applied whole or not at all."
+        )
+    for path in (out, _plan_path(out)):
+        refuse_existing(path, options["force"], model, plan_path)
+    values = plan_to_json(plan)
+    text = json.dumps(values, separators=(",", ":"))
+    copy_gguf(file, plan.kept, out, text, options["unknown_arrays"])
+    write_json(_plan_path(out), values)
+    click.echo(f"{out}: {len(plan.kept)} of {blocks} blocks, without {', '.join(map(str, plan.removed))}")
+
+
+def _write_shortened(weights: Weights, plan: Plan, out: Path, unknown_arrays: str | None) -> None:
     from tinysleb.export.gguf_copy import copy_gguf
     from tinysleb.gguf_source import GgufWeights
     from tinysleb.huggingface_source import HuggingfaceWeights
@@ -459,7 +508,7 @@ def _write_shortened(weights: Weights, plan: Plan, out: Path) -> None:
     values = plan_to_json(plan)
     if isinstance(weights, GgufWeights):
         check_rotation_pattern(weights.config.shortened(plan.kept), weights.path)
-        copy_gguf(weights.file, plan.kept, out, json.dumps(values, separators=(",", ":")))
+        copy_gguf(weights.file, plan.kept, out, json.dumps(values, separators=(",", ":")), unknown_arrays)
         write_json(_plan_path(out), values)
     elif isinstance(weights, HuggingfaceWeights):
         from tinysleb.export.huggingface import write_huggingface
@@ -480,21 +529,46 @@ def _print_pruned(weights: Weights, plan: Plan, out: Path, as_json: bool, search
         click.echo(f"perplexity on the calibration text: {first:.2f} -> {last:.2f}")
 
 
-def _export_folder(model: Path, out: Path, force: bool) -> None:
+def _export_folder(model: Path, out: Path, shard_bytes: int, force: bool) -> None:
+    from tinysleb.export.gguf_to_huggingface import write_huggingface_from_gguf
     from tinysleb.export.huggingface import write_huggingface
+    from tinysleb.gguf_source import GgufWeights
     from tinysleb.huggingface_source import HuggingfaceWeights
     from tinysleb.open_model import open_model
 
     weights = open_model(model)
     refuse_existing(out, force, model)
-    if not isinstance(weights, HuggingfaceWeights):
-        raise TinyslebError(
-            f"{model} is a GGUF, and a Hugging Face folder cannot be made from one yet",
-            "start from the original checkpoint; `tinysleb prune --plan` applies a plan to it",
-        )
     kept = range(weights.config.blocks)
-    write_huggingface(weights, weights.folder, kept, out, _plan_beside(weights.folder))
+    if isinstance(weights, GgufWeights):
+        write_huggingface_from_gguf(weights, out, shard_bytes)
+    elif isinstance(weights, HuggingfaceWeights):
+        plan = _plan_beside(weights.folder)
+        write_huggingface(weights, weights.folder, kept, out, plan, shard_bytes)
     click.echo(f"{out}: {len(kept)} blocks")
+
+
+def _verify(model: Path, out: Path) -> None:
+    from tinysleb.export.llama_cpp import is_installed
+    from tinysleb.export.verify import check_tensors, compare_with_llama_cpp
+    from tinysleb.open_model import open_model
+
+    checks = list(check_tensors(out, open_model(model)))
+    for check in checks:
+        values = f"{check.smallest:.4g} … {check.largest:.4g}"
+        click.echo(f"{check.name:<32} {check.type:<5} {check.sha256[:16]}  {values}, error {check.error:.2g}")
+    click.echo(f"{len(checks)} tensors read back: all as they should be")
+    if not is_installed():
+        click.echo('llama.cpp was not asked: pip install "tinysleb[llamacpp]"', err=True)
+        return
+    click.echo(f"llama.cpp loads it; its logits differ by {compare_with_llama_cpp(out):.2%} of their spread")
+
+
+def _check_draft(out: Path, target: Path) -> None:
+    from tinysleb.export.draft import check_draft
+    from tinysleb.gguf_file import read_gguf
+
+    check_draft(read_gguf(out), read_gguf(target))
+    click.echo(f"{out} can draft for {target}: llama-server -m {target} -md {out}")
 
 
 def _export_gguf(model: Path, out: Path, type_name: str, pre: str | None, force: bool) -> None:

@@ -7,6 +7,7 @@ anything is allocated from it. Nothing here needs torch. Format: docs/gguf.md of
 from __future__ import annotations
 
 import math
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -47,17 +48,17 @@ class GgufValue:
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """Where a tensor lies: shape with rows first (torch's order), type, and first byte in the file."""
+    """Where a tensor lies: shape with rows first (torch's order), type, file, and first byte in it."""
 
     shape: tuple[int, ...]
     type: GGMLQuantizationType
+    path: Path
     offset: int
 
     @property
     def nbytes(self) -> int:
         """The bytes it takes in the file."""
-        items, size = GGML_QUANT_SIZES[self.type]
-        return math.prod(self.shape) // items * size
+        return stored_bytes(self.shape, self.type)
 
     @property
     def rows(self) -> int:
@@ -67,7 +68,10 @@ class GgufTensor:
 
 @dataclass(frozen=True)
 class GgufFile:
-    """A parsed header. `metadata` and `tensors` keep the order of the file."""
+    """A parsed header, or those of all parts of a split file as one. `path` is the (first) file.
+
+    `metadata` and `tensors` keep the order of the file.
+    """
 
     path: Path
     metadata: Mapping[str, GgufValue]
@@ -84,7 +88,7 @@ class GgufFile:
         stop = tensor.rows if stop is None else stop
         row_bytes = tensor.nbytes // max(tensor.rows, 1)
         buffer = np.empty((stop - start) * row_bytes, dtype=np.uint8)
-        read_exactly(self.path, tensor.offset + start * row_bytes, buffer)
+        read_exactly(tensor.path, tensor.offset + start * row_bytes, buffer)
         return buffer.reshape(stop - start, row_bytes)
 
     def read_floats(self, name: str, start: int = 0, stop: int | None = None) -> Floats:
@@ -116,7 +120,45 @@ def is_gguf(path: Path) -> bool:
 
 
 def read_gguf(path: Path) -> GgufFile:
-    """Parse and check a GGUF's header. Raises TinyslebError naming the field that is wrong."""
+    """Parse and check a GGUF's header, of a split file those of all parts.
+
+    Raises TinyslebError naming the field that is wrong, or the part that is missing.
+    """
+    first = _read_one(path)
+    values = first.values()
+    count = values.get("split.count", 1)
+    if count == 1:
+        return first
+    if values.get("split.no") != 0:
+        raise TinyslebError(
+            f"{path} is part {values.get('split.no')} of {count} of a split GGUF", "give the first part"
+        )
+    parts = [first, *(_read_one(part) for part in _following_parts(path, count))]
+    tensors = {name: tensor for part in parts for name, tensor in part.tensors.items()}
+    expected = values.get("split.tensors.count")
+    if sum(len(part.tensors) for part in parts) != len(tensors) or expected not in (None, len(tensors)):
+        raise TinyslebError(
+            f"{path}: its {count} parts hold {len(tensors)} tensors, `split.tensors.count` is {expected}"
+        )
+    metadata = {key: item for key, item in first.metadata.items() if not key.startswith("split.")}
+    return GgufFile(path, metadata, tensors, first.alignment)
+
+
+def _following_parts(path: Path, count: Any) -> list[Path]:
+    match = re.fullmatch(r"(.*)-00001-of-(\d{5})\.gguf", path.name)
+    if match is None or int(match[2]) != count:
+        raise TinyslebError(
+            f"{path} is the first of {count} parts, but is not named NAME-00001-of-{count:05}.gguf"
+        )
+    names = [f"{match[1]}-{number:05}-of-{match[2]}.gguf" for number in range(2, count + 1)]
+    if missing := [name for name in names if not path.with_name(name).is_file()]:
+        raise TinyslebError(
+            f"{path} is part of a split GGUF that lacks {', '.join(missing)}", "fetch all parts"
+        )
+    return [path.with_name(name) for name in names]
+
+
+def _read_one(path: Path) -> GgufFile:
     try:
         with path.open("rb") as file:
             cursor = _Cursor(file, path.stat().st_size, path)
@@ -183,7 +225,7 @@ def _parse(cursor: _Cursor, path: Path) -> GgufFile:
     for name, shape, type_, offset in infos:
         if name in tensors:
             raise TinyslebError(f"{path} names tensor {name!r} twice")
-        tensors[name] = GgufTensor(shape, type_, data_start + offset)
+        tensors[name] = GgufTensor(shape, type_, path, data_start + offset)
     _check_layout(tensors, alignment, cursor.size, path)
     return GgufFile(path, metadata, tensors, alignment)
 
@@ -272,9 +314,15 @@ def pack_gguf_header(
         parts.append(_pack_string(name))
         parts.append(struct.pack(f"<I{len(shape)}Q", len(shape), *reversed(shape)))
         parts.append(struct.pack("<IQ", type_, offset))
-        offset += padded(GgufTensor(shape, type_, 0).nbytes, alignment)
+        offset += padded(stored_bytes(shape, type_), alignment)
     header = b"".join(parts)
     return header.ljust(padded(len(header), alignment), b"\0")
+
+
+def stored_bytes(shape: tuple[int, ...], type_: GGMLQuantizationType) -> int:
+    """The bytes a tensor takes, without padding."""
+    items, size = GGML_QUANT_SIZES[type_]
+    return math.prod(shape) // items * size
 
 
 def padded(size: int, alignment: int) -> int:

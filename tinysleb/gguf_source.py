@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinysleb.config import ModelConfig, config_from_gguf
-from tinysleb.errors import TinyslebError
 from tinysleb.gguf_file import GgufFile, read_gguf
 from tinysleb.gguf_names import ROTARY_FACTORS, gguf_name, halved, huggingface_name, rotated_heads
 from tinysleb.weights import TensorInfo, check_complete
@@ -62,11 +61,6 @@ def open_gguf(path: Path) -> GgufWeights:
     """Open a GGUF, reading only its header. Raises TinyslebError as `open_model` does."""
     file = read_gguf(path)
     values = file.values()
-    if values.get("split.count", 1) != 1:
-        raise TinyslebError(
-            f"{path} is one of {values['split.count']} parts of a split GGUF",
-            "join them first with llama.cpp: llama-gguf-split --merge FIRST_PART OUT.gguf",
-        )
     shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
     config = config_from_gguf(values, shapes, _rotary_factors(file), str(path))
     found = {

@@ -158,7 +158,8 @@ class _Race:
         length = self.tokens.shape[1]
         losses = torch.zeros(len(keys), len(windows), length - 1)
         share, mine = self.compute.group.share(windows, keys)
-        plan = self.compute.memory_plan(self.weights, len(mine), len(share), length)
+        candidates = sum(key != BASE for key in mine)
+        plan = self.compute.memory_plan(self.weights, candidates, len(share), length)
         for first, last in chunks(len(share) if mine else 0, plan.windows):
 
             def told(part: float, first: int = first, last: int = last) -> None:

@@ -29,8 +29,10 @@ class SettingsReader:
 
     def integer(self, key: str, default: int | None = None, most: int = LARGEST_SIZE) -> int:
         value = self.value(key, default)
-        if isinstance(value, list):
-            raise self.not_modelled(key, value, "one value for all blocks")
+        if isinstance(value, list):  # a GGUF may state it for each block
+            if not value or value.count(value[0]) < len(value):
+                raise self.not_modelled(key, value, "one value for all blocks")
+            value = value[0]
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
             raise self.not_modelled(key, value, f"a whole number from 1 to {most}")
         return value

@@ -1,0 +1,119 @@
+"""GGUF → Hugging Face folder: config, weights and tokenizer, as far as the metadata allow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tinysleb.errors import TinyslebError
+from tinysleb.export.config_json import config_json
+from tinysleb.export.huggingface import write_json_file, write_shards
+from tinysleb.files import replaced_folder
+from tinysleb.gguf_source import GgufWeights
+from tinysleb.sentencepiece_model import CONTROL, UNKNOWN, USER_DEFINED
+from tinysleb.tokenizer import ByteLevelTokenizer, SentencePieceTokenizer, tokenizer_from_gguf
+from tinysleb.weights import TensorInfo
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tinysleb.config import ModelConfig
+
+STORED = {"F16": ("F16", 2), "BF16": ("BF16", 2)}
+"""What stays as it is; quantised and float32 tensors come out, exactly, as float32."""
+SPECIAL_IDS = {
+    "bos": "bos_token_id",
+    "eos": "eos_token_id",
+    "unknown": "unk_token_id",
+    "padding": "pad_token_id",
+}
+
+
+@dataclass(frozen=True)
+class _Dequantized:
+    """A GGUF's weights with the types that safetensors can hold."""
+
+    source: GgufWeights
+
+    @property
+    def path(self) -> Path:
+        return self.source.path
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.source.config
+
+    @cached_property
+    def tensors(self) -> dict[str, TensorInfo]:
+        found = {}
+        for name, info in self.source.tensors.items():
+            type_, size = STORED.get(info.type, ("F32", 4))
+            count = info.shape[0] * (info.shape[-1] if len(info.shape) > 1 else 1)
+            found[name] = TensorInfo(info.shape, type_, count * size)
+        return found
+
+    def tensor(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        return self.source.tensor(name, start, stop)
+
+
+def write_huggingface_from_gguf(weights: GgufWeights, out: Path, shard_bytes: int) -> None:
+    """Write a GGUF as a folder, whole or not at all.
+
+    Raises TinyslebError if the model or its tokenizer cannot be said there.
+    """
+    values = weights.file.values()
+    ids = {
+        ours: values[f"tokenizer.ggml.{theirs}_token_id"]
+        for theirs, ours in SPECIAL_IDS.items()
+        if f"tokenizer.ggml.{theirs}_token_id" in values
+    }
+    dequantized = _Dequantized(weights)
+    stored = [info for info in dequantized.tensors.values() if len(info.shape) > 1]
+    dtypes = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
+    largest = max(stored, key=lambda info: info.nbytes).type
+    config = config_json(weights.config, weights.path) | ids | {"torch_dtype": dtypes[largest]}
+    with replaced_folder(out) as temporary:
+        _write_tokenizer(values, str(weights.path), temporary)
+        write_json_file(temporary / "config.json", config)
+        write_shards(dequantized, temporary, shard_bytes)
+
+
+def _write_tokenizer(values: Mapping[str, Any], where: str, folder: Path) -> None:
+    tokenizer = tokenizer_from_gguf(values, where)
+    config = _tokenizer_config(values)
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        (folder / "tokenizer.model").write_bytes(tokenizer.processor.serialized_model_proto())
+        config["tokenizer_class"] = "LlamaTokenizer"
+        config["legacy"] = True
+        if not values.get("tokenizer.ggml.add_space_prefix", True):
+            config["add_prefix_space"] = False
+    elif isinstance(tokenizer, ByteLevelTokenizer):
+        tokenizer.tokenizer.save(str(folder / "tokenizer.json"))
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    else:
+        raise TinyslebError(f"{where}: its tokenizer cannot be written to a folder")
+    write_json_file(folder / "tokenizer_config.json", config)
+
+
+def _tokenizer_config(values: Mapping[str, Any]) -> dict[str, Any]:
+    tokens, types = values["tokenizer.ggml.tokens"], values.get("tokenizer.ggml.token_type") or []
+    config: dict[str, Any] = {
+        ours.removesuffix("_id"): tokens[values[f"tokenizer.ggml.{theirs}_token_id"]]
+        for theirs, ours in SPECIAL_IDS.items()
+        if f"tokenizer.ggml.{theirs}_token_id" in values
+    }
+    config["clean_up_tokenization_spaces"] = False
+    config["added_tokens_decoder"] = {
+        str(index): {"content": tokens[index], "special": type_ != USER_DEFINED, "normalized": False}
+        for index, type_ in enumerate(types)
+        if type_ in (UNKNOWN, CONTROL, USER_DEFINED)
+    }
+    for key in ("add_bos_token", "add_eos_token"):
+        if f"tokenizer.ggml.{key}" in values:
+            config[key] = values[f"tokenizer.ggml.{key}"]
+    if "tokenizer.chat_template" in values:
+        config["chat_template"] = values["tokenizer.chat_template"]
+    return config

@@ -1,0 +1,74 @@
+"""The README.md of a shortened model's folder: what was done, in the form that model hubs read."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from tinysleb import __version__
+
+TAGS = ("tinysleb", "pruned")
+REPLACED_KEYS = ("base_model", "tags", "library_name", "model-index")
+
+
+def model_card(original: str, base_model: str, plan: Mapping[str, Any]) -> str:
+    """The card of `base_model` shortened by `plan` (as `plan.json` has it).
+
+    `original`: the base model's own card, or ''. Its front matter is kept but for what changes, its text
+    follows ours.
+    """
+    fields, text = _front_matter(original)
+    tags = [*_list_items(fields.get("tags", [])), *TAGS]
+    lines = ["---", f"base_model: {base_model}", "library_name: transformers", "tags:"]
+    lines += [f"- {tag}" for tag in dict.fromkeys(tags)]
+    lines += [line for key, kept in fields.items() if key not in REPLACED_KEYS for line in kept]
+    lines += ["---", "", *_what_was_done(base_model, plan)]
+    if text.strip():
+        lines += ["", f"# The card of {base_model}", "", text.strip()]
+    return "\n".join(lines) + "\n"
+
+
+def _what_was_done(base_model: str, plan: Mapping[str, Any]) -> list[str]:
+    removed, blocks = plan["removed"], plan["blocks"]
+    settings = plan.get("settings") or {}
+    metric = settings.get("metric", "perplexity")
+    how = "SLEB (arXiv 2402.09025)" if metric == "perplexity" else f"the metric {metric}"
+    lines = [
+        f"# {base_model}, {blocks - len(removed)} of {blocks} blocks",
+        "",
+        f"tinysleb {__version__} left out the blocks {', '.join(map(str, removed))} (counted from 0, in this "
+        f"order), chosen by {how}. Nothing was trained.",
+    ]
+    losses = [plan.get("loss"), *(round_.get("loss") for round_ in plan.get("rounds") or [])]
+    if len(losses) > 1 and losses[0] is not None and losses[-1] is not None:
+        first, last = (f"{math.exp(min(loss, 700)):.2f}" for loss in (losses[0], losses[-1]))
+        lines += [
+            "",
+            f"Perplexity on the calibration text ({settings.get('text', 'unknown')}): {first} before, "
+            f"{last} after. `plan.json` has every score.",
+        ]
+    return lines
+
+
+def _front_matter(card: str) -> tuple[dict[str, list[str]], str]:
+    """The lines of each top-level key of the YAML between the first two `---`, and the text behind."""
+    match = re.match(r"---\s*\n(.*?\n)---\s*(?:\n|$)(.*)", card, re.DOTALL)
+    if match is None:
+        return {}, card
+    fields: dict[str, list[str]] = {}
+    lines: list[str] = []
+    for line in match[1].splitlines():
+        if key := re.match(r"([\w-]+):", line):
+            lines = fields.setdefault(key[1], [])
+        lines.append(line)
+    return fields, match[2]
+
+
+def _list_items(lines: list[str]) -> list[str]:
+    """The items of a YAML list written with dashes or in brackets."""
+    inline = re.match(r"\w+:\s*\[(.*)\]", lines[0]) if lines else None
+    if inline:
+        return [item.strip() for item in inline[1].split(",") if item.strip()]
+    return [line.strip()[1:].strip() for line in lines[1:] if line.strip().startswith("-")]

@@ -1,0 +1,127 @@
+"""Read a written GGUF back: structure, checksums, values, and the logits llama.cpp computes from it."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tinysleb.errors import TinyslebError
+from tinysleb.export.gguf_copy import copy_gguf
+from tinysleb.export.llama_cpp import Logits, llama_cpp_logits
+from tinysleb.gguf_names import gguf_name
+from tinysleb.gguf_source import GgufWeights, open_gguf
+from tinysleb.model import chunks, forward
+from tinysleb.weights import Weights
+
+CHUNK_ELEMENTS = 1 << 22
+STEPS = {
+    "F32": 0.0, "F16": 2**-11, "BF16": 2**-8, "Q8_0": 1 / 127, "Q5_0": 1 / 16, "Q5_1": 1 / 15,
+    "Q4_0": 1 / 8, "Q4_1": 1 / 7,
+}  # fmt: skip
+"""How far a type may be from the value, as a part of the largest value nearby; a copy is exact."""
+SMALLEST_STEP = 2**-24
+"""Of float16, which scales are stored in."""
+TOLERANCES = {"F32": 0.002, "F16": 0.01, "BF16": 0.02}
+QUANTISED_TOLERANCE = 0.2
+"""Of logits, against their spread: llama.cpp rounds activations to 8 bits where weights are quantised."""
+PROBE_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class TensorCheck:
+    """One tensor as read back: SHA-256 of its bytes, range of its values, distance from the source."""
+
+    name: str
+    type: str
+    sha256: str
+    smallest: float
+    largest: float
+    error: float
+
+
+def check_tensors(path: Path, source: Weights) -> Iterator[TensorCheck]:
+    """Every tensor of a GGUF against the weights it was written from.
+
+    Raises TinyslebError if the file is not a whole GGUF, or a value is further away than its type explains.
+    """
+    written = open_gguf(path)
+    for name, info in source.tensors.items():
+        yield _check(written, source, name, info.type)
+
+
+def _check(written: GgufWeights, source: Weights, name: str, source_type: str) -> TensorCheck:
+    info = written.tensors[name]
+    stored = gguf_name(name, written.config.architecture)
+    digest = hashlib.sha256()
+    smallest, largest, worst = torch.inf, -torch.inf, 0.0
+    step = max(1, CHUNK_ELEMENTS // info.shape[-1]) if len(info.shape) > 1 else info.shape[0]
+    for start, stop in chunks(info.shape[0], step):
+        if len(info.shape) > 1:
+            digest.update(written.file.read_bytes(stored, start, stop).data)
+        found, wanted = (model.tensor(name, start, stop).float() for model in (written, source))
+        error = (found - wanted).abs().max().item()
+        part = 0.0 if info.type == source_type else STEPS.get(info.type, 0.0)
+        if not error <= part * wanted.abs().max().item() * 1.01 + (SMALLEST_STEP if part else 0):
+            raise TinyslebError(
+                f"{written.path}: tensor {stored!r} differs from its source by {error:.3g}, "
+                f"more than {info.type} explains"
+            )
+        smallest = min(smallest, found.min().item())
+        largest, worst = max(largest, found.max().item()), max(worst, error)
+    if len(info.shape) == 1:
+        digest.update(written.file.read_bytes(stored).data)
+    return TensorCheck(stored, info.type, digest.hexdigest(), smallest, largest, worst)
+
+
+def compare_with_llama_cpp(path: Path) -> float:
+    """The largest difference between llama.cpp's logits of a GGUF and ours, as a part of their spread.
+
+    Raises TinyslebError, naming the first block that differs, if it is more than the types explain.
+    """
+    model = open_gguf(path)
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, model.config.vocab_size, (1, PROBE_TOKENS), generator=generator)
+    difference = _difference(model, tokens)
+    if difference > (tolerance := _tolerance(model)):
+        raise TinyslebError(
+            f"{path}: llama.cpp's logits differ by {difference:.1%} of their spread, more than "
+            f"{tolerance:.1%}; the first difference is in {_first_difference(model, tokens, tolerance)}"
+        )
+    return difference
+
+
+def _tolerance(model: GgufWeights) -> float:
+    """The widest of the tolerances of all matrices."""
+    types = {info.type for info in model.tensors.values() if len(info.shape) > 1}
+    return max(TOLERANCES.get(type_, QUANTISED_TOLERANCE) for type_ in types)
+
+
+def _difference(model: GgufWeights, tokens: torch.Tensor) -> float:
+    ours = forward(model, tokens)[0]
+    theirs = torch.from_numpy(_logits(model, tokens))
+    return ((ours - theirs).abs().max() / (ours.max() - ours.min())).item()
+
+
+def _logits(model: GgufWeights, tokens: torch.Tensor) -> Logits:
+    return llama_cpp_logits(model.path, tokens[0].tolist())
+
+
+def _first_difference(model: GgufWeights, tokens: torch.Tensor, tolerance: float) -> str:
+    """The lowest block with which the model's lower part differs: found by halving, on cut copies."""
+    low, high = 0, model.config.blocks
+    with tempfile.TemporaryDirectory() as folder:
+        while high - low > 1:
+            middle = (low + high) // 2
+            cut = Path(folder) / "cut.gguf"
+            copy_gguf(model.file, range(middle), cut, None)
+            if _difference(open_gguf(cut), tokens) > tolerance:
+                high = middle
+            else:
+                low = middle
+            cut.unlink()
+    return f"block {low}"
