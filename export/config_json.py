@@ -103,12 +103,15 @@ def _llama3(rotary: Rotary) -> dict[str, Any]:
     between = (factors > 1.001) & (factors < 0.999 * factor)
     smooth = (1 / factors - 1 / factor) / (1 - 1 / factor)
     originals = (wavelengths * (low + smooth * (high - low)))[between]
+    if not between.any():  # anything between the last that stays and the first that is divided
+        step = int(np.argmax(factors > 1))
+        originals = np.sqrt(wavelengths[max(step - 1, 0)] * high * wavelengths[step] * low)
     return {
         "rope_type": "llama3",
         "factor": factor,
         "low_freq_factor": low,
         "high_freq_factor": high,
-        "original_max_position_embeddings": round(originals.mean()) if between.any() else 8192,
+        "original_max_position_embeddings": round(float(originals.mean())),
     }
 
 

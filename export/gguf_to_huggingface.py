@@ -65,11 +65,7 @@ def write_huggingface_from_gguf(weights: GgufWeights, out: Path, shard_bytes: in
     Raises TinyslebError if the model or its tokenizer cannot be said there.
     """
     values = weights.file.values()
-    ids = {
-        ours: values[f"tokenizer.ggml.{theirs}_token_id"]
-        for theirs, ours in SPECIAL_IDS.items()
-        if f"tokenizer.ggml.{theirs}_token_id" in values
-    }
+    ids = {ours: values.get(f"tokenizer.ggml.{theirs}_token_id") for theirs, ours in SPECIAL_IDS.items()}
     dequantized = _Dequantized(weights)
     stored = [info for info in dequantized.tensors.values() if len(info.shape) > 1]
     dtypes = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}

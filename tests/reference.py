@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from functools import cache
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ import sentencepiece
 import tokenizers
 import torch
 from torch import Tensor
+
+from tinysleb.export.gguf_writer import write_gguf_file
+from tinysleb.gguf_file import GgufValue, read_gguf
 
 TEXT = (
     "def f(x):\n\treturn x ** 2  # größer, ß\n\n\n   spaces    and 7 42 123 4567 89012 numbers; "
@@ -266,3 +270,30 @@ def llama_cpp_greedy(path: Path, prompt: str, count: int) -> str:
     server = xllamacpp.Server(params)
     result = server.handle_completions({"prompt": prompt, "n_predict": count, "temperature": 0})
     return str(result["choices"][0]["text"])
+
+
+def llama_cpp_speculative(target: Path, draft: Path) -> str:
+    """Greedy text by llama.cpp's server, with one model drafting for another."""
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = str(target)
+    params.speculative.draft.mparams.path = str(draft)
+    params.n_ctx = 256
+    params.warmup = False
+    params.cpuparams.n_threads = 2
+    server = xllamacpp.Server(params)
+    result = server.handle_completions({"prompt": GREEDY_PROMPT, "n_predict": 16, "temperature": 0})
+    return str(result["choices"][0]["text"])
+
+
+def with_metadata(source: Path, path: Path, changes: dict[str, GgufValue]) -> Path:
+    """A copy of a GGUF with some metadata replaced or added."""
+    file = read_gguf(source)
+    types = {name: (tensor.shape, tensor.type) for name, tensor in file.tensors.items()}
+
+    def write(name: str, out: FileIO) -> None:
+        out.write(file.read_bytes(name).data)
+
+    write_gguf_file(path, dict(file.metadata) | changes, types, file.alignment, write)
+    return path

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +26,12 @@ from reference import (
     make_variant,
     transformers_logits,
     transformers_model,
+    with_metadata,
     without_blocks,
 )
 from tinysleb.calibration import default_text
 from tinysleb.cli import main
 from tinysleb.export.gguf_copy import cut_metadata
-from tinysleb.export.gguf_writer import write_gguf_file
 from tinysleb.gguf_file import GgufValue, read_gguf
 from tinysleb.gguf_names import interleaved
 from tinysleb.model import forward
@@ -202,18 +201,6 @@ def test_a_gguf_is_cut_byte_for_byte(tiny_folder: Path, run: Run) -> None:
     assert cut.values()["llama.block_count"] == 4
     assert cut.values()["general.name"].endswith("(4 of 6 blocks)")
     assert json.loads(cut.values()["tinysleb.plan"])["removed"] == [3, 1]
-
-
-def with_metadata(source: Path, path: Path, changes: dict[str, GgufValue]) -> Path:
-    """A copy of a GGUF with some metadata replaced or added."""
-    file = read_gguf(source)
-    types = {name: (tensor.shape, tensor.type) for name, tensor in file.tensors.items()}
-
-    def write(name: str, out: FileIO) -> None:
-        out.write(file.read_bytes(name).data)
-
-    write_gguf_file(path, dict(file.metadata) | changes, types, file.alignment, write)
-    return path
 
 
 def integers(*values: int) -> GgufValue:

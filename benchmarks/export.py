@@ -1,0 +1,206 @@
+"""Writing GGUFs, against `cp`, llama.cpp's converter and the gguf package.
+
+    python benchmarks/export.py MODEL.gguf [--llama-cpp SOURCE_TREE] [--folder WHERE]
+
+cut      a GGUF less a fifth of its blocks, and `cp` of a file of that size, both flushed to the disk
+convert  a folder of 2 GB in float16 to an f16 GGUF, and llama.cpp's `convert_hf_to_gguf.py` on the same
+quantise the same folder to q8_0 and q4_0, and the gguf package on whole tensors
+
+The converter comes with the source distribution of llama-cpp-python. Runs take turns; the fastest of three
+counts. Needs the test extra.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+import torch
+from gguf.constants import GGMLQuantizationType, GGUFValueType
+from gguf.quants import quantize
+
+from tinysleb.calibration import default_text
+from tinysleb.config import config_from_huggingface, tensor_shapes
+from tinysleb.export.gguf_writer import write_gguf_file
+from tinysleb.gguf_file import GgufValue, read_gguf
+from tinysleb.gguf_names import huggingface_name, interleaved, rotated_heads
+from tinysleb.memory import format_bytes
+from tinysleb.open_model import open_model
+from tinysleb.safetensors_file import write_safetensors
+
+RUNS = 3
+LARGE_BYTES = 4 * 10**9
+SHAPE = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 32000, "hidden_size": 2048,
+    "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32, "num_key_value_heads": 4,
+    "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
+}  # fmt: skip
+TINYSLEB = str(Path(sys.executable).with_name("tinysleb"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--llama-cpp", type=Path)
+    parser.add_argument("--folder", type=Path)
+    options = parser.parse_args()
+    model = options.model.resolve()
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        os.chdir(name)
+        print(f"{'':<34}{'tinysleb':>10}{'peer':>10}{'ratio':>8}{'peak':>12}")
+        cut(model, "cut, SmolLM2")
+        cut(write_large(model), "cut, 4 GB")
+        Path("large.gguf").unlink()
+        write_folder(Path("folder"))
+        if options.llama_cpp:
+            convert(options.llama_cpp.resolve())
+        for type_name in ("q8_0", "q4_0"):
+            quantised(type_name)
+
+
+def report(what: str, ours: float, peer: float, peak: int) -> None:
+    print(f"{what:<34}{ours:>9.2f}s{peer:>9.2f}s{ours / peer:>7.2f}x{format_bytes(peak):>12}", flush=True)
+
+
+def run(
+    command: Sequence[str | Path], flushed: Path | None = None, **more: dict[str, str]
+) -> tuple[float, int]:
+    """Seconds and peak resident bytes of a command, its output flushed to the disk."""
+    begin = time.perf_counter()
+    process = subprocess.Popen([str(word) for word in command], stdout=subprocess.DEVNULL, **more)
+    _, status, usage = os.wait4(process.pid, 0)
+    if flushed is not None:
+        with flushed.open("rb") as file:
+            os.fsync(file.fileno())
+    assert status == 0, command
+    return time.perf_counter() - begin, usage.ru_maxrss * 1024
+
+
+def in_turn(*runs: Callable[[], tuple[float, int]]) -> list[tuple[float, int]]:
+    """The least seconds and the most bytes of each of `runs`."""
+    results = [[run() for run in runs] for _ in range(RUNS)]
+    columns = [list(zip(*part, strict=True)) for part in zip(*results, strict=True)]
+    return [(min(seconds), max(peaks)) for seconds, peaks in columns]
+
+
+def cut(model: Path, what: str) -> None:
+    """The time of the program less that of starting it, and the whole time."""
+    values = read_gguf(model).values()
+    blocks = values[f"{values['general.architecture']}.block_count"]
+    Path("plan.json").write_text(json.dumps({"blocks": blocks, "removed": list(range(1, 1 + blocks // 5))}))
+    out, copy = Path("out.gguf"), Path("copy.gguf")
+    command = [TINYSLEB, "prune", model, "--plan", "plan.json", "--force", "-o", out]
+    run(command)
+    starting, cutting, copying = in_turn(
+        lambda: run([TINYSLEB, "--version"]),
+        lambda: run(command, out),
+        lambda: run(["cp", out, copy], copy),
+    )
+    report(f"{what}, {format_bytes(out.stat().st_size)}", cutting[0] - starting[0], copying[0], cutting[1])
+    report(f"{'':<10} with starting Python", cutting[0], copying[0], cutting[1])
+    out.unlink()
+    copy.unlink()
+
+
+def write_large(model: Path) -> Path:
+    """Random blocks of float16 with the metadata of `model`, whose sizes need not be right for a copy."""
+    source = read_gguf(model)
+    blocks = source.values()["llama.block_count"]
+    rows = LARGE_BYTES // 2 // blocks // 4096
+    tensors = {
+        name: (tensor.shape, tensor.type) for name, tensor in source.tensors.items() if "blk" not in name
+    } | {f"blk.{i}.ffn_up.weight": ((rows, 4096), GGMLQuantizationType.F16) for i in range(blocks)}
+    noise = np.random.default_rng(0).standard_normal((rows, 4096), dtype=np.float32).astype(np.float16)
+    architecture = GgufValue("arcee", GGUFValueType.STRING)  # copied without asking for its tensors
+    metadata = dict(source.metadata) | {
+        "general.architecture": architecture,
+        "arcee.block_count": source.metadata["llama.block_count"],
+    }
+
+    def write(name: str, file: object) -> None:
+        data = noise if name.startswith("blk") else source.read_bytes(name)
+        file.write(data.data.cast("B"))  # type: ignore[attr-defined]
+
+    write_gguf_file(Path("large.gguf"), metadata, tensors, 32, write)
+    return Path("large.gguf")
+
+
+def write_folder(folder: Path) -> None:
+    """A random model of TinyLlama's shape with a tokenizer trained on Python's documentation."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(SHAPE | {"torch_dtype": "float16"}))
+    shapes = tensor_shapes(config_from_huggingface(SHAPE, "shape"))
+
+    @cache
+    def random(shape: tuple[int, ...]) -> torch.Tensor:
+        return (torch.randn(shape) * 0.02).half()
+
+    write_safetensors(
+        folder / "model.safetensors",
+        {name: ("F16", shape) for name, shape in shapes.items()},
+        lambda name: random(shapes[name]),
+    )
+    Path("text").write_text(default_text(), encoding="utf-8")
+    sentencepiece.SentencePieceTrainer.train(
+        input="text", model_prefix=str(folder / "tokenizer"), model_type="bpe", vocab_size=4000,
+        byte_fallback=True, minloglevel=2,
+    )  # fmt: skip
+
+
+def convert(llama_cpp: Path) -> None:
+    script = llama_cpp / "convert_hf_to_gguf.py"
+    environment = os.environ | {"PYTHONPATH": str(llama_cpp / "gguf-py")}
+    out, theirs = Path("ours.gguf"), Path("theirs.gguf")
+    command = [sys.executable, script, "folder", "--outtype", "f16", "--outfile", theirs]
+    ours, peer = in_turn(
+        lambda: run([TINYSLEB, "export", "folder", "--gguf", out, "--type", "f16", "--force"], out),
+        lambda: run(command, theirs, env=environment),
+    )
+    report("f16 folder to f16 GGUF", ours[0], peer[0], ours[1])
+    out.unlink()
+    theirs.unlink()
+
+
+def quantised(type_name: str) -> None:
+    """The program, and the gguf package on whole tensors that are read in this process; bytes compared."""
+    weights, out, theirs = open_model(Path("folder")), Path("ours.gguf"), Path("theirs.bin")
+    command = [TINYSLEB, "export", "folder", "--gguf", out, "--type", type_name, "--force"]
+    run(command, out)
+    written = read_gguf(out)
+
+    def by_package() -> tuple[float, int]:
+        begin = time.perf_counter()
+        with theirs.open("wb") as file:
+            for stored_name, tensor in written.tensors.items():
+                name = huggingface_name(stored_name, weights.config.architecture)
+                values = weights.tensor(name).float()
+                heads = rotated_heads(weights.config, name)
+                values = interleaved(values, heads) if heads else values
+                file.write(quantize(values.numpy(), tensor.type).tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        return time.perf_counter() - begin, 0
+
+    ours, peer = in_turn(lambda: run(command, out), by_package)
+    data, position = np.memmap(theirs, np.uint8), 0
+    for stored_name, tensor in written.tensors.items():
+        whole = data[position : position + tensor.nbytes]
+        assert np.array_equal(written.read_bytes(stored_name).ravel(), whole), stored_name
+        position += tensor.nbytes
+    report(f"f16 folder to {type_name} GGUF, same bytes", ours[0], peer[0], ours[1])
+    out.unlink()
+    theirs.unlink()
+
+
+if __name__ == "__main__":
+    main()
