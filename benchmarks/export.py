@@ -31,6 +31,7 @@ from gguf.quants import quantize
 
 from tinysleb.calibration import default_text
 from tinysleb.config import config_from_huggingface, tensor_shapes
+from tinysleb.export.gguf_copy import copy_gguf
 from tinysleb.export.gguf_writer import write_gguf_file
 from tinysleb.gguf_file import GgufValue, read_gguf
 from tinysleb.gguf_names import huggingface_name, interleaved, rotated_heads
@@ -45,6 +46,14 @@ SHAPE = {
     "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32, "num_key_value_heads": 4,
     "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
 }  # fmt: skip
+LAUNCHER = """
+import os, sys
+silent = [(os.POSIX_SPAWN_OPEN, 1, "/dev/null", 1, 0)]
+pid = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ, file_actions=silent)
+_, status, usage = os.wait4(pid, 0)
+print(usage.ru_maxrss)
+sys.exit(status != 0)
+"""
 TINYSLEB = str(Path(sys.executable).with_name("tinysleb"))
 
 
@@ -72,18 +81,22 @@ def report(what: str, ours: float, peer: float, peak: int) -> None:
     print(f"{what:<34}{ours:>9.2f}s{peer:>9.2f}s{ours / peer:>7.2f}x{format_bytes(peak):>12}", flush=True)
 
 
-def run(
-    command: Sequence[str | Path], flushed: Path | None = None, **more: dict[str, str]
-) -> tuple[float, int]:
-    """Seconds and peak resident bytes of a command, its output flushed to the disk."""
+def run(command: Sequence[str | Path], flushed: Path | None = None) -> tuple[float, int]:
+    """Seconds and peak resident bytes of a command, its output flushed to the disk.
+
+    A small process starts it: a program's peak counts that of the process it was forked from.
+    """
     begin = time.perf_counter()
-    process = subprocess.Popen([str(word) for word in command], stdout=subprocess.DEVNULL, **more)
-    _, status, usage = os.wait4(process.pid, 0)
+    launched = [sys.executable, "-S", "-c", LAUNCHER, *map(str, command)]
+    done = subprocess.run(launched, check=True, capture_output=True)
     if flushed is not None:
-        with flushed.open("rb") as file:
-            os.fsync(file.fileno())
-    assert status == 0, command
-    return time.perf_counter() - begin, usage.ru_maxrss * 1024
+        flush(flushed)
+    return time.perf_counter() - begin, int(done.stdout.split()[-1]) * 1024
+
+
+def flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def in_turn(*runs: Callable[[], tuple[float, int]]) -> list[tuple[float, int]]:
@@ -94,20 +107,25 @@ def in_turn(*runs: Callable[[], tuple[float, int]]) -> list[tuple[float, int]]:
 
 
 def cut(model: Path, what: str) -> None:
-    """The time of the program less that of starting it, and the whole time."""
+    """Reading the header and copying, in this process; and the program, which has to start."""
     values = read_gguf(model).values()
     blocks = values[f"{values['general.architecture']}.block_count"]
     Path("plan.json").write_text(json.dumps({"blocks": blocks, "removed": list(range(1, 1 + blocks // 5))}))
     out, copy = Path("out.gguf"), Path("copy.gguf")
     command = [TINYSLEB, "prune", model, "--plan", "plan.json", "--force", "-o", out]
     run(command)
-    starting, cutting, copying = in_turn(
-        lambda: run([TINYSLEB, "--version"]),
-        lambda: run(command, out),
-        lambda: run(["cp", out, copy], copy),
+    kept = [i for i in range(blocks) if not 1 <= i <= blocks // 5]
+
+    def in_process() -> tuple[float, int]:
+        begin = time.perf_counter()
+        copy_gguf(read_gguf(model), kept, out, None)
+        return time.perf_counter() - begin, 0
+
+    copying, program, peer = in_turn(
+        in_process, lambda: run(command, out), lambda: run(["/bin/cp", out, copy], copy)
     )
-    report(f"{what}, {format_bytes(out.stat().st_size)}", cutting[0] - starting[0], copying[0], cutting[1])
-    report(f"{'':<10} with starting Python", cutting[0], copying[0], cutting[1])
+    report(f"{what}, {format_bytes(out.stat().st_size)}", copying[0], peer[0], program[1])
+    report("     the whole program", program[0], peer[0], program[1])
     out.unlink()
     copy.unlink()
 
@@ -159,14 +177,16 @@ def write_folder(folder: Path) -> None:
 
 def convert(llama_cpp: Path) -> None:
     script = llama_cpp / "convert_hf_to_gguf.py"
-    environment = os.environ | {"PYTHONPATH": str(llama_cpp / "gguf-py")}
+    os.environ["PYTHONPATH"] = str(llama_cpp / "gguf-py")
     out, theirs = Path("ours.gguf"), Path("theirs.gguf")
     command = [sys.executable, script, "folder", "--outtype", "f16", "--outfile", theirs]
     ours, peer = in_turn(
         lambda: run([TINYSLEB, "export", "folder", "--gguf", out, "--type", "f16", "--force"], out),
-        lambda: run(command, theirs, env=environment),
+        lambda: run(command, theirs),
     )
+    del os.environ["PYTHONPATH"]
     report("f16 folder to f16 GGUF", ours[0], peer[0], ours[1])
+    print(f"{'':<34}{'':>27} {format_bytes(peer[1]):>12}  (the converter)")
     out.unlink()
     theirs.unlink()
 

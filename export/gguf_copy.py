@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -18,7 +17,7 @@ from tinysleb.errors import TinyslebError
 from tinysleb.export.gguf_writer import tinysleb_metadata, write_all, write_gguf_file
 from tinysleb.gguf_file import GgufFile, GgufTensor, GgufValue
 
-COPY_BYTES = 1 << 24
+COPY_BYTES = 1 << 22
 PER_BLOCK = frozenset(
     """
     attention.compress_ratios attention.head_count attention.head_count_kv attention.indexer.types
@@ -128,26 +127,14 @@ def _renumbered(name: str, kept: Sequence[int]) -> str | None:
 
 
 def _copy_bytes(source: FileIO, target: FileIO, tensor: GgufTensor) -> None:
-    """Copy a tensor's bytes, inside the kernel where that is possible."""
+    """Copy a tensor's bytes through one buffer, which is as fast as `cp`: source and target are not aligned
+    to pages alike, and `copy_file_range` then takes 1.3 times as long."""
     source.seek(tensor.offset)
+    buffer = memoryview(bytearray(min(COPY_BYTES, tensor.nbytes)))
     left = tensor.nbytes
     while left:
-        done = _copy_in_kernel(source, target, left) or _copy_through_memory(source, target, left)
-        if not done:
+        count = source.readinto(buffer[: min(left, len(buffer))])
+        if not count:
             raise TinyslebError(f"{source.name!s} changed while it was read: it ends early")
-        left -= done
-
-
-def _copy_in_kernel(source: FileIO, target: FileIO, count: int) -> int:
-    if not hasattr(os, "copy_file_range"):
-        return 0
-    try:
-        return os.copy_file_range(source.fileno(), target.fileno(), count)
-    except OSError:
-        return 0  # another file system, or one that cannot: read and write instead
-
-
-def _copy_through_memory(source: FileIO, target: FileIO, count: int) -> int:
-    data = source.read(min(count, COPY_BYTES))
-    write_all(target, data)
-    return len(data)
+        write_all(target, buffer[:count])
+        left -= count

@@ -43,6 +43,11 @@ SMALL_TYPES = ("Q5_1", "Q5_0", "Q4_1", "Q4_0")
 """Types that the head does not have: llama.cpp's quantiser (`src/llama-quant.cpp`) gives it Q6_K or, where a
 row's length is no multiple of 256, Q8_0. The gguf package cannot write Q6_K, so here it has Q8_0 always."""
 CHUNK_ELEMENTS = 1 << 22
+SAME_TYPE = {
+    GGMLQuantizationType.F32: torch.float32,
+    GGMLQuantizationType.F16: torch.float16,
+    GGMLQuantizationType.BF16: torch.bfloat16,
+}
 
 
 def write_gguf(
@@ -70,7 +75,7 @@ def write_gguf(
 
     def write_tensor(name: str, file: FileIO) -> None:
         for chunk in _rows(weights, name):
-            write_all(file, np.ascontiguousarray(quantize(chunk, tensors[name][1])).data)
+            write_all(file, _as_stored(chunk, tensors[name][1]))
 
     write_gguf_file(out, metadata, tensors, DEFAULT_ALIGNMENT, write_tensor)
 
@@ -128,10 +133,10 @@ def _tensor_type(shape: tuple[int, ...], wanted: GGMLQuantizationType) -> GGMLQu
     return wanted if fits else GGMLQuantizationType.F16
 
 
-def _rows(weights: Weights, stored_name: str) -> Iterator[np.ndarray]:
-    """A tensor as float32 chunks of rows, in the GGUF's row order."""
+def _rows(weights: Weights, stored_name: str) -> Iterator[torch.Tensor]:
+    """A tensor as chunks of rows, in the GGUF's row order and the checkpoint's type."""
     if factors := _rotary_tensors(weights.config.rotary).get(stored_name):
-        yield np.array(factors, dtype=np.float32)
+        yield torch.tensor(factors, dtype=torch.float32)
         return
     name = huggingface_name(stored_name, weights.config.architecture)
     shape = weights.tensors[name].shape
@@ -141,7 +146,14 @@ def _rows(weights: Weights, stored_name: str) -> Iterator[np.ndarray]:
     for start in range(0, shape[0], step):
         stop = min(start + step, shape[0])
         chunk = weights.tensor(name, start, stop) if whole is None else whole[start:stop]
-        yield _finite(chunk.to(torch.float32), name).numpy()
+        yield _finite(chunk, name)
+
+
+def _as_stored(chunk: torch.Tensor, type_: GGMLQuantizationType) -> memoryview:
+    """The bytes of a chunk in a GGUF's type; a float type that the chunk has already is not converted."""
+    if chunk.dtype == SAME_TYPE.get(type_):
+        return chunk.contiguous().view(torch.uint8).numpy().data
+    return np.ascontiguousarray(quantize(chunk.to(torch.float32).numpy(), type_)).data
 
 
 def _finite(values: torch.Tensor, name: str) -> torch.Tensor:
