@@ -32,6 +32,7 @@ from gguf.quants import quantize
 from tinysleb.calibration import default_text
 from tinysleb.config import config_from_huggingface, tensor_shapes
 from tinysleb.export.gguf_copy import copy_gguf
+from tinysleb.export.gguf_model import write_gguf
 from tinysleb.export.gguf_writer import write_gguf_file
 from tinysleb.gguf_file import GgufValue, read_gguf
 from tinysleb.gguf_names import huggingface_name, interleaved, rotated_heads
@@ -101,7 +102,14 @@ def flush(path: Path) -> None:
 
 def in_turn(*runs: Callable[[], tuple[float, int]]) -> list[tuple[float, int]]:
     """The least seconds and the most bytes of each of `runs`."""
-    results = [[run() for run in runs] for _ in range(RUNS)]
+
+    def settled(run: Callable[[], tuple[float, int]]) -> tuple[float, int]:
+        for left in Path().glob("*.out"):
+            left.unlink()
+        os.sync()
+        return run()
+
+    results = [[settled(run) for run in runs] for _ in range(RUNS)]
     columns = [list(zip(*part, strict=True)) for part in zip(*results, strict=True)]
     return [(min(seconds), max(peaks)) for seconds, peaks in columns]
 
@@ -111,9 +119,10 @@ def cut(model: Path, what: str) -> None:
     values = read_gguf(model).values()
     blocks = values[f"{values['general.architecture']}.block_count"]
     Path("plan.json").write_text(json.dumps({"blocks": blocks, "removed": list(range(1, 1 + blocks // 5))}))
-    out, copy = Path("out.gguf"), Path("copy.gguf")
+    out, copy = Path("cut.out"), Path("copy.out")
     command = [TINYSLEB, "prune", model, "--plan", "plan.json", "--force", "-o", out]
     run(command)
+    like = out.rename("like.gguf")
     kept = [i for i in range(blocks) if not 1 <= i <= blocks // 5]
 
     def in_process() -> tuple[float, int]:
@@ -122,12 +131,11 @@ def cut(model: Path, what: str) -> None:
         return time.perf_counter() - begin, 0
 
     copying, program, peer = in_turn(
-        in_process, lambda: run(command, out), lambda: run(["/bin/cp", out, copy], copy)
+        in_process, lambda: run(command, out), lambda: run(["/bin/cp", like, copy], copy)
     )
-    report(f"{what}, {format_bytes(out.stat().st_size)}", copying[0], peer[0], program[1])
+    report(f"{what}, {format_bytes(like.stat().st_size)}", copying[0], peer[0], program[1])
     report("     the whole program", program[0], peer[0], program[1])
-    out.unlink()
-    copy.unlink()
+    like.unlink()
 
 
 def write_large(model: Path) -> Path:
@@ -178,7 +186,7 @@ def write_folder(folder: Path) -> None:
 def convert(llama_cpp: Path) -> None:
     script = llama_cpp / "convert_hf_to_gguf.py"
     os.environ["PYTHONPATH"] = str(llama_cpp / "gguf-py")
-    out, theirs = Path("ours.gguf"), Path("theirs.gguf")
+    out, theirs = Path("ours.out"), Path("theirs.out")
     command = [sys.executable, script, "folder", "--outtype", "f16", "--outfile", theirs]
     ours, peer = in_turn(
         lambda: run([TINYSLEB, "export", "folder", "--gguf", out, "--type", "f16", "--force"], out),
@@ -187,16 +195,19 @@ def convert(llama_cpp: Path) -> None:
     del os.environ["PYTHONPATH"]
     report("f16 folder to f16 GGUF", ours[0], peer[0], ours[1])
     print(f"{'':<34}{'':>27} {format_bytes(peer[1]):>12}  (the converter)")
-    out.unlink()
-    theirs.unlink()
 
 
 def quantised(type_name: str) -> None:
     """The program, and the gguf package on whole tensors that are read in this process; bytes compared."""
-    weights, out, theirs = open_model(Path("folder")), Path("ours.gguf"), Path("theirs.bin")
-    command = [TINYSLEB, "export", "folder", "--gguf", out, "--type", type_name, "--force"]
-    run(command, out)
-    written = read_gguf(out)
+    weights, out, theirs = open_model(Path("folder")), Path("ours.out"), Path("theirs.out")
+    like = Path("like.gguf")
+    run([TINYSLEB, "export", "folder", "--gguf", like, "--type", type_name])
+    written = read_gguf(like)
+
+    def in_process() -> tuple[float, int]:
+        begin = time.perf_counter()
+        write_gguf(weights, Path("folder"), out, type_name)
+        return time.perf_counter() - begin, 0
 
     def by_package() -> tuple[float, int]:
         begin = time.perf_counter()
@@ -211,15 +222,16 @@ def quantised(type_name: str) -> None:
             os.fsync(file.fileno())
         return time.perf_counter() - begin, 0
 
-    ours, peer = in_turn(lambda: run(command, out), by_package)
+    command = [TINYSLEB, "export", "folder", "--gguf", out, "--type", type_name]
+    program, ours, peer = in_turn(lambda: run(command, out), in_process, by_package)
     data, position = np.memmap(theirs, np.uint8), 0
     for stored_name, tensor in written.tensors.items():
         whole = data[position : position + tensor.nbytes]
         assert np.array_equal(written.read_bytes(stored_name).ravel(), whole), stored_name
         position += tensor.nbytes
-    report(f"f16 folder to {type_name} GGUF, same bytes", ours[0], peer[0], ours[1])
-    out.unlink()
-    theirs.unlink()
+    report(f"f16 folder to {type_name} GGUF, same bytes", ours[0], peer[0], program[1])
+    report("     the whole program", program[0], peer[0], program[1])
+    like.unlink()
 
 
 if __name__ == "__main__":

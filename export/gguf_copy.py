@@ -17,7 +17,7 @@ from tinysleb.errors import TinyslebError
 from tinysleb.export.gguf_writer import tinysleb_metadata, write_all, write_gguf_file
 from tinysleb.gguf_file import GgufFile, GgufTensor, GgufValue
 
-COPY_BYTES = 1 << 22
+COPY_BYTES = 1 << 20
 PER_BLOCK = frozenset(
     """
     attention.compress_ratios attention.head_count attention.head_count_kv attention.indexer.types

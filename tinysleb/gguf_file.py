@@ -196,6 +196,23 @@ class _Cursor:
             raise TinyslebError(f"{self.path} is truncated or damaged: {what} is {number}")
         return number
 
+    def strings(self, count: int, what: str) -> list[str]:
+        """`string`, many times: a vocabulary has hundreds of thousands, so they are read without detours."""
+        items, begin, read = [], self.position, self.file.read
+        for _ in range(count):
+            prefix = read(8)
+            length = int.from_bytes(prefix, "little")
+            self.position += 8 + length
+            if len(prefix) < 8 or self.position > self.size:
+                self.file.seek(begin)
+                self.position = begin
+                return [self.string(what) for _ in range(count)]  # which names what is wrong
+            try:
+                items.append(str(read(length), "utf-8"))
+            except UnicodeDecodeError as error:
+                raise TinyslebError(f"{self.path}: {what} is not UTF-8: {error.object[:40]!r}") from error
+        return items
+
     def string(self, what: str) -> str:
         length = self.count(f"the length of {what}", 1)
         data = self.bytes(length, what)
@@ -258,7 +275,7 @@ def _parse_value(cursor: _Cursor, type_: GGUFValueType, key: str) -> GgufValue:
         raise TinyslebError(f"{cursor.path}: {key!r} is an array of arrays, which no reader supports")
     if item_type == GGUFValueType.STRING:
         count = cursor.count(f"the length of {key!r}", 8)
-        return GgufValue([cursor.string(f"an item of {key!r}") for _ in range(count)], type_, item_type)
+        return GgufValue(cursor.strings(count, f"an item of {key!r}"), type_, item_type)
     format_ = SCALAR_FORMATS[item_type]
     count = cursor.count(f"the length of {key!r}", struct.calcsize("<" + format_))
     data = cursor.bytes(count * struct.calcsize("<" + format_), f"the value of {key!r}")
@@ -332,7 +349,7 @@ def padded(size: int, alignment: int) -> int:
 
 def _pack_string(text: str) -> bytes:
     data = text.encode("utf-8")
-    return struct.pack("<Q", len(data)) + data
+    return len(data).to_bytes(8, "little") + data
 
 
 def _pack_value(item: GgufValue) -> bytes:
