@@ -31,6 +31,7 @@ from reference import (
 )
 from tinysleb.calibration import default_text
 from tinysleb.cli import main
+from tinysleb.errors import TinyslebError
 from tinysleb.export.gguf_copy import cut_metadata
 from tinysleb.gguf_file import GgufValue, read_gguf
 from tinysleb.gguf_names import interleaved
@@ -172,6 +173,64 @@ def test_values_in_the_file(tiny_folder: Path, run: Run) -> None:
     np.testing.assert_array_equal(found["blk.0.attn_q.weight"].data, quantised)
     assert found["blk.0.attn_norm.weight"].tensor_type == gguf.GGMLQuantizationType.F32
     assert reader.fields["general.file_type"].contents() == gguf.LlamaFileType.MOSTLY_Q8_0
+
+
+@pytest.mark.parametrize("type_", ["q8_0", "q5_1", "q5_0", "q4_1", "q4_0"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_quantised_like_llama_cpps_own_quantiser(type_: str, tied: bool, run: Run, tmp_path: Path) -> None:
+    """Which tensors get which type, and every byte; the width is no multiple of 256 (see `SMALL_TYPES`)."""
+    from cyllama.llama import llama_cpp
+
+    folder = make_llama(tmp_path / "m", tie_word_embeddings=tied)
+    params = llama_cpp.LlamaModelQuantizeParams()
+    params.ftype = int(gguf.LlamaFileType[f"MOSTLY_{type_.upper()}"])
+    llama_cpp.model_quantize(str(exported(run, folder, "f32")), "theirs.gguf", params)
+    ours, theirs = read_gguf(exported(run, folder, type_)), read_gguf(Path("theirs.gguf"))
+    assert {name: t.type for name, t in ours.tensors.items()} == {
+        n: t.type for n, t in theirs.tensors.items()
+    }
+    for name in ours.tensors:
+        np.testing.assert_array_equal(ours.read_bytes(name), theirs.read_bytes(name))
+    assert ours.values()["general.file_type"] == theirs.values()["general.file_type"]
+
+
+def test_same_input_same_bytes(tiny_folder: Path, run: Run) -> None:
+    for name in ("a", "b"):
+        words = ("--gguf", f"{name}.gguf", "--type", "q4_0", "--pre", "smollm")
+        assert run("export", tiny_folder, *words).exit_code == 0
+    assert Path("a.gguf").read_bytes() == Path("b.gguf").read_bytes()
+
+
+def split(source: Path, folder: Path) -> list[Path]:
+    """A GGUF in parts of 20 tensors, written by the gguf package."""
+    file = read_gguf(source)
+    writer = gguf.GGUFWriter(str(folder / "m.gguf"), "llama", split_max_tensors=20)
+    for key, item in file.metadata.items():
+        if key != "general.architecture":
+            writer.add_key_value(key, item.value, item.type, item.item_type)
+    for name, tensor in file.tensors.items():
+        data = file.read_bytes(name).reshape(*tensor.shape[:-1], -1)
+        writer.add_tensor(name, data, raw_dtype=tensor.type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return sorted(folder.glob("m-*.gguf"))
+
+
+def test_a_split_gguf_is_read_and_cut_as_one(tiny_gguf: Path, run: Run, tmp_path: Path) -> None:
+    first, *others = split(tiny_gguf, tmp_path)
+    assert len(others) == 2
+    assert torch.equal(forward(open_model(first), TOKENS), forward(open_model(tiny_gguf), TOKENS))
+    cut, like = read_gguf(pruned(run, first, [3, 1])), read_gguf(pruned(run, tiny_gguf, [3, 1]))
+    assert {key: item.value for key, item in cut.metadata.items()} == like.values()
+    for name in like.tensors:
+        np.testing.assert_array_equal(cut.read_bytes(name), like.read_bytes(name))
+    with pytest.raises(TinyslebError, match="is part 1 of 3 of a split GGUF"):
+        open_model(others[0])
+    others[1].unlink()
+    with pytest.raises(TinyslebError, match=f"lacks {others[1].name}"):
+        open_model(first)
 
 
 def test_rows_that_do_not_fit_fall_back_to_f16(run: Run, tmp_path: Path) -> None:
