@@ -260,31 +260,34 @@ def llama_cpp_logits(path: Path, tokens: Sequence[int]) -> np.ndarray[Any, np.dt
 
 def llama_cpp_greedy(path: Path, prompt: str, count: int) -> str:
     """Greedy text by llama.cpp's server."""
-    import xllamacpp
-
-    params = xllamacpp.CommonParams()
-    params.model.path = str(path)
-    params.n_ctx = 256
-    params.warmup = False
-    params.cpuparams.n_threads = 2
-    server = xllamacpp.Server(params)
-    result = server.handle_completions({"prompt": prompt, "n_predict": count, "temperature": 0})
+    result = _server(path).handle_completions({"prompt": prompt, "n_predict": count, "temperature": 0})
     return str(result["choices"][0]["text"])
+
+
+def llama_cpp_chat(path: Path, question: str) -> str:
+    """A greedy answer by llama.cpp's server, through the model's chat template."""
+    messages = [{"role": "user", "content": question}]
+    request = {"messages": messages, "max_tokens": 32, "temperature": 0}
+    return str(_server(path).handle_chat_completions(request)["choices"][0]["message"]["content"])
 
 
 def llama_cpp_speculative(target: Path, draft: Path) -> str:
     """Greedy text by llama.cpp's server, with one model drafting for another."""
+    request = {"prompt": GREEDY_PROMPT, "n_predict": 16, "temperature": 0}
+    return str(_server(target, draft).handle_completions(request)["choices"][0]["text"])
+
+
+def _server(path: Path, draft: Path | None = None) -> Any:
     import xllamacpp
 
     params = xllamacpp.CommonParams()
-    params.model.path = str(target)
-    params.speculative.draft.mparams.path = str(draft)
+    params.model.path = str(path)
+    if draft is not None:
+        params.speculative.draft.mparams.path = str(draft)
     params.n_ctx = 256
     params.warmup = False
     params.cpuparams.n_threads = 2
-    server = xllamacpp.Server(params)
-    result = server.handle_completions({"prompt": GREEDY_PROMPT, "n_predict": 16, "temperature": 0})
-    return str(result["choices"][0]["text"])
+    return xllamacpp.Server(params)
 
 
 def with_metadata(source: Path, path: Path, changes: dict[str, GgufValue]) -> Path:

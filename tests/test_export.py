@@ -19,6 +19,7 @@ from reference import (
     GREEDY_PROMPT,
     LLAMA3_ROPE,
     LONG_ROPE,
+    llama_cpp_chat,
     llama_cpp_greedy,
     llama_cpp_logits,
     make_llama,
@@ -475,3 +476,26 @@ def test_smollm2_greedy_text_in_f16(cut: bool, smollm2_f16: Path, run: Run) -> N
     inner.tokenizer.decoder = tokenizers.decoders.ByteLevel()
     ours = inner.tokenizer.decode(tokens[-32:], skip_special_tokens=False)
     assert ours == llama_cpp_greedy(path, GREEDY_PROMPT, 32)
+
+
+@pytest.mark.slow
+def test_smollm2_cut_answers_through_its_chat_template(smollm2: Path, run: Run) -> None:
+    Path("plan-in.json").write_text('{"blocks": 30, "removed": [25, 5, 3]}')
+    assert run("prune", smollm2, "--plan", "plan-in.json", "-o", "cut.gguf").exit_code == 0
+    assert "Paris" in llama_cpp_chat(Path("cut.gguf"), "What is the capital of France?")
+
+
+@pytest.mark.slow
+def test_smollm2_as_a_folder_is_what_transformers_reads_from_the_gguf(smollm2: Path, run: Run) -> None:
+    import transformers
+
+    assert run("export", smollm2, "--hf", "folder", "--shard-size", "200MB").exit_code == 0
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        smollm2.parent, gguf_file=smollm2.name, dtype=torch.float32
+    )
+    assert torch.equal(
+        transformers_logits(transformers_model(Path("folder")), TOKENS), transformers_logits(theirs, TOKENS)
+    )
+    text = default_text()[:20_000]
+    tokens = transformers.AutoTokenizer.from_pretrained("folder")(text)["input_ids"]
+    assert tokens == open_tokenizer(open_model(smollm2)).encode(text)

@@ -21,6 +21,7 @@ from reference import (
     transformers_sample,
     without_blocks,
 )
+from tinysleb.calibration import from_text
 from tinysleb.cli import main
 from tinysleb.config import ModelConfig, block_parameter_count
 from tinysleb.errors import TinyslebError
@@ -28,6 +29,7 @@ from tinysleb.memory import SPARE_STREAMS, Budget, MemoryPlan, format_bytes, pla
 from tinysleb.open_model import open_model
 from tinysleb.plan import Plan, read_plan
 from tinysleb.search import Compute, heats, paired_z, removable, search
+from tinysleb.tokenizer import open_tokenizer
 from tinysleb.weights import Weights
 
 
@@ -194,3 +196,13 @@ def test_smollm2_first_round_equals_brute_force(smollm2: Path) -> None:
     assert plan.removed == (min(losses, key=lambda index: losses[index]),)
     found = {index: score.loss for index, score in plan.rounds[0].candidates.items()}
     assert found == pytest.approx(losses, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_smollm2_racing_removes_what_exact_scoring_does(smollm2: Path) -> None:
+    weights = open_model(smollm2)
+    tokens = from_text(open_tokenizer(weights), [], 512, 4, 0, weights.config.vocab_size).tokens
+    raced, exact = (run_search(weights, tokens, 2, exact=exact) for exact in (False, True))
+    assert raced.removed == exact.removed
+    assert raced.rounds[-1].loss == pytest.approx(exact.rounds[-1].loss, abs=1e-5)
+    assert min(score.windows for score in raced.rounds[0].candidates.values()) < len(tokens)

@@ -78,6 +78,11 @@ class GgufFile:
     tensors: Mapping[str, GgufTensor]
     alignment: int
 
+    @property
+    def header_bytes(self) -> int:
+        """Where the data of the (first) file begin: what its metadata and tensor infos take."""
+        return min((t.offset for t in self.tensors.values() if t.path == self.path), default=0)
+
     def values(self) -> dict[str, Any]:
         """The metadata as plain values."""
         return {key: item.value for key, item in self.metadata.items()}

@@ -127,6 +127,7 @@ def _compared(
         for index, block in enumerate(blocks):
             states.append(states[-1].clone())
             advance(states[-1], block, config, stack[index])
+            del block
             if len(states) > span:
                 sums[index - span + 1] += measure(states[0], states[-1]).double().sum().item()
             progress((first + (index + 1) / config.blocks * len(windows)) / len(share))

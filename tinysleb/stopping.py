@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from tinysleb.config import ModelConfig, block_parameter_count
 from tinysleb.errors import TinyslebError
+from tinysleb.gguf_source import GgufWeights
 from tinysleb.memory import format_bytes, parse_bytes
 from tinysleb.plan import Plan, perplexity, plan_to_json
 from tinysleb.weights import Shortened, Weights
@@ -135,9 +136,8 @@ def _before_last(plan: Plan, rule: StoppingRule, growth: float) -> Plan:
 
 def _output_bytes(weights: Weights, plan: Plan, kept: tuple[int, ...]) -> int:
     """What the model takes on disk with only the blocks `kept`, its plan included; at most some kB less."""
-    stored = sum(info.nbytes for info in weights.tensors.values())
     tensors = Shortened(weights, kept).tensors
     header = HEADER_BYTES_PER_TENSOR * len(tensors)
-    if weights.path.is_file():
-        header = max(header, weights.path.stat().st_size - stored)
+    if isinstance(weights, GgufWeights):
+        header = weights.file.header_bytes + weights.file.alignment * len(tensors)
     return header + sum(info.nbytes for info in tensors.values()) + len(json.dumps(plan_to_json(plan)))

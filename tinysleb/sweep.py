@@ -98,6 +98,7 @@ def sweep(
             block = next(blocks)
             for part in moving:
                 advance(part, block, config, stack[index])
+            del block  # before the next one is awaited, and the one after it is being read
         done += count
         progress(done / work)
     losses = _losses(weights, streams.finished(with_base), tokens, dtype)
