@@ -26,11 +26,16 @@ def check_draft(draft: GgufFile, target: GgufFile) -> None:
 
 
 def _mismatches(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[str]:
-    keys = ["model"]
-    for end in ("bos", "eos"):
-        keys += [f"add_{end}_token"] + [f"{end}_token_id"] * ours.get(f"tokenizer.ggml.add_{end}_token", True)
-    for key in (f"tokenizer.ggml.{name}" for name in keys):
-        if ours.get(key) != theirs.get(key):
+    kind = "tokenizer.ggml.model"
+    defaults = {"bos": ours.get(kind) == "llama", "eos": False}
+    if ours.get(kind) != theirs.get(kind):
+        yield f"`{kind}` is {ours.get(kind)!r} and {theirs.get(kind)!r}"
+    for end, default in defaults.items():
+        adds, key = f"tokenizer.ggml.add_{end}_token", f"tokenizer.ggml.{end}_token_id"
+        added = [values.get(adds, default) for values in (ours, theirs)]
+        if added[0] != added[1]:
+            yield f"`{adds}` is {added[0]} and {added[1]}"
+        if added[0] and ours.get(key) != theirs.get(key):
             yield f"`{key}` is {ours.get(key)!r} and {theirs.get(key)!r}"
     tokens, their_tokens = (values.get("tokenizer.ggml.tokens") or [] for values in (ours, theirs))
     if abs(len(tokens) - len(their_tokens)) > MOST_MORE_TOKENS or not tokens:

@@ -89,10 +89,11 @@ def cut_metadata(
         if per_block and _is_cut(source, key, f"{architecture}.", unknown_arrays):
             metadata[key] = replace(item, value=[item.value[index] for index in kept])
     _replace(metadata, f"{architecture}.block_count", len(kept))
-    if "general.name" in metadata:
+    texts = {key for key, item in metadata.items() if item.type == GGUFValueType.STRING}
+    if "general.name" in texts:
         name = metadata["general.name"].value
         _replace(metadata, "general.name", f"{name} ({len(kept)} of {blocks} blocks)")
-    if "general.size_label" in metadata:
+    if "general.size_label" in texts:
         _replace(metadata, "general.size_label", size_label(parameters, parameters, 0, 0))
     return metadata
 

@@ -13,6 +13,7 @@ import gguf
 from gguf.gguf_writer import GGUFValue, GGUFWriter
 
 from tinysleb.config import ModelConfig, parameter_count
+from tinysleb.errors import TinyslebError
 from tinysleb.export.gguf_limits import ignored_window
 from tinysleb.export.gguf_vocab import add_vocabulary
 from tinysleb.files import read_json_object
@@ -49,7 +50,13 @@ def _plain(item: GGUFValue) -> GgufValue:
 
 def _add_general(writer: GGUFWriter, config: ModelConfig, folder: Path) -> None:
     parameters = parameter_count(config)
-    metadata = gguf.Metadata.load(None, folder, None, parameters)
+    try:
+        metadata = gguf.Metadata.load(None, folder, None, parameters)
+    except Exception as error:  # whatever the package's parsers of YAML and JSON raise
+        raise TinyslebError(
+            f"{folder}: its model card (README.md) or a .json file is damaged: {str(error).splitlines()[0]}",
+            "mend or delete it",
+        ) from error
     if metadata.name is None:
         metadata.name = folder.resolve().name
     if metadata.size_label is None:

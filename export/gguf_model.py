@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
@@ -65,7 +66,7 @@ def write_gguf(
     tied embeddings, those) is Q8_0. `auto` is the checkpoint's own type.
     Raises TinyslebError before anything is written if the model or the type cannot be expressed.
     """
-    type_name = own_type(weights) if type_name == "auto" else type_name
+    type_name = own_type(weights) if type_name == "auto" else type_name.lower()
     check_type(type_name, weights.path)
     check_expressible(weights.config, weights.path)
     matrix_type, file_type = TYPES[type_name]
@@ -87,11 +88,12 @@ def check_type(name: str, path: Path) -> None:
     known = f"known: auto, {', '.join(TYPES)}"
     if f"MOSTLY_{name.upper()}" not in gguf.LlamaFileType.__members__:
         raise TinyslebError(f"--type {name} is no type of a GGUF", known)
-    half = f"{path.stem if path.is_file() else path.resolve().name}-f16.gguf"
+    stem = path.stem if path.is_file() else path.resolve().name
+    half, out = (shlex.quote(f"{stem}-{kind}.gguf") for kind in ("f16", name))
     raise TinyslebError(
         f"--type {name} is not written by tinysleb ({known})",
         f"export with --gguf {half} --type f16; then llama.cpp's own quantiser makes it: "
-        f"llama-quantize {half} {half.replace('f16', name)} {name.upper()}",
+        f"llama-quantize {half} {out} {name.upper()}",
     )
 
 

@@ -14,7 +14,12 @@ from tinysleb.export.huggingface import write_json_file, write_shards
 from tinysleb.files import replaced_folder
 from tinysleb.gguf_source import GgufWeights
 from tinysleb.sentencepiece_model import CONTROL, UNKNOWN, USER_DEFINED
-from tinysleb.tokenizer import ByteLevelTokenizer, SentencePieceTokenizer, tokenizer_from_gguf
+from tinysleb.tokenizer import (
+    ByteLevelTokenizer,
+    SentencePieceTokenizer,
+    import_tokenizers,
+    tokenizer_from_gguf,
+)
 from tinysleb.weights import TensorInfo
 
 if TYPE_CHECKING:
@@ -65,6 +70,7 @@ def write_huggingface_from_gguf(weights: GgufWeights, out: Path, shard_bytes: in
     Raises TinyslebError if the model or its tokenizer cannot be said there.
     """
     values = weights.file.values()
+    _check_special_tokens(values, str(weights.path))
     ids = {ours: values.get(f"tokenizer.ggml.{theirs}_token_id") for theirs, ours in SPECIAL_IDS.items()}
     dequantized = _Dequantized(weights)
     stored = [info for info in dequantized.tensors.values() if len(info.shape) > 1]
@@ -74,7 +80,27 @@ def write_huggingface_from_gguf(weights: GgufWeights, out: Path, shard_bytes: in
     with replaced_folder(out) as temporary:
         _write_tokenizer(values, str(weights.path), temporary)
         write_json_file(temporary / "config.json", config)
+        write_json_file(temporary / "generation_config.json", _generation_config(values))
+        if plan := values.get("tinysleb.plan"):
+            (temporary / "plan.json").write_text(plan, encoding="utf-8")
         write_shards(dequantized, temporary, shard_bytes)
+
+
+def _generation_config(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Where a text begins and ends; a chat's turns may end otherwise than a text."""
+    ends = [values.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+    found = list(dict.fromkeys(end for end in ends if end is not None))
+    begin = values.get("tokenizer.ggml.bos_token_id")
+    named = {"bos_token_id": begin, "eos_token_id": found if len(found) != 1 else found[0]}
+    return {key: value for key, value in named.items() if value not in (None, [])}
+
+
+def _check_special_tokens(values: Mapping[str, Any], where: str) -> None:
+    count = len(values.get("tokenizer.ggml.tokens") or [])
+    for key, value in values.items():
+        is_token = key.startswith("tokenizer.ggml.") and key.endswith("_token_id")
+        if count and is_token and (type(value) is not int or not 0 <= value < count):
+            raise TinyslebError(f"{where}: `{key}` is {value!r}, the vocabulary has {count} tokens")
 
 
 def _write_tokenizer(values: Mapping[str, Any], where: str, folder: Path) -> None:
@@ -87,11 +113,21 @@ def _write_tokenizer(values: Mapping[str, Any], where: str, folder: Path) -> Non
         if not values.get("tokenizer.ggml.add_space_prefix", True):
             config["add_prefix_space"] = False
     elif isinstance(tokenizer, ByteLevelTokenizer):
+        if tokenizer.bos is not None:
+            _put_in_front(tokenizer, values["tokenizer.ggml.tokens"][tokenizer.bos])
         tokenizer.tokenizer.save(str(folder / "tokenizer.json"))
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
     else:
         raise TinyslebError(f"{where}: its tokenizer cannot be written to a folder")
     write_json_file(folder / "tokenizer_config.json", config)
+
+
+def _put_in_front(tokenizer: ByteLevelTokenizer, bos: str) -> None:
+    """The BOS token, by a step of the tokenizer's own."""
+    processors = import_tokenizers("the GGUF's tokenizer").processors
+    tokenizer.tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, tokenizer.bos)]
+    )
 
 
 def _tokenizer_config(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,6 +146,6 @@ def _tokenizer_config(values: Mapping[str, Any]) -> dict[str, Any]:
     for key in ("add_bos_token", "add_eos_token"):
         if f"tokenizer.ggml.{key}" in values:
             config[key] = values[f"tokenizer.ggml.{key}"]
-    if "tokenizer.chat_template" in values:
-        config["chat_template"] = values["tokenizer.chat_template"]
+    if isinstance(template := values.get("tokenizer.chat_template"), str):
+        config["chat_template"] = template
     return config

@@ -19,7 +19,7 @@ from tinysleb.weights import Weights
 SHARD_BYTES = 5 * 10**9
 COPIED_SUFFIXES = (".json", ".jinja", ".model", ".txt", ".md")
 """Tokenizer, generation, chat template, licence and model card; weights and code are not copied."""
-NOT_COPIED = ("config.json", INDEX_NAME, "plan.json")
+NOT_COPIED = ("config.json", INDEX_NAME, "pytorch_model.bin.index.json", "plan.json")
 CARD_NAME = "README.md"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -17,11 +18,12 @@ def model_card(original: str, base_model: str, plan: Mapping[str, Any]) -> str:
     """The card of `base_model` shortened by `plan` (as `plan.json` has it).
 
     `original`: the base model's own card, or ''. Its front matter is kept but for what changes, its text
-    follows ours.
+    follows ours. Where `base_model` is only a folder's name, the base model that the original states stays.
     """
     fields, text = _front_matter(original)
     tags = [*_list_items(fields.get("tags", [])), *TAGS]
-    lines = ["---", f"base_model: {base_model}", "library_name: transformers", "tags:"]
+    known = fields.get("base_model", []) if "/" not in base_model else []
+    lines = ["---", *(known or [f"base_model: {_quoted(base_model)}"]), "library_name: transformers", "tags:"]
     lines += [f"- {tag}" for tag in dict.fromkeys(tags)]
     lines += [line for key, kept in fields.items() if key not in REPLACED_KEYS for line in kept]
     lines += ["---", "", *_what_was_done(base_model, plan)]
@@ -66,9 +68,14 @@ def _front_matter(card: str) -> tuple[dict[str, list[str]], str]:
     return fields, match[2]
 
 
+def _quoted(text: str) -> str:
+    """A YAML scalar: in quotes, as JSON has them, where plain text might mean something else."""
+    return text if re.fullmatch(r"[A-Za-z][\w./-]*", text) else json.dumps(text, ensure_ascii=False)
+
+
 def _list_items(lines: list[str]) -> list[str]:
-    """The items of a YAML list written with dashes or in brackets."""
-    inline = re.match(r"\w+:\s*\[(.*)\]", lines[0]) if lines else None
+    """The items of a YAML list written with dashes or in brackets, or of a single value."""
+    inline = re.match(r"\w+:\s*\[?([^\]]+?)\]?\s*$", lines[0]) if lines else None
     if inline:
         return [item.strip() for item in inline[1].split(",") if item.strip()]
     return [line.strip()[1:].strip() for line in lines[1:] if line.strip().startswith("-")]

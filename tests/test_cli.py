@@ -162,10 +162,16 @@ def test_force_replaces_nothing_that_holds_an_input_or_is_no_model(
     (tmp_path / "p.json").write_text('{"blocks": 6, "removed": [2, 3]}')
     apply = ("--plan", "p.json", "--force")
     fails(
-        run("prune", inside / "model.safetensors", "-o", inside, *apply), "is the input itself, or holds it"
+        run("prune", inside / "model.safetensors", "-o", inside, *apply),
+        "is the input itself, or part of it, or holds it",
     )
-    fails(run("prune", inside, "-o", "parent", *apply), "parent is the input itself, or holds it")
-    fails(run("export", inside, "--hf", "parent", "--force"), "parent is the input itself, or holds it")
+    fails(
+        run("prune", inside, "-o", "parent", *apply), "parent is the input itself, or part of it, or holds it"
+    )
+    fails(
+        run("export", inside, "--hf", "parent", "--force"),
+        "parent is the input itself, or part of it, or holds it",
+    )
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "thesis.txt").touch()
     fails(run("prune", inside, "-o", "docs", *apply), "docs is a folder that holds no model")

@@ -36,7 +36,7 @@ CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     "another kind": ({"tokenizer.ggml.model": "llama"}, "`tokenizer.ggml.model`"),
     "another first token": (
         {"tokenizer.ggml.add_bos_token": True},
-        "`tokenizer.ggml.add_bos_token` is True and",
+        "`tokenizer.ggml.add_bos_token` is True and False",
     ),
     "another token": ({"tokenizer.ggml.tokens": changed_token}, "token 300 is"),
     "fewer tokens": ({"tokenizer.ggml.tokens": lambda tokens: tokens[:380]}, "have 380 and 512 tokens"),

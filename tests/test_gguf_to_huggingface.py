@@ -71,10 +71,39 @@ def test_the_tokenizer_comes_along(tokenizer: str, run: Run, tmp_path: Path) -> 
         if tokenizer == "byte-level":
             theirs = transformers.AutoTokenizer.from_pretrained(back)
             assert theirs(text)["input_ids"] == expected
+            assert theirs.decode(expected) == text
     config = json.loads((back / "tokenizer_config.json").read_text())
     original = json.loads((folder / "tokenizer_config.json").read_text())
     for key in ("bos_token", "eos_token", "chat_template"):
         assert config.get(key) == original.get(key)
+
+
+def test_a_bos_token_in_front_and_the_end_of_a_turn(tiny_gguf: Path, run: Run, tmp_path: Path) -> None:
+    import transformers
+
+    changes = {
+        "tokenizer.ggml.add_bos_token": GgufValue(True, gguf.GGUFValueType.BOOL),
+        "tokenizer.ggml.eot_token_id": GgufValue(0, gguf.GGUFValueType.UINT32),
+    }
+    path = with_metadata(tiny_gguf, tmp_path / "bos.gguf", changes)
+    assert run("export", path, "--hf", "back").exit_code == 0
+    expected = open_tokenizer(open_model(path)).encode("Hello")
+    assert expected[0] == 1
+    assert transformers.AutoTokenizer.from_pretrained("back")("Hello")["input_ids"] == expected
+    assert open_tokenizer(open_model(Path("back"))).encode("Hello") == expected
+    assert json.loads(Path("back/generation_config.json").read_text())["eos_token_id"] == [2, 0]
+
+
+@pytest.mark.parametrize("value", [999_999, -1])
+def test_a_special_token_outside_the_vocabulary_is_refused(
+    value: int, tiny_gguf: Path, run: Run, tmp_path: Path
+) -> None:
+    item = GgufValue(value, gguf.GGUFValueType.INT32)
+    path = with_metadata(tiny_gguf, tmp_path / "odd.gguf", {"tokenizer.ggml.bos_token_id": item})
+    result = run("export", path, "--hf", "back")
+    assert result.exit_code == 1
+    assert f"`tokenizer.ggml.bos_token_id` is {value}" in result.stderr
+    assert not Path("back").exists()
 
 
 CANNOT: dict[str, tuple[dict[str, Any], str]] = {

@@ -58,6 +58,6 @@ def test_a_shortened_folder_has_its_card(run: Run, tmp_path: Path) -> None:
     (folder / "README.md").write_text(ORIGINAL)
     Path("p.json").write_text(json.dumps({"blocks": 6, "removed": [2]}))
     assert run("prune", folder, "--plan", "p.json", "-o", "cut").exit_code == 0
-    assert Path("cut/README.md").read_text().startswith("---\nbase_model: m\n")
+    assert Path("cut/README.md").read_text().startswith("---\nbase_model:\n- somebody/else\n")
     assert run("export", folder, "--hf", "whole").exit_code == 0
     assert Path("whole/README.md").read_text() == ORIGINAL

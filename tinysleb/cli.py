@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import sys
 import time
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from tinysleb import __version__
+from tinysleb.architectures import BY_GGUF_NAME
 from tinysleb.config import block_parameter_count, check_rotation_pattern, parameter_count
 from tinysleb.errors import TinyslebError
 from tinysleb.files import read_json_object, refuse_existing, refuse_full_disk, replaced_file, write_json
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from tinysleb.weights import Weights
 
 WINDOW_LENGTH = 1024
+SHARD_SIZE = "5GB"
 STOPPING_OPTIONS = ("remove", "ratio", "max_perplexity_increase", "fit", "speedup")
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -154,7 +157,7 @@ def main() -> None:
 @click.option("--plan", "plan_path", type=path_type, help="Apply this plan, or its first --remove blocks.")
 @click.option(
     "--unknown-arrays", type=click.Choice(["cut", "keep"]),
-    help="What to do with a GGUF's arrays of unknown meaning that have an entry for each block.",
+    help="With --plan: what to do with a GGUF's arrays that have an entry for each block and are not known.",
 )  # fmt: skip
 @click.option("--resume", is_flag=True, help="Continue an unfinished search.")
 @force_option
@@ -173,7 +176,7 @@ def prune(model: Path, out: Path | None, plan_path: Path | None, **options: Any)
     from tinysleb.open_model import open_model
 
     out = out or _default_output(model)
-    if plan_path is not None and _is_copied_only(model):
+    if plan_path is not None and (_is_copied_only(model) or options["unknown_arrays"]):
         _cut_unmodelled(model, plan_path, out, options)
         return
     weights = open_model(model)
@@ -208,7 +211,7 @@ def prune(model: Path, out: Path | None, plan_path: Path | None, **options: Any)
     "--type", "type_name", default="auto", show_default=True,
     help="Of a GGUF's matrices: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1 or q4_0; auto is the model's own.",
 )  # fmt: skip
-@click.option("--shard-size", default="5GB", show_default=True, help="Of a folder's files, at most.")
+@click.option("--shard-size", help=f"Of a folder's files, at most.  [default: {SHARD_SIZE}]")
 @click.option("--verify", is_flag=True, help="Read the GGUF back and compare, also in llama.cpp.")
 @click.option("--draft", type=path_type, metavar="TARGET", help="Check that the GGUF can draft for this one.")
 @click.option("--pre", help="llama.cpp's name of the pre-tokenizer, where it is not recognised.")
@@ -218,7 +221,7 @@ def export(
     gguf_out: str | None,
     hf_out: Path | None,
     type_name: str,
-    shard_size: str,
+    shard_size: str | None,
     verify: bool,
     draft: Path | None,
     pre: str | None,
@@ -230,20 +233,21 @@ def export(
     """
     if (gguf_out is None) == (hf_out is None):
         raise click.UsageError("Give either --gguf [OUT] or --hf OUT.")
+    for_gguf = verify or draft or pre or type_name != "auto"
+    if shard_size if hf_out is None else for_gguf:
+        raise click.UsageError("--type, --pre, --verify, --draft are for --gguf, --shard-size is for --hf.")
     if model is None and gguf_out and Path(gguf_out).is_dir():
         raise click.UsageError(f"{gguf_out} was read as OUT. Name the model first: export MODEL --gguf.")
     model = model or _only_shortened_folder()
     if hf_out is not None:
-        if verify or draft:
-            raise click.UsageError("--verify and --draft are for --gguf.")
-        _export_folder(model, hf_out, parse_bytes(shard_size), force)
+        _export_folder(model, hf_out, max(1, parse_bytes(shard_size or SHARD_SIZE)), force)
         return
     name = model.resolve().name if model.is_dir() else model.stem
     out = Path(gguf_out or f"{name}.gguf")
-    _export_gguf(model, out, type_name, pre, force)
+    _export_gguf(model, out, type_name, pre, force, draft)
     if verify:
         _verify(model, out)
-    if draft is not None:
+    if draft:
         _check_draft(out, draft)
 
 
@@ -484,6 +488,9 @@ def _cut_unmodelled(model: Path, plan_path: Path, out: Path, options: dict[str, 
 
     file, plan = read_gguf(model), read_plan(plan_path)
     blocks = block_count(file)
+    known = BY_GGUF_NAME.get(str(file.values().get("general.architecture")))
+    if not _is_copied_only(model) and (known is None or known.unrotated_period):
+        raise TinyslebError(f"{model}: what a block does may follow from its position; it is not cut unread")
     if plan.blocks != blocks:
         raise TinyslebError(f"{plan_path} is for a model of {plan.blocks} blocks, {model} has {blocks}")
     if any(options[name] is not None for name in STOPPING_OPTIONS):
@@ -568,17 +575,23 @@ def _check_draft(out: Path, target: Path) -> None:
     from tinysleb.gguf_file import read_gguf
 
     check_draft(read_gguf(out), read_gguf(target))
-    click.echo(f"{out} can draft for {target}: llama-server -m {target} -md {out}")
+    command = shlex.join(["llama-server", "-m", str(target), "-md", str(out)])
+    click.echo(f"{out} can draft for {target}: {command}")
 
 
-def _export_gguf(model: Path, out: Path, type_name: str, pre: str | None, force: bool) -> None:
+def _export_gguf(
+    model: Path, out: Path, type_name: str, pre: str | None, force: bool, draft: Path | None
+) -> None:
     from tinysleb.export.gguf_copy import copy_gguf
+    from tinysleb.gguf_file import read_gguf
     from tinysleb.gguf_source import GgufWeights
     from tinysleb.huggingface_source import HuggingfaceWeights
     from tinysleb.open_model import open_model
 
     weights = open_model(model)
-    refuse_existing(out, force, model)
+    refuse_existing(out, force, model, *([] if draft is None else [draft]))
+    if draft is not None:
+        read_gguf(draft)  # before the slow work
     if isinstance(weights, GgufWeights):
         if type_name != "auto":
             raise TinyslebError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -53,19 +54,21 @@ def refuse_existing(path: Path, force: bool, *inputs: Path) -> None:
     """
     for source in inputs:
         if path.exists() and source.exists() and _holds(path, source):
-            raise TinyslebError(f"{path} is the input itself, or holds it", "choose another output with -o")
+            raise TinyslebError(
+                f"{path} is the input itself, or part of it, or holds it", "choose another output"
+            )
     if path.exists() and not force:
-        raise TinyslebError(
-            f"{path} exists already", "choose another output with -o, or replace it with --force"
-        )
+        raise TinyslebError(f"{path} exists already", "choose another output, or replace it with --force")
     if path.is_dir() and not (path / "config.json").is_file():
         raise TinyslebError(
-            f"{path} is a folder that holds no model, and is not replaced", "choose another output with -o"
+            f"{path} is a folder that holds no model, and is not replaced", "choose another output"
         )
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise TinyslebError(f"{path} is no file and no folder, and is not replaced", "choose another output")
     if not path.parent.is_dir():
         raise TinyslebError(f"the folder {path.parent} does not exist", "create it first")
     if not os.access(path.parent, os.W_OK):
-        raise TinyslebError(f"the folder {path.parent} cannot be written to", "choose another output with -o")
+        raise TinyslebError(f"the folder {path.parent} cannot be written to", "choose another output")
 
 
 def refuse_full_disk(path: Path, needed: int) -> None:
@@ -74,13 +77,17 @@ def refuse_full_disk(path: Path, needed: int) -> None:
     if free < needed:
         raise TinyslebError(
             f"no space left on the disk for {path}: it needs {needed} bytes, {free} are free",
-            "free some space, or choose another place with -o",
+            "free some space, or choose another place",
         )
 
 
 def _holds(path: Path, source: Path) -> bool:
-    resolved = source.resolve()
-    return path.resolve() in (resolved, *resolved.parents)
+    """Whether replacing `path` would touch `source`: itself, what it is in, its files, its other parts."""
+    output, resolved = path.resolve(), source.resolve()
+    inside = source.is_dir() and resolved in output.parents and output.suffix != ".gguf"
+    part = re.compile(r"-\d{5}-of-\d{5}(\.\w+)$")
+    sibling = part.search(resolved.name) and part.sub(r"\1", str(output)) == part.sub(r"\1", str(resolved))
+    return inside or bool(sibling) or output in (resolved, *resolved.parents)
 
 
 @contextmanager
@@ -132,13 +139,13 @@ def _temporary_name(path: Path) -> Iterator[Path]:
         if error.errno == errno.ENOSPC:
             raise TinyslebError(
                 f"no space left on the disk while writing {path}",
-                "nothing was written; free some space or choose another place with -o",
+                "nothing was written; free some space or choose another place",
             ) from error
         raise TinyslebError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _delete(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

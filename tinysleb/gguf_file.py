@@ -135,10 +135,15 @@ def read_gguf(path: Path) -> GgufFile:
     if count == 1:
         return first
     if values.get("split.no") != 0:
-        raise TinyslebError(
-            f"{path} is part {values.get('split.no')} of {count} of a split GGUF", "give the first part"
-        )
+        raise TinyslebError(f"{path} is one of {count} parts of a split GGUF", "give the first part")
     parts = [first, *(_read_one(part) for part in _following_parts(path, count))]
+    for number, part in enumerate(parts):
+        found = [part.values().get(f"split.{key}") for key in ("no", "count")]
+        if found != [number, count]:
+            raise TinyslebError(
+                f"{part.path}: `split.no` and `split.count` are {found}, should be {[number, count]}",
+                "fetch the parts again; they belong to different files",
+            )
     tensors = {name: tensor for part in parts for name, tensor in part.tensors.items()}
     expected = values.get("split.tensors.count")
     if sum(len(part.tensors) for part in parts) != len(tensors) or expected not in (None, len(tensors)):

@@ -233,6 +233,7 @@ def _byte_level_from_gguf(
         raise TinyslebError(f"{where}: its vocabulary and merges do not match: {error}") from error
     tokenizer = package.Tokenizer(bpe)
     tokenizer.pre_tokenizer = _pre_tokenizer(package, rules)
+    tokenizer.decoder = package.decoders.ByteLevel()
     if rules.normal_form:
         tokenizer.normalizer = getattr(package.normalizers, rules.normal_form)()
     for kind, add in ((CONTROL, "add_special_tokens"), (USER_DEFINED, "add_tokens")):
