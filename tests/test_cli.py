@@ -266,7 +266,7 @@ def test_what_a_user_can_get_wrong(tiny_folder: Path, tiny_gguf: Path, run: Run,
     every = run(*prune, "--remove", 6, "--keep-first", 0, "--keep-last", 0, *FAST)
     fails(every, "6 blocks cannot be removed: only 5 of 6 may go")
     fails(run(*prune, "--ratio", 0.01, *FAST), "--ratio 0.01 of 6 blocks is none")
-    fails(run(*prune, "--memory", "much", *FAST), "'much' is no amount of memory", "4GiB")
+    fails(run(*prune, "--memory", "much", *FAST), "'much' is no number of bytes", "4GiB")
     fails(run(*prune, "--memory", "10MB", *FAST), "too little for one window", "at least")
     fails(run("export", "--gguf"), "has not one *-sleb folder; found: none")
     fails(

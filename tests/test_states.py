@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from reference import make_llama
-from tinysleb.memory import MemoryPlan
+from tinysleb.memory import Budget, MemoryPlan
 from tinysleb.open_model import open_model
 from tinysleb.plan import Plan
 from tinysleb.search import Compute, removable, search
@@ -85,7 +85,7 @@ def test_searches_with_and_without_kept_states_are_the_same(
     def found(room: int) -> tuple[list[tuple[int, float]], int]:
         monkeypatch.setattr("tinysleb.search.plan_memory", lambda *_: MemoryPlan(2, False, room))
         blocks.clear()
-        compute = Compute(torch.device("cpu"), torch.float32, None)  # type: ignore[arg-type]
+        compute = Compute(torch.device("cpu"), torch.float32, Budget(2**33, 0))
         *_, plan = search(
             weights, tokens, Plan(10, 5, {}), compute,
             allowed=removable(10, 1, 1), exact=exact, progress=lambda *_: None,

@@ -77,6 +77,11 @@ def test_sizes_that_cannot_be_met(tiny_folder: Path) -> None:
         by_size("1KB", weights, range(1, 5))
 
 
+def size(path: Path) -> int:
+    """Of a file, or of all files in a folder."""
+    return sum(file.stat().st_size for file in ([path] if path.is_file() else path.iterdir()))
+
+
 @pytest.mark.parametrize("kind", ["folder", "gguf"])
 def test_the_output_fits_and_one_block_more_would_not(
     kind: str, tiny_folder: Path, tiny_gguf: Path, run: Run, tmp_path: Path
@@ -85,14 +90,12 @@ def test_the_output_fits_and_one_block_more_would_not(
     config = open_model(model).config
     block = sum(4 * math.prod(shape) for shape in block_shapes(config).values())
     whole = sum(4 * math.prod(shape) for shape in tensor_shapes(config).values())
-    file = model / "model.safetensors" if kind == "folder" else model
-    limit = file.stat().st_size - int(1.5 * block)
-    assert whole > limit > whole - 3 * block
+    limit = size(model) - int(1.5 * block)
+    assert limit > whole - 3 * block
     np.save("tokens.npy", np.random.default_rng(0).integers(0, 512, (2, 32)).astype(np.int32))
     result = run("prune", model, "-o", "out.gguf", "--fit", limit, "--tokens", "tokens.npy")
     assert result.exit_code == 0, result.output
-    written = tmp_path / "out.gguf" / "model.safetensors" if kind == "folder" else tmp_path / "out.gguf"
-    assert limit - 1.5 * block < written.stat().st_size <= limit
+    assert limit - 1.5 * block < size(tmp_path / "out.gguf") <= limit
     plan_path = tmp_path / "out.gguf" / "plan.json" if kind == "folder" else tmp_path / "out.plan.json"
     plan = json.loads(plan_path.read_text())
     assert plan["stopped"].startswith(f"--fit {limit}: the output takes")
@@ -105,8 +108,20 @@ def test_a_rule_cuts_a_plan_that_is_there(tiny_folder: Path, run: Run, tmp_path:
     assert result.exit_code == 0, result.output
     assert json.loads((tmp_path / "b" / "plan.json").read_text())["removed"] == [1]
     result = run("prune", tiny_folder, "-o", "c", "--plan", "p.json", "--max-perplexity-increase", "40%")
+    assert result.exit_code == 0, "the whole plan is within the limit"
+    assert json.loads((tmp_path / "c" / "plan.json").read_text())["removed"] == [1, 2, 3]
+    result = run("prune", tiny_folder, "-o", "d", "--plan", "p.json", "--remove", "4")
+    assert "p.json removes 3 blocks, which is too few for --remove 4" in result.stderr
+    assert run("prune", tiny_folder, "-o", "d", "--plan", "p.json", "--exact").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "message"), [("--ratio", "is none"), ("--speedup", "is no factor above 1")]
+)
+def test_nan_is_no_rule(option: str, message: str, tiny_folder: Path, run: Run) -> None:
+    result = run("prune", tiny_folder, option, "nan")
     assert result.exit_code == 1
-    assert "p.json removes 3 blocks, which is too few for --max-perplexity-increase 40%" in result.stderr
+    assert message in result.stderr
 
 
 def test_one_rule_at_a_time(tiny_folder: Path, run: Run) -> None:

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from tinysleb.weights import Weights
 
 WINDOW_LENGTH = 1024
+SEARCH_ONLY = {"exact": "exact", "resume": "resume", "texts": "text", "token_file": "tokens"}
 SHARD_SIZE = "5GB"
 STOPPING_OPTIONS = ("remove", "ratio", "max_perplexity_increase", "fit", "speedup")
 
@@ -129,7 +131,7 @@ def main() -> None:
 @click.option(
     "--speedup",
     type=click.FloatRange(1, min_open=True),
-    help="Go on until the work fell so many times.",
+    help="Until the model does so many times less work.",
 )
 @click.option(
     "--keep-first",
@@ -154,7 +156,9 @@ def main() -> None:
 @click.option("--exact", is_flag=True, help="Score all candidates on all windows; no racing.")
 @compute_options
 @click.option("--dtype", type=dtype_choice, default="auto", show_default=True, help="Of the matrix products.")
-@click.option("--plan", "plan_path", type=path_type, help="Apply this plan, or its first --remove blocks.")
+@click.option(
+    "--plan", "plan_path", type=path_type, help="Apply this plan, or as much as --remove or the like says."
+)
 @click.option(
     "--unknown-arrays", type=click.Choice(["cut", "keep"]),
     help="With --plan: what to do with a GGUF's arrays that have an entry for each block and are not known.",
@@ -176,6 +180,9 @@ def prune(model: Path, out: Path | None, plan_path: Path | None, **options: Any)
     from tinysleb.open_model import open_model
 
     out = out or _default_output(model)
+    if plan_path is not None and any(options[name] for name in SEARCH_ONLY):
+        names = ", ".join(f"--{name}" for name in SEARCH_ONLY.values())
+        raise click.UsageError(f"With --plan there is no search: {names} do not go with it.")
     if plan_path is not None and (_is_copied_only(model) or options["unknown_arrays"]):
         _cut_unmodelled(model, plan_path, out, options)
         return
@@ -188,12 +195,10 @@ def prune(model: Path, out: Path | None, plan_path: Path | None, **options: Any)
     if plan_path is not None:
         plan = _plan_for(weights, plan_path, options)
     else:
-        from tinysleb.distributed import joined
-
-        with joined() as group:
-            plan = _searched(weights, out, unfinished, options, group)
-        if group.rank > 0:
+        found = _searched_together(weights, out, unfinished, options)
+        if found is None:
             return
+        plan = found
     _write_shortened(weights, plan, out, options["unknown_arrays"])
     if plan_path is None:
         unfinished.unlink(missing_ok=True)
@@ -327,20 +332,24 @@ def _print_estimate(
     weights: Weights, memory: str, windows: int | None, window_length: int, as_json: bool
 ) -> None:
     from tinysleb.estimate import estimate
-    from tinysleb.pruning import DEFAULT_WINDOWS, compute_on
+    from tinysleb.pruning import DEFAULT_WINDOWS, Windows, calibrate, compute_on
     from tinysleb.search import removable
 
+    count, length = windows or DEFAULT_WINDOWS, min(window_length, weights.config.context_length)
+    with suppress(TinyslebError):  # without a tokenizer, it would be windows from a file
+        calibrate(weights, Windows((), None, count, length), seed=0)  # what prune holds when it begins
     compute = compute_on("auto", "auto", memory)
-    length = min(window_length, weights.config.context_length)
     allowed = removable(weights.config.blocks, 1, 1)
-    found = estimate(weights, compute, allowed, windows or DEFAULT_WINDOWS, length)
+    found = estimate(weights, compute, allowed, count, length)
     if as_json:
         click.echo(json.dumps(asdict(found)))
         return
     sweeps = "1 sweep" if found.sweeps == 1 else f"{found.sweeps} sweeps"
     fitting = f"{found.windows} of {length} tokens, {found.windows_in_a_sweep} in a sweep"
     click.echo(f"windows              {fitting}")
-    click.echo(f"a round at most      {sweeps}, {format_bytes(found.bytes_read)} read")
+    click.echo(
+        f"a round, if exact    {sweeps}, {format_bytes(found.bytes_read)} read; racing reads once a heat"
+    )
     click.echo(f"while one computes   {'the next block is read' if found.reads_ahead else 'nothing is read'}")
     click.echo(f"between rounds       {format_bytes(found.state_bytes)} for states to keep")
     click.echo(f"the first round      {found.block_passes} block passes of a window, if exact")
@@ -398,6 +407,8 @@ def _plan_for(weights: Weights, path: Path, options: dict[str, Any]) -> Plan:
         return plan
     rule = _stopping_rule(weights, range(plan.blocks), options)
     finished = ended(rule, plan, weights)
+    if finished is None and rule.increase is not None:
+        return plan
     if finished is None:
         raise TinyslebError(
             f"{path} removes {len(plan.rounds)} blocks, which is too few for {rule.name}",
@@ -413,6 +424,23 @@ def _refuse_moving_pattern(weights: Weights) -> None:
     if isinstance(weights, GgufWeights) and weights.config.unrotated:
         kept = range(1, weights.config.blocks)
         check_rotation_pattern(weights.config.shortened(kept), weights.path)
+
+
+def _searched_together(weights: Weights, out: Path, unfinished: Path, options: dict[str, Any]) -> Plan | None:
+    """What `_searched` finds; None in all processes but the first, which writes."""
+    from tinysleb.distributed import joined
+
+    with joined() as group:
+        try:
+            plan = _searched(weights, out, unfinished, options, group)
+        except SystemExit as error:
+            if group.size == 1:
+                raise
+            raise TinyslebError(
+                f"process {group.rank} of this search was ended, which happens when another one is lost",
+                "the rounds that were finished are saved: the same command with --resume continues",
+            ) from error
+    return plan if group.rank == 0 else None
 
 
 def _searched(weights: Weights, out: Path, unfinished: Path, options: dict[str, Any], group: Group) -> Plan:

@@ -10,7 +10,11 @@ from pathlib import Path
 from tinysleb.config import ModelConfig, block_parameter_count, block_shapes
 from tinysleb.errors import TinyslebError
 
-UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+UNITS = {"": 1} | {
+    prefix + binary: (1024 if binary else 1000) ** power
+    for power, prefix in enumerate("KMGT", 1)
+    for binary in ("", "I")
+}
 VOCABULARY_CHUNK = 2048
 """Rows of the head (or the embedding) read at a time."""
 TOKEN_CHUNK = 1024
@@ -27,9 +31,9 @@ ASSUMED_RESIDENT_BYTES = 400 * 2**20
 
 def parse_bytes(text: str) -> int:
     """`4GiB`, `900MB` or a plain number of bytes. Raises TinyslebError for anything else."""
-    match = re.fullmatch(r"\s*([0-9.]+)\s*([KMG]?I?)B?\s*", text.upper())
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]?I?)B?\s*", text.upper())
     if match is None or not re.fullmatch(r"\d+\.?\d*|\.\d+", match[1]) or match[2] not in UNITS:
-        raise TinyslebError(f"{text!r} is no amount of memory", "write it as 4GiB or 900MB")
+        raise TinyslebError(f"{text!r} is no number of bytes", "write it as 4GiB or 900MB")
     return int(float(match[1]) * UNITS[match[2]])
 
 
@@ -84,7 +88,8 @@ def plan_memory(
         raise TinyslebError(
             f"--memory {format_bytes(budget.total)} is too little for one window of {length} tokens "
             f"in {streams} variants of the model",
-            f"at least {format_bytes(budget.total - free + window)} would do, or a shorter --window-length",
+            f"at least {format_bytes(rounded_up(budget.total - free + window))} would do, "
+            "or a shorter --window-length",
         )
     block = block_parameter_count(config) * item_bytes
     ahead = free >= window + block
@@ -93,14 +98,19 @@ def plan_memory(
     return MemoryPlan(fitting, ahead, free - count * window if fitting == count else 0)
 
 
-def describe_memory(plan: MemoryPlan, windows: int, model_bytes: int) -> str:
-    """What a plan for so many windows means, in a line."""
-    sweeps = -(-windows // plan.windows)
-    groups = "all windows" if sweeps == 1 else f"{plan.windows} of {windows} windows"
+def rounded_up(count: int) -> int:
+    """To the next 16 MiB: what a process holds before it begins differs a little from run to run."""
+    return -(-count // 2**24) * 2**24
+
+
+def describe_memory(plan: MemoryPlan, windows: int, sweeps: int, model_bytes: int) -> str:
+    """What a plan for so many windows and sweeps a round means, in a line."""
+    groups = "all windows" if plan.windows == windows else f"{plan.windows} of {windows} windows"
     ahead = "the next block is read while one computes" if plan.ahead else "one block at a time"
     states = f"; up to {format_bytes(plan.states)} for states kept between rounds" if plan.states else ""
     return (
-        f"memory: {groups} in a sweep, {sweeps} x {format_bytes(model_bytes)} read for all; {ahead}{states}"
+        f"memory: {groups} fit into a sweep; at most {sweeps} sweeps to choose a block, each reads "
+        f"{format_bytes(model_bytes)}; {ahead}{states}"
     )
 
 

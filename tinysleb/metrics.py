@@ -117,7 +117,8 @@ def _compared(
     of the uncut model, windows divided among processes and into groups that fit the memory."""
     config = weights.config
     share, mine = compute.group.share(range(len(tokens)), [0])
-    plan = compute.memory_plan(weights, span, *tokens.shape)
+    copies = 3  # that comparing two states makes
+    plan = compute.memory_plan(weights, span + copies, *tokens.shape)
     sums = torch.zeros(config.blocks - span + 1, dtype=torch.float64)
     for first, last in chunks(len(share) if mine else 0, plan.windows):
         windows = tokens[share.start + first : share.start + last].to(compute.device)

@@ -19,7 +19,7 @@ from tinysleb.fingerprint import fingerprint
 from tinysleb.memory import describe_memory, parse_bytes
 from tinysleb.metrics import check_metric, search_by_metric
 from tinysleb.plan import PERPLEXITY, Plan, perplexity, plan_from_json, plan_to_json, read_plan
-from tinysleb.search import Compute, Progress, check_target, removable
+from tinysleb.search import Compute, Progress, check_target, removable, sweeps_in_a_round
 from tinysleb.stopping import StoppingRule, ended
 from tinysleb.tokenizer import open_tokenizer
 from tinysleb.weights import Weights
@@ -73,6 +73,8 @@ def run_search(
     check_target(rule.most, blocks, allowed)
     check_metric(request.metric, rule.by_count_alone)
     found = _saved(request, group)
+    if request.resume and found is None:
+        say(f"there is no {request.unfinished} to resume: the search begins anew")
     calibration = calibrate(weights, request.windows, request.seed)
     compute = _compute(request, found, group)
     plan = Plan(blocks, rule.most, _settings(weights, calibration, compute, request))
@@ -203,7 +205,8 @@ def _announcement(
         f"{calibration.source}; {plan.settings['dtype']} products on {plan.settings['device']}{processes}"
     )
     memory = compute.memory_plan(weights, allowed, count, length)
-    yield describe_memory(memory, count, sum(info.nbytes for info in weights.tensors.values()))
+    sweeps = sweeps_in_a_round(count, memory.windows, bool(plan.settings["exact"]))
+    yield describe_memory(memory, count, sweeps, sum(info.nbytes for info in weights.tensors.values()))
 
 
 def _round_line(plan: Plan) -> str:

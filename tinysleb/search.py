@@ -29,7 +29,7 @@ ERROR_LEVEL = 0.01
 """The chance, per round, that racing drops a candidate as good as the leader."""
 SEGMENT = 32
 """Tokens whose losses are summed into one observation of the test: neighbours are not independent."""
-FEWEST_SEGMENTS = 8
+FEWEST_SEGMENTS = 6
 
 Progress = Callable[[str, float], None]
 """Told what is being done and which part of it is done, from 0 to 1."""
@@ -44,9 +44,13 @@ class Compute:
     memory: Budget
     group: Group = field(default_factory=Group)
 
-    def memory_plan(self, weights: Weights, candidates: int, count: int, length: int) -> MemoryPlan:
-        """How sweeps over `candidates` on `count` windows of `length` tokens use the memory."""
-        return plan_memory(weights.config, candidates, (count, length), self.dtype.itemsize, self.memory)
+    def memory_plan(
+        self, weights: Weights, candidates: int, count: int, length: int, held: int = 0
+    ) -> MemoryPlan:
+        """How sweeps over `candidates` on `count` windows of `length` tokens use the memory, of which
+        `held` bytes are taken by states."""
+        left = replace(self.memory, total=self.memory.total - held)
+        return plan_memory(weights.config, candidates, (count, length), self.dtype.itemsize, left)
 
 
 def removable(blocks: int, keep_first: int, keep_last: int) -> range:
@@ -159,7 +163,8 @@ class _Race:
         losses = torch.zeros(len(keys), len(windows), length - 1)
         share, mine = self.compute.group.share(windows, keys)
         candidates = sum(key != BASE for key in mine)
-        plan = self.compute.memory_plan(self.weights, candidates, len(share), length)
+        held = self.states.held
+        plan = self.compute.memory_plan(self.weights, candidates, len(share), length, held)
         for first, last in chunks(len(share) if mine else 0, plan.windows):
 
             def told(part: float, first: int = first, last: int = last) -> None:
@@ -215,6 +220,11 @@ def heats(windows: int, growing: bool) -> Iterator[int]:
         size = min(max(1, seen // 2), windows - seen) if growing else windows
         yield size
         seen += size
+
+
+def sweeps_in_a_round(windows: int, fitting: int, exact: bool) -> int:
+    """How often a round walks the stack if `fitting` windows go into a sweep and nobody wins early."""
+    return sum(-(-size // fitting) for size in heats(windows, growing=not exact))
 
 
 def paired_z(losses: Tensor, best: Tensor, part: float) -> float:

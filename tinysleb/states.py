@@ -21,12 +21,13 @@ MOST_POSITIONS = 8
 class KeptStates:
     """States `[T, width]` by window, key and the block before which they were taken.
 
-    `room`: the bytes that may be held; what does not fit is not kept. `positions`: before which blocks
-    states are wanted.
+    `held`: the bytes they take; `room`: the bytes that more may take; what does not fit is not kept.
+    `positions`: before which blocks states are wanted.
     """
 
     def __init__(self, room: int) -> None:
         self.room, self.positions = room, frozenset[int]()
+        self.held = 0
         self._states: dict[tuple[int, int, int], Tensor] = {}
 
     def want(self, positions: Sequence[int], bytes_each: int) -> None:
@@ -39,6 +40,7 @@ class KeptStates:
         for window, state in enumerate(stream, first_window):
             if (window, key, position) not in self._states and self.room >= state.nbytes:
                 self.room -= state.nbytes
+                self.held += state.nbytes
                 self._states[window, key, position] = state.clone()
 
     def highest(self, windows: range, key: int, limit: int) -> int | None:
@@ -64,6 +66,7 @@ class KeptStates:
                 still[window, key, position] = state
             else:
                 self.room += state.nbytes
+                self.held -= state.nbytes
         self._states = still
 
 

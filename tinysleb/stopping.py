@@ -6,6 +6,7 @@ import json
 import math
 import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from tinysleb.config import ModelConfig, block_parameter_count
 from tinysleb.errors import TinyslebError
@@ -15,6 +16,9 @@ from tinysleb.plan import Plan, perplexity, plan_to_json
 from tinysleb.weights import Shortened, Weights
 
 HEADER_BYTES_PER_TENSOR = 200
+PLAN_BYTES_MORE = 8192
+"""Of the plan's times, its reason, and the model card's own text."""
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".gguf")
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ def by_count(count: int) -> StoppingRule:
 
 def by_ratio(ratio: float, config: ModelConfig) -> StoppingRule:
     """A part of all blocks, rounded. Raises TinyslebError if that is none."""
-    count = round(ratio * config.blocks)
+    count = round(ratio * config.blocks) if ratio > 0 else 0
     if count < 1:
         raise TinyslebError(f"--ratio {ratio} of {config.blocks} blocks is none", "give a larger ratio")
     return StoppingRule(f"--ratio {ratio:g}", count)
@@ -55,6 +59,8 @@ def by_speedup(factor: float, config: ModelConfig, removable: int) -> StoppingRu
     The work is counted in weights that multiply: those of the blocks and of the head, not the embedding's.
     Raises TinyslebError if all that may go are too few.
     """
+    if not 1 < factor < math.inf:
+        raise TinyslebError(f"--speedup {factor} is no factor above 1", "write it as 1.25")
     block, head = block_parameter_count(config), config.vocab_size * config.width
     whole = config.blocks * block + head
     count = max(1, math.ceil((whole - whole / factor) / block - 1e-9))
@@ -87,7 +93,10 @@ def by_size(text: str, weights: Weights, removable: range) -> StoppingRule:
         for kept in (blocks, [i for i in blocks if i not in removable] or blocks[:1])
     )
     if whole <= limit:
-        raise TinyslebError(f"{weights.path} takes {format_bytes(whole)} uncut, which is within --fit {text}")
+        raise TinyslebError(
+            f"{weights.path} takes {format_bytes(whole)} uncut, which is within --fit {text}",
+            "give a lower --fit, or say how many blocks to leave out with --remove",
+        )
     if least > limit:
         raise TinyslebError(
             f"--fit {text} cannot be reached: without all blocks that may go, the output takes "
@@ -128,16 +137,26 @@ def _before_last(plan: Plan, rule: StoppingRule, growth: float) -> Plan:
         raise TinyslebError(
             f"{rule.name} allows no removal: without block {last.removed}, the cheapest, perplexity is "
             f"{growth:.1%} higher",
-            "allow more",
+            "allow more; with --resume, the round that was made is not made again",
         )
     reason = f"{rule.name}: without block {last.removed} too, perplexity would be {growth:.1%} higher"
     return replace(plan, target=len(rounds), rounds=tuple(rounds), stopped=reason)
 
 
 def _output_bytes(weights: Weights, plan: Plan, kept: tuple[int, ...]) -> int:
-    """What the model takes on disk with only the blocks `kept`, its plan included; at most some kB less."""
+    """What the output takes on disk with only the blocks `kept`, all of its files; at most some kB less."""
     tensors = Shortened(weights, kept).tensors
-    header = HEADER_BYTES_PER_TENSOR * len(tensors)
     if isinstance(weights, GgufWeights):
-        header = weights.file.header_bytes + weights.file.alignment * len(tensors)
-    return header + sum(info.nbytes for info in tensors.values()) + len(json.dumps(plan_to_json(plan)))
+        around = weights.file.header_bytes + weights.file.alignment * len(tensors)
+    else:
+        around = HEADER_BYTES_PER_TENSOR * len(tensors) + _files_beside(weights.path)
+    rounds = tuple(replace(round_, seconds=0.0) for round_ in plan.rounds)  # processes must come to the same
+    text = json.dumps(plan_to_json(replace(plan, rounds=rounds)), indent=1)
+    return around + sum(info.nbytes for info in tensors.values()) + len(text) + PLAN_BYTES_MORE
+
+
+def _files_beside(path: Path) -> int:
+    """What a folder holds besides its weights: nearly all of it is copied."""
+    folder = path if path.is_dir() else path.parent
+    files = [file for file in folder.iterdir() if file.is_file() and file.suffix not in WEIGHT_SUFFIXES]
+    return sum(file.stat().st_size for file in files)
