@@ -106,11 +106,12 @@ def rounded_up(count: int) -> int:
 def describe_memory(plan: MemoryPlan, windows: int, sweeps: int, model_bytes: int) -> str:
     """What a plan for so many windows and sweeps a round means, in a line."""
     groups = "all windows" if plan.windows == windows else f"{plan.windows} of {windows} windows"
+    times = "once" if sweeps == 1 else f"up to {sweeps} times"
     ahead = "the next block is read while one computes" if plan.ahead else "one block at a time"
     states = f"; up to {format_bytes(plan.states)} for states kept between rounds" if plan.states else ""
     return (
-        f"memory: {groups} fit into a sweep; at most {sweeps} sweeps to choose a block, each reads "
-        f"{format_bytes(model_bytes)}; {ahead}{states}"
+        f"memory: {groups} fit into a sweep; {format_bytes(model_bytes)} of weights are read {times} to choose "
+        f"a block; {ahead}{states}"
     )
 
 
