@@ -110,8 +110,8 @@ def describe_memory(plan: MemoryPlan, windows: int, sweeps: int, model_bytes: in
     ahead = "the next block is read while one computes" if plan.ahead else "one block at a time"
     states = f"; up to {format_bytes(plan.states)} for states kept between rounds" if plan.states else ""
     return (
-        f"memory: {groups} fit into a sweep; {format_bytes(model_bytes)} of weights are read {times} to choose "
-        f"a block; {ahead}{states}"
+        f"memory: {groups} fit into a sweep; {format_bytes(model_bytes)} of weights are read {times} "
+        f"to choose a block; {ahead}{states}"
     )
 
 
