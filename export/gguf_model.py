@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from io import FileIO
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from tinysleb.gguf_names import (
     interleaved,
     rotated_heads,
 )
-from tinysleb.model import head_name
+from tinysleb.model import chunks, head_name
 from tinysleb.rotary import Rotary
 from tinysleb.weights import Weights
 
@@ -135,6 +135,11 @@ def _tensor_type(shape: tuple[int, ...], wanted: GGMLQuantizationType) -> GGMLQu
     return wanted if fits else GGMLQuantizationType.F16
 
 
+def row_chunks(shape: tuple[int, ...]) -> Iterable[tuple[int, int]]:
+    """Bounds of the ranges of rows that are converted or compared at a time; a vector is one."""
+    return chunks(shape[0], max(1, CHUNK_ELEMENTS // shape[-1]) if len(shape) > 1 else shape[0])
+
+
 def _rows(weights: Weights, stored_name: str) -> Iterator[torch.Tensor]:
     """A tensor as chunks of rows, in the GGUF's row order and the checkpoint's type."""
     if factors := _rotary_tensors(weights.config.rotary).get(stored_name):
@@ -142,11 +147,9 @@ def _rows(weights: Weights, stored_name: str) -> Iterator[torch.Tensor]:
         return
     name = huggingface_name(stored_name, weights.config.architecture)
     shape = weights.tensors[name].shape
-    step = max(1, CHUNK_ELEMENTS // shape[-1]) if len(shape) > 1 else shape[0]
     heads = rotated_heads(weights.config, name)
     whole = interleaved(weights.tensor(name), heads) if heads else None
-    for start in range(0, shape[0], step):
-        stop = min(start + step, shape[0])
+    for start, stop in row_chunks(shape):
         chunk = weights.tensor(name, start, stop) if whole is None else whole[start:stop]
         yield _finite(chunk, name)
 

@@ -14,7 +14,7 @@ from tinysleb.export.model_card import model_card
 from tinysleb.files import read_json_object, read_text, replaced_folder
 from tinysleb.huggingface_source import INDEX_NAME, SINGLE_NAME
 from tinysleb.safetensors_file import write_safetensors
-from tinysleb.weights import Weights
+from tinysleb.weights import Weights, total_bytes
 
 SHARD_BYTES = 5 * 10**9
 COPIED_SUFFIXES = (".json", ".jinja", ".model", ".txt", ".md")
@@ -103,7 +103,7 @@ def write_shards(weights: Weights, folder: Path, shard_bytes: int) -> None:
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         _write_shard(weights, names, folder / file)
         weight_map |= dict.fromkeys(names, file)
-    total = sum(info.nbytes for info in weights.tensors.values())
+    total = total_bytes(weights)
     write_json_file(folder / INDEX_NAME, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 

@@ -12,13 +12,13 @@ import torch
 
 from tinysleb.errors import TinyslebError
 from tinysleb.export.gguf_copy import copy_gguf
-from tinysleb.export.llama_cpp import Logits, llama_cpp_logits
+from tinysleb.export.gguf_model import row_chunks
+from tinysleb.export.llama_cpp import llama_cpp_logits
 from tinysleb.gguf_names import gguf_name
 from tinysleb.gguf_source import GgufWeights, open_gguf
-from tinysleb.model import chunks, forward
+from tinysleb.model import forward
 from tinysleb.weights import Weights
 
-CHUNK_ELEMENTS = 1 << 22
 STEPS = {
     "F32": 0.0, "F16": 2**-11, "BF16": 2**-8, "Q8_0": 1 / 127, "Q5_0": 1 / 16, "Q5_1": 1 / 15,
     "Q4_0": 1 / 8, "Q4_1": 1 / 7,
@@ -61,8 +61,7 @@ def _check(written: GgufWeights, source: Weights, name: str, source_type: str) -
     stored = gguf_name(name, written.config.architecture)
     digest = hashlib.sha256()
     smallest, largest, worst = torch.inf, -torch.inf, 0.0
-    step = max(1, CHUNK_ELEMENTS // info.shape[-1]) if len(info.shape) > 1 else info.shape[0]
-    for start, stop in chunks(info.shape[0], step):
+    for start, stop in row_chunks(info.shape):
         if len(info.shape) > 1:
             digest.update(written.file.read_bytes(stored, start, stop).data)
         found, wanted = (model.tensor(name, start, stop).float() for model in (written, source))
@@ -117,12 +116,8 @@ def _tolerance(model: GgufWeights) -> float:
 
 def _difference(model: GgufWeights, tokens: torch.Tensor) -> float:
     ours = forward(model, tokens)[0]
-    theirs = torch.from_numpy(_logits(model, tokens))
+    theirs = torch.from_numpy(llama_cpp_logits(model.path, tokens[0].tolist()))
     return ((ours - theirs).abs().max() / (ours.max() - ours.min())).item()
-
-
-def _logits(model: GgufWeights, tokens: torch.Tensor) -> Logits:
-    return llama_cpp_logits(model.path, tokens[0].tolist())
 
 
 def _first_difference(model: GgufWeights, tokens: torch.Tensor, tolerance: float) -> str:

@@ -22,9 +22,11 @@ from tinysleb.errors import TinyslebError
 from tinysleb.files import read_json_object, refuse_existing, refuse_full_disk, replaced_file, write_json
 from tinysleb.memory import format_bytes, parse_bytes
 from tinysleb.plan import METRICS, PERPLEXITY, Plan, perplexity, plan_to_json, read_plan
+from tinysleb.weights import total_bytes
 
 if TYPE_CHECKING:
     from tinysleb.distributed import Group
+    from tinysleb.gguf_file import GgufFile
     from tinysleb.pruning import Windows
     from tinysleb.stopping import StoppingRule
     from tinysleb.weights import Weights
@@ -177,16 +179,18 @@ def prune(model: Path, out: Path | None, plan_path: Path | None, **options: Any)
     Under torchrun (torchrun --nproc-per-node N -m tinysleb prune …) the processes share the search, on one
     machine or several; --memory is for each of them.
     """
+    from tinysleb.gguf_source import gguf_weights
     from tinysleb.open_model import open_model
 
     out = out or _default_output(model)
     if plan_path is not None and any(options[name] for name in SEARCH_ONLY):
         names = ", ".join(f"--{name}" for name in SEARCH_ONLY.values())
         raise click.UsageError(f"With --plan there is no search: {names} do not go with it.")
-    if plan_path is not None and (_is_copied_only(model) or options["unknown_arrays"]):
-        _cut_unmodelled(model, plan_path, out, options)
+    file = _header_to_cut(model, options) if plan_path is not None else None
+    if plan_path is not None and file is not None and (options["unknown_arrays"] or _is_copied_only(file)):
+        _cut_unmodelled(file, plan_path, out, options)
         return
-    weights = open_model(model)
+    weights = open_model(model) if file is None else gguf_weights(file)
     inputs = [model, *([] if plan_path is None else [plan_path])]
     refuse_existing(out, options["force"], *inputs)
     if not model.is_dir():
@@ -452,8 +456,7 @@ def _searched(weights: Weights, out: Path, unfinished: Path, options: dict[str, 
     rule = _stopping_rule(weights, allowed, options)
     if rule.by_count_alone:
         kept = 1 - rule.most * block_parameter_count(weights.config) / parameter_count(weights.config)
-        stored = sum(info.nbytes for info in weights.tensors.values())
-        refuse_full_disk(out, int(kept * stored))
+        refuse_full_disk(out, int(kept * total_bytes(weights)))
     names = (
         "metric", "seed", "keep_first", "keep_last", "exact", "device", "dtype", "memory", "resume", "force",
     )  # fmt: skip
@@ -501,23 +504,27 @@ def _stopping_rule(weights: Weights, allowed: range, options: dict[str, Any]) ->
     return stopping.by_perplexity(value, most)
 
 
-def _is_copied_only(model: Path) -> bool:
-    """Whether a GGUF is of a family that is not modelled, and can be cut all the same."""
-    from tinysleb.export.gguf_copy import COPIED_ONLY
+def _header_to_cut(model: Path, options: dict[str, Any]) -> GgufFile | None:
+    """The header of a GGUF that a plan is applied to, read once; None for other models."""
     from tinysleb.gguf_file import is_gguf, read_gguf
 
-    return is_gguf(model) and read_gguf(model).values().get("general.architecture") in COPIED_ONLY
+    return read_gguf(model) if options["unknown_arrays"] or is_gguf(model) else None
 
 
-def _cut_unmodelled(model: Path, plan_path: Path, out: Path, options: dict[str, Any]) -> None:
+def _is_copied_only(file: GgufFile) -> bool:
+    """Whether a GGUF is of a family that is not modelled, and can be cut all the same."""
+    from tinysleb.export.gguf_copy import COPIED_ONLY
+
+    return file.values().get("general.architecture") in COPIED_ONLY
+
+
+def _cut_unmodelled(file: GgufFile, plan_path: Path, out: Path, options: dict[str, Any]) -> None:
     """Apply a plan to a GGUF whose family is not modelled: its bytes are copied, whatever they mean."""
     from tinysleb.export.gguf_copy import block_count, copy_gguf
-    from tinysleb.gguf_file import read_gguf
 
-    file, plan = read_gguf(model), read_plan(plan_path)
-    blocks = block_count(file)
+    model, plan, blocks = file.path, read_plan(plan_path), block_count(file)
     known = BY_GGUF_NAME.get(str(file.values().get("general.architecture")))
-    if not _is_copied_only(model) and (known is None or known.unrotated_period):
+    if not _is_copied_only(file) and (known is None or known.unrotated_period):
         raise TinyslebError(f"{model}: what a block does may follow from its position; it is not cut unread")
     if plan.blocks != blocks:
         raise TinyslebError(f"{plan_path} is for a model of {plan.blocks} blocks, {model} has {blocks}")

@@ -65,6 +65,11 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if float32 > WORTHWHILE * bfloat16 else torch.float32
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """As `--dtype` and plans have it."""
+    return str(dtype).removeprefix("torch.")
+
+
 def product_rate(dtype: torch.dtype, device: torch.device) -> float:
     """Multiplications and additions per second in matrix products, by a short probe."""
     seconds = min(_product_seconds(dtype, device) for _ in range(PROBE_RUNS))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tinysleb.config import ModelConfig, block_parameter_count
-from tinysleb.device import product_rate
-from tinysleb.search import Compute
-from tinysleb.weights import Weights
+from tinysleb.device import dtype_name, product_rate
+from tinysleb.search import Compute, sweeps_in_a_round
+from tinysleb.weights import Weights, total_bytes
 
 PART_IN_PRODUCTS = 0.6
 """The part of a block's time that goes into matrix products, about (docs/performance.md)."""
@@ -40,18 +40,18 @@ def estimate(weights: Weights, compute: Compute, allowed: range, windows: int, l
     """What scoring all of `allowed` needs. Raises TinyslebError if memory is too little."""
     config = weights.config
     plan = compute.memory_plan(weights, len(allowed), windows, length)
-    sweeps = -(-windows // plan.windows)
+    sweeps = sweeps_in_a_round(windows, plan.windows, exact=True)
     passes = windows * (config.blocks + sum(config.blocks - 1 - block for block in allowed))
     heads = windows * (len(allowed) + 1)
     rate = product_rate(compute.dtype, compute.device) * PART_IN_PRODUCTS
     return Estimate(
-        dtype=str(compute.dtype).removeprefix("torch."),
+        dtype=dtype_name(compute.dtype),
         device=compute.device.type,
         windows=windows,
         window_length=length,
         windows_in_a_sweep=plan.windows,
         sweeps=sweeps,
-        bytes_read=sweeps * sum(info.nbytes for info in weights.tensors.values()),
+        bytes_read=sweeps * total_bytes(weights),
         reads_ahead=plan.ahead,
         state_bytes=plan.states,
         block_passes=passes,

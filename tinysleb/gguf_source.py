@@ -59,7 +59,12 @@ class GgufWeights:
 
 def open_gguf(path: Path) -> GgufWeights:
     """Open a GGUF, reading only its header. Raises TinyslebError as `open_model` does."""
-    file = read_gguf(path)
+    return gguf_weights(read_gguf(path))
+
+
+def gguf_weights(file: GgufFile) -> GgufWeights:
+    """A GGUF whose header was read. Raises TinyslebError as `open_model` does."""
+    path = file.path
     values = file.values()
     shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
     config = config_from_gguf(values, shapes, _rotary_factors(file), str(path))

@@ -11,7 +11,7 @@ from typing import Any
 
 from tinysleb import __version__
 from tinysleb.calibration import Calibration, from_text, from_token_file
-from tinysleb.device import choose_device, choose_dtype, device_budget
+from tinysleb.device import choose_device, choose_dtype, device_budget, dtype_name
 from tinysleb.distributed import Group, local_rank
 from tinysleb.errors import TinyslebError
 from tinysleb.files import write_json
@@ -22,7 +22,7 @@ from tinysleb.plan import PERPLEXITY, Plan, perplexity, plan_from_json, plan_to_
 from tinysleb.search import Compute, Progress, check_target, removable, sweeps_in_a_round
 from tinysleb.stopping import StoppingRule, ended
 from tinysleb.tokenizer import open_tokenizer
-from tinysleb.weights import Weights
+from tinysleb.weights import Weights, total_bytes
 
 DEFAULT_WINDOWS = 4
 
@@ -131,7 +131,7 @@ def _compute(request: SearchRequest, found: Plan | None, group: Group) -> Comput
     if dtype == "auto":
         dtype = found.settings.get("dtype", dtype) if found else dtype
         chosen = choose_dtype(dtype, choose_device(request.device, local_rank()))
-        dtype = group.same_text(str(chosen).removeprefix("torch.")) or dtype
+        dtype = group.same_text(dtype_name(chosen)) or dtype
     return replace(compute_on(request.device, dtype, request.memory), group=group)
 
 
@@ -188,7 +188,7 @@ def _settings(
         "text_sha256": calibration.sha256,
         "keep_first": request.keep_first,
         "keep_last": request.keep_last,
-        "dtype": str(compute.dtype).removeprefix("torch."),
+        "dtype": dtype_name(compute.dtype),
         "device": compute.device.type,
     }
 
@@ -206,7 +206,7 @@ def _announcement(
     )
     memory = compute.memory_plan(weights, allowed, count, length)
     sweeps = sweeps_in_a_round(count, memory.windows, bool(plan.settings["exact"]))
-    yield describe_memory(memory, count, sweeps, sum(info.nbytes for info in weights.tensors.values()))
+    yield describe_memory(memory, count, sweeps, total_bytes(weights))
 
 
 def _round_line(plan: Plan) -> str:

@@ -238,12 +238,11 @@ def paired_z(losses: Tensor, best: Tensor, part: float) -> float:
     """
     difference = (losses - best).double()
     segments = difference[:, : difference.shape[1] // SEGMENT * SEGMENT].reshape(-1, SEGMENT).sum(1)
-    freedom = len(segments) - 1
-    if freedom + 1 < FEWEST_SEGMENTS:
+    if len(segments) < FEWEST_SEGMENTS:
         return 0.0
     error = (segments.std() * ((1 - part) / len(segments)) ** 0.5).item()
     if error == 0:
         return 0.0
-    t = segments.mean().item() / error
+    t, freedom = segments.mean().item() / error, len(segments) - 1
     z = math.sqrt(freedom * math.log1p(t * t / freedom)) * (8 * freedom + 1) / (8 * freedom + 3)
     return math.copysign(z, t)

@@ -21,14 +21,18 @@ MOST_POSITIONS = 8
 class KeptStates:
     """States `[T, width]` by window, key and the block before which they were taken.
 
-    `held`: the bytes they take; `room`: the bytes that more may take; what does not fit is not kept.
-    `positions`: before which blocks states are wanted.
+    `limit`: the bytes they may take, `held`: those they do; what does not fit is not kept. `positions`:
+    before which blocks states are wanted.
     """
 
-    def __init__(self, room: int) -> None:
-        self.room, self.positions = room, frozenset[int]()
-        self.held = 0
+    def __init__(self, limit: int) -> None:
+        self.limit, self.held, self.positions = limit, 0, frozenset[int]()
         self._states: dict[tuple[int, int, int], Tensor] = {}
+
+    @property
+    def room(self) -> int:
+        """The bytes that more states may take."""
+        return self.limit - self.held
 
     def want(self, positions: Sequence[int], bytes_each: int) -> None:
         """Choose positions, the first being worth most; `bytes_each`: what one may take at most."""
@@ -39,7 +43,6 @@ class KeptStates:
         """Keep a copy of `stream` `[n, T, width]`, windows `first_window` and following."""
         for window, state in enumerate(stream, first_window):
             if (window, key, position) not in self._states and self.room >= state.nbytes:
-                self.room -= state.nbytes
                 self.held += state.nbytes
                 self._states[window, key, position] = state.clone()
 
@@ -65,7 +68,6 @@ class KeptStates:
             elif key < block and position <= block:
                 still[window, key, position] = state
             else:
-                self.room += state.nbytes
                 self.held -= state.nbytes
         self._states = still
 

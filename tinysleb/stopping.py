@@ -13,7 +13,7 @@ from tinysleb.errors import TinyslebError
 from tinysleb.gguf_source import GgufWeights
 from tinysleb.memory import format_bytes, parse_bytes
 from tinysleb.plan import Plan, perplexity, plan_to_json
-from tinysleb.weights import Shortened, Weights
+from tinysleb.weights import Shortened, Weights, total_bytes
 
 HEADER_BYTES_PER_TENSOR = 200
 PLAN_BYTES_MORE = 8192
@@ -116,9 +116,10 @@ def ended(rule: StoppingRule, plan: Plan, weights: Weights) -> Plan | None:
         shorter = replace(plan, target=count, rounds=plan.rounds[:count])
         if rule.increase is not None and (growth := _growth(shorter, rule)) > rule.increase:
             return _before_last(shorter, rule, growth)
-        size = _output_bytes(weights, shorter, shorter.kept) if rule.output_bytes is not None else 0
-        if rule.output_bytes is not None and size <= rule.output_bytes:
-            return replace(shorter, stopped=f"{rule.name}: the output takes {format_bytes(size)}")
+        if rule.output_bytes is not None:
+            size = _output_bytes(weights, shorter, shorter.kept)
+            if size <= rule.output_bytes:
+                return replace(shorter, stopped=f"{rule.name}: the output takes {format_bytes(size)}")
         if count == rule.most:
             return replace(shorter, stopped=f"{rule.name}: {count} of {plan.blocks} blocks removed")
     return None
@@ -145,14 +146,15 @@ def _before_last(plan: Plan, rule: StoppingRule, growth: float) -> Plan:
 
 def _output_bytes(weights: Weights, plan: Plan, kept: tuple[int, ...]) -> int:
     """What the output takes on disk with only the blocks `kept`, all of its files; at most some kB less."""
-    tensors = Shortened(weights, kept).tensors
+    shorter = Shortened(weights, kept)
+    tensors = len(shorter.tensors)
     if isinstance(weights, GgufWeights):
-        around = weights.file.header_bytes + weights.file.alignment * len(tensors)
+        around = weights.file.header_bytes + weights.file.alignment * tensors
     else:
-        around = HEADER_BYTES_PER_TENSOR * len(tensors) + _files_beside(weights.path)
+        around = HEADER_BYTES_PER_TENSOR * tensors + _files_beside(weights.path)
     rounds = tuple(replace(round_, seconds=0.0) for round_ in plan.rounds)  # processes must come to the same
     text = json.dumps(plan_to_json(replace(plan, rounds=rounds)), indent=1)
-    return around + sum(info.nbytes for info in tensors.values()) + len(text) + PLAN_BYTES_MORE
+    return around + total_bytes(shorter) + len(text) + PLAN_BYTES_MORE
 
 
 def _files_beside(path: Path) -> int:

@@ -148,9 +148,10 @@ class _Streams:
                 self._append(key, self.states.stream(self.windows, key, entry))
         base = self.route.base
         if base is not None and self.base is None and base.start <= index <= base.stop:
-            known = BASE in self.route.entries
-            state = self.states.stream(self.windows, BASE, base.start) if known else None
-            self.base = embed(self.weights, self.tokens) if state is None else state
+            if BASE in self.route.entries:
+                self.base = self.states.stream(self.windows, BASE, base.start)
+            else:
+                self.base = embed(self.weights, self.tokens)
 
     def _save(self, index: int) -> None:
         if index in self.states.positions:

@@ -80,6 +80,11 @@ class Shortened:
         return block_prefix(self.kept[int(match[1])]) + name[match.end() :] if match else name
 
 
+def total_bytes(weights: Weights) -> int:
+    """The bytes that all tensors take as stored."""
+    return sum(info.nbytes for info in weights.tensors.values())
+
+
 def check_complete(config: ModelConfig, found: Mapping[str, Sequence[int]], where: Path) -> None:
     """Compare the tensors found with those the config asks for; raises one error that lists all."""
     expected = tensor_shapes(config)
