@@ -4,6 +4,10 @@
 
 Cuts MODEL by the first 0, 3, 6, … blocks of PLAN, evaluates each on TEXT, and times prompt and generation in
 llama.cpp (the wheel xllamacpp), the models in turn, best of several runs. Needs the test extra.
+
+The ideal is what the smaller work allows: a prompt's time goes with the weights that multiply for each token,
+which are those of the blocks, since llama.cpp applies the head to the last token only; generation goes with
+those of blocks and head, or with the bytes they are stored in, whichever shrinks more.
 """
 
 from __future__ import annotations
@@ -12,10 +16,14 @@ import json
 import subprocess
 import sys
 import tempfile
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import xllamacpp
+
+from tinysleb.model import head_name
+from tinysleb.open_model import open_model
 
 RUNS, GENERATED = 4, 64
 PROMPT = "The transformer is a stack of blocks, and each of them adds something to the stream. " * 30
@@ -42,6 +50,24 @@ def speeds(running: Any) -> tuple[float, float]:
     return timings["prompt_per_second"], timings["predicted_per_second"]
 
 
+def work(path: Path) -> tuple[int, int, int]:
+    """Weights that multiply in the blocks, in blocks and head, and the bytes of the latter."""
+    weights = open_model(path)
+    head = head_name(weights.config)
+    matrices = {
+        name: info for name, info in weights.tensors.items() if len(info.shape) > 1 and "embed" not in name
+    } | {head: weights.tensors[head]}
+    counts = {name: prod(info.shape) for name, info in matrices.items()}
+    total = sum(counts.values())
+    return total - counts[head], total, sum(info.nbytes for info in matrices.values())
+
+
+def ideal(whole: tuple[int, int, int], cut: tuple[int, int, int]) -> tuple[float, float]:
+    """The speed-up that the smaller work allows, of prompt and generation."""
+    blocks, both, stored = (before / after for before, after in zip(whole, cut, strict=True))
+    return blocks, max(both, stored)
+
+
 def main() -> None:
     model, plan, text, *counts = sys.argv[1:]
     removed = json.loads(Path(plan).read_text())["removed"]
@@ -55,13 +81,17 @@ def main() -> None:
             tinysleb("prune", model, "--plan", cut, "-o", paths[count])
         servers = {count: server(path) for count, path in paths.items()}
         runs = [{count: speeds(running) for count, running in servers.items()} for _ in range(RUNS)]
-        print("removed  perplexity  MB     prompt tokens/s  generated tokens/s")
+        print("removed  perplexity  MB     prompt tokens/s       of ideal  generated tokens/s    of ideal")
+        whole, first = next(iter(paths.values())), None
         for count, path in paths.items():
             words = ("eval", path, "--text", text, "--windows", 16, "--json")
             perplexity = json.loads(tinysleb(*words))["perplexity"]
-            prompt, generated = (max(run[count][i] for run in runs) for i in (0, 1))
-            size = path.stat().st_size / 1e6
-            print(f"{count:<9}{perplexity:<12.2f}{size:<7.1f}{prompt:<17.0f}{generated:.0f}")
+            fastest = [max(run[count][i] for run in runs) for i in (0, 1)]
+            first = first or fastest
+            line = f"{count:<9}{perplexity:<12.2f}{path.stat().st_size / 1e6:<7.1f}"
+            for speed, uncut, limit in zip(fastest, first, ideal(work(whole), work(path)), strict=True):
+                line += f"{f'{speed:.0f} ({speed / uncut:.2f}x)':<22}{speed / uncut / limit:<10.0%}"
+            print(line)
 
 
 if __name__ == "__main__":

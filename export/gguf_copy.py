@@ -55,15 +55,20 @@ def copy_gguf(
     parameters = sum(prod(tensor.shape) for tensor in tensors.values())
     metadata = cut_metadata(source, kept, parameters, unknown_arrays)
     with ExitStack() as stack:
-        paths = {tensor.path for tensor in tensors.values()}
-        files = {path: stack.enter_context(FileIO(path, "rb")) for path in paths}
+        inputs = {tensor.file for tensor in tensors.values()}
+        files = {each: stack.enter_context(FileIO(each.path, "rb")) for each in inputs}
 
         def copy(name: str, target: FileIO) -> None:
-            _copy_bytes(files[tensors[name].path], target, tensors[name])
+            _copy_bytes(files[tensors[name].file], target, tensors[name])
 
         types = {name: (tensor.shape, tensor.type) for name, tensor in tensors.items()}
         metadata |= tinysleb_metadata(plan_text)
         write_gguf_file(out, metadata, types, source.alignment, copy)
+
+
+def has_importance_matrix(source: GgufFile) -> bool:
+    """Whether a GGUF says which importance matrix it was quantised with."""
+    return any(key.startswith("quantize.imatrix.") for key in source.metadata)
 
 
 def block_count(source: GgufFile) -> int:
@@ -91,8 +96,8 @@ def cut_metadata(
     _replace(metadata, f"{architecture}.block_count", len(kept))
     texts = {key for key, item in metadata.items() if item.type == GGUFValueType.STRING}
     if "general.name" in texts:
-        name = metadata["general.name"].value
-        _replace(metadata, "general.name", f"{name} ({len(kept)} of {blocks} blocks)")
+        name = _shortened_name(metadata["general.name"].value, len(kept), blocks)
+        _replace(metadata, "general.name", name)
     if "general.size_label" in texts:
         _replace(metadata, "general.size_label", size_label(parameters, parameters, 0, 0))
     return metadata
@@ -114,6 +119,13 @@ def _is_cut(source: GgufFile, key: str, prefix: str, unknown_arrays: str | None)
     )
 
 
+def _shortened_name(name: str, kept: int, blocks: int) -> str:
+    """What a shortened model is called; of one cut twice, the blocks it had at first are named."""
+    if cut_before := re.fullmatch(r"(.*) \(\d+ of (\d+) blocks\)", name):
+        name, blocks = cut_before[1], int(cut_before[2])
+    return f"{name} ({kept} of {blocks} blocks)"
+
+
 def _replace(metadata: dict[str, GgufValue], key: str, value: object) -> None:
     metadata[key] = replace(metadata[key], value=value)
 
@@ -133,9 +145,7 @@ def _copy_bytes(source: FileIO, target: FileIO, tensor: GgufTensor) -> None:
     source.seek(tensor.offset)
     buffer = memoryview(bytearray(min(COPY_BYTES, tensor.nbytes)))
     left = tensor.nbytes
-    while left:
-        count = source.readinto(buffer[: min(left, len(buffer))])
-        if not count:
-            raise TinyslebError(f"{source.name!s} changed while it was read: it ends early")
+    while left and (count := source.readinto(buffer[: min(left, len(buffer))])):
         write_all(target, buffer[:count])
         left -= count
+    tensor.file.check_unchanged(source)

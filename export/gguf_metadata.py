@@ -6,6 +6,7 @@ The general part comes from the gguf package itself. Same keys, same order, same
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,10 @@ def checkpoint_metadata(
     _add_family(writer, config, values)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     add_vocabulary(writer, folder, config.vocab_size, pre)
-    return {key: _plain(value) for key, value in writer.kv_data[0].items()}
+    metadata = {key: _plain(value) for key, value in writer.kv_data[0].items()}
+    if names := metadata.get("tokenizer.chat_templates"):  # the package has them in a set, in any order
+        metadata["tokenizer.chat_templates"] = replace(names, value=sorted(names.value))
+    return metadata
 
 
 def _plain(item: GGUFValue) -> GgufValue:

@@ -146,6 +146,21 @@ def _tokenizer_config(values: Mapping[str, Any]) -> dict[str, Any]:
     for key in ("add_bos_token", "add_eos_token"):
         if f"tokenizer.ggml.{key}" in values:
             config[key] = values[f"tokenizer.ggml.{key}"]
-    if isinstance(template := values.get("tokenizer.chat_template"), str):
-        config["chat_template"] = template
+    if templates := _chat_templates(values):
+        config["chat_template"] = templates
     return config
+
+
+def _chat_templates(values: Mapping[str, Any]) -> str | list[dict[str, str]] | None:
+    """The one template, or all of them by name where there are more."""
+    default = values.get("tokenizer.chat_template")
+    named = {name: values.get(f"tokenizer.chat_template.{name}") for name in _template_names(values)}
+    found = {name: text for name, text in {"default": default, **named}.items() if isinstance(text, str)}
+    if set(found) <= {"default"}:
+        return found.get("default")
+    return [{"name": name, "template": text} for name, text in found.items()]
+
+
+def _template_names(values: Mapping[str, Any]) -> list[str]:
+    names = values.get("tokenizer.chat_templates")
+    return names if isinstance(names, list) else []

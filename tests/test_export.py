@@ -261,6 +261,30 @@ def test_a_gguf_is_cut_byte_for_byte(tiny_folder: Path, run: Run) -> None:
     assert cut.values()["llama.block_count"] == 4
     assert cut.values()["general.name"].endswith("(4 of 6 blocks)")
     assert json.loads(cut.values()["tinysleb.plan"])["removed"] == [3, 1]
+    name = str(source.values()["general.name"])
+    assert cut_metadata(cut, [0, 1, 3], 1)["general.name"].value == f"{name} (3 of 6 blocks)"
+
+
+def test_an_importance_matrix_is_noted(tiny_gguf: Path, run: Run, tmp_path: Path) -> None:
+    name = GgufValue("imatrix.dat", gguf.GGUFValueType.STRING)
+    source = with_metadata(tiny_gguf, tmp_path / "i.gguf", {"quantize.imatrix.file": name})
+    result = run("export", source, "--gguf", "copy.gguf")
+    assert "importance matrix" in result.output
+    assert read_gguf(Path("copy.gguf")).values()["quantize.imatrix.file"] == "imatrix.dat"
+    assert "importance matrix" not in run("export", tiny_gguf, "--gguf", "other.gguf").output
+
+
+def test_named_chat_templates_are_written_in_the_same_order_always(run: Run, tmp_path: Path) -> None:
+    folder = make_llama(tmp_path / "m")
+    path = folder / "tokenizer_config.json"
+    templates = [{"name": name, "template": f"{{{{ {name} }}}}"} for name in ("rag", "default", "tool_use")]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": templates}))
+    values = read_gguf(exported(run, folder, "f32")).values()
+    assert values["tokenizer.chat_template"] == "{{ default }}"
+    assert values["tokenizer.chat_templates"] == ["rag", "tool_use"]
+    assert run("export", "f32.gguf", "--hf", "back").exit_code == 0
+    found = json.loads(Path("back/tokenizer_config.json").read_text())["chat_template"]
+    assert sorted(found, key=lambda item: item["name"]) == sorted(templates, key=lambda item: item["name"])
 
 
 def integers(*values: int) -> GgufValue:

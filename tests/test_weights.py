@@ -15,6 +15,8 @@ import torch
 from reference import LLAMA3_ROPE, make_llama, make_model, transformers_logits, transformers_model
 from tinysleb.config import tensor_shapes
 from tinysleb.errors import TinyslebError
+from tinysleb.export.gguf_copy import copy_gguf
+from tinysleb.gguf_source import GgufWeights
 from tinysleb.model import forward
 from tinysleb.open_model import open_model
 from tinysleb.weights import Shortened, Weights
@@ -224,3 +226,23 @@ def test_what_is_no_model(tmp_path: Path, tiny_folder: Path) -> None:
     shard.unlink()
     with pytest.raises(TinyslebError, match="pickled weights"):
         open_model(tmp_path / "pickled")
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "gguf"])
+def test_an_input_that_changes_is_noticed(
+    suffix: str, tiny_folder: Path, tiny_gguf: Path, tmp_path: Path
+) -> None:
+    """Even if it has as many bytes as before."""
+    path = Path(shutil.copy(tiny_gguf, tmp_path))
+    if suffix == "safetensors":
+        path = copy_of(tiny_folder, tmp_path) / "model.safetensors"
+    weights = open_model(path)
+    weights.tensor("model.norm.weight")
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(TinyslebError, match="changed while it was read"):
+        weights.tensor("model.norm.weight")
+    if isinstance(weights, GgufWeights):
+        with pytest.raises(TinyslebError, match="changed while it was read"):
+            copy_gguf(weights.file, range(6), tmp_path / "out.gguf", None)
+        assert not (tmp_path / "out.gguf").exists()

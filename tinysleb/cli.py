@@ -537,6 +537,7 @@ def _cut_unmodelled(file: GgufFile, plan_path: Path, out: Path, options: dict[st
     values = plan_to_json(plan)
     text = json.dumps(values, separators=(",", ":"))
     copy_gguf(file, plan.kept, out, text, options["unknown_arrays"])
+    _note_importance_matrix(file)
     write_json(_plan_path(out), values)
     click.echo(f"{out}: {len(plan.kept)} of {blocks} blocks, without {', '.join(map(str, plan.removed))}")
 
@@ -551,11 +552,19 @@ def _write_shortened(weights: Weights, plan: Plan, out: Path, unknown_arrays: st
     if isinstance(weights, GgufWeights):
         check_rotation_pattern(weights.config.shortened(plan.kept), weights.path)
         copy_gguf(weights.file, plan.kept, out, json.dumps(values, separators=(",", ":")), unknown_arrays)
+        _note_importance_matrix(weights.file)
         write_json(_plan_path(out), values)
     elif isinstance(weights, HuggingfaceWeights):
         from tinysleb.export.huggingface import write_huggingface
 
         write_huggingface(Shortened(weights, plan.kept), weights.folder, plan.kept, out, values)
+
+
+def _note_importance_matrix(file: GgufFile) -> None:
+    from tinysleb.export.gguf_copy import has_importance_matrix
+
+    if has_importance_matrix(file):
+        click.echo("note: what the file says of its importance matrix is kept, and is of the input", err=True)
 
 
 def _print_pruned(weights: Weights, plan: Plan, out: Path, as_json: bool, searched: bool) -> None:
@@ -634,6 +643,7 @@ def _export_gguf(
                 f"requantise it with llama.cpp: llama-quantize {model} OUT.gguf {type_name}",
             )
         copy_gguf(weights.file, range(weights.config.blocks), out, None)
+        _note_importance_matrix(weights.file)
     elif isinstance(weights, HuggingfaceWeights):
         from tinysleb.export.gguf_limits import ignored_window
         from tinysleb.export.gguf_model import write_gguf

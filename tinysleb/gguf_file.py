@@ -19,7 +19,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 from gguf.quants import dequantize
 
 from tinysleb.errors import TinyslebError
-from tinysleb.safetensors_file import read_exactly
+from tinysleb.input_file import InputFile, input_file
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 Floats = np.ndarray[Any, np.dtype[np.float32]]
@@ -52,7 +52,7 @@ class GgufTensor:
 
     shape: tuple[int, ...]
     type: GGMLQuantizationType
-    path: Path
+    file: InputFile
     offset: int
 
     @property
@@ -81,7 +81,7 @@ class GgufFile:
     @property
     def header_bytes(self) -> int:
         """Where the data of the (first) file begin: what its metadata and tensor infos take."""
-        return min((t.offset for t in self.tensors.values() if t.path == self.path), default=0)
+        return min((t.offset for t in self.tensors.values() if t.file.path == self.path), default=0)
 
     def values(self) -> dict[str, Any]:
         """The metadata as plain values."""
@@ -93,7 +93,7 @@ class GgufFile:
         stop = tensor.rows if stop is None else stop
         row_bytes = tensor.nbytes // max(tensor.rows, 1)
         buffer = np.empty((stop - start) * row_bytes, dtype=np.uint8)
-        read_exactly(tensor.path, tensor.offset + start * row_bytes, buffer)
+        tensor.file.read(tensor.offset + start * row_bytes, buffer)
         return buffer.reshape(stop - start, row_bytes)
 
     def read_floats(self, name: str, start: int = 0, stop: int | None = None) -> Floats:
@@ -171,8 +171,8 @@ def _following_parts(path: Path, count: Any) -> list[Path]:
 def _read_one(path: Path) -> GgufFile:
     try:
         with path.open("rb") as file:
-            cursor = _Cursor(file, path.stat().st_size, path)
-            return _parse(cursor, path)
+            found = input_file(path, file.fileno())
+            return _parse(_Cursor(file, found.size, path), found)
     except OSError as error:
         raise TinyslebError(f"cannot read {path}: {error.strerror}") from error
 
@@ -232,7 +232,8 @@ class _Cursor:
             raise TinyslebError(f"{self.path}: {what} is not UTF-8: {data[:40]!r}") from error
 
 
-def _parse(cursor: _Cursor, path: Path) -> GgufFile:
+def _parse(cursor: _Cursor, file: InputFile) -> GgufFile:
+    path = file.path
     if cursor.bytes(min(4, cursor.size), "the magic number") != b"GGUF":
         raise TinyslebError(f"{path} is not a GGUF file: it does not begin with 'GGUF'")
     version = cursor.scalar("I", "the version")
@@ -252,7 +253,7 @@ def _parse(cursor: _Cursor, path: Path) -> GgufFile:
     for name, shape, type_, offset in infos:
         if name in tensors:
             raise TinyslebError(f"{path} names tensor {name!r} twice")
-        tensors[name] = GgufTensor(shape, type_, path, data_start + offset)
+        tensors[name] = GgufTensor(shape, type_, file, data_start + offset)
     _check_layout(tensors, alignment, cursor.size, path)
     return GgufFile(path, metadata, tensors, alignment)
 

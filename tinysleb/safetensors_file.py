@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import numpy as np
 
 from tinysleb.errors import TinyslebError
+from tinysleb.input_file import InputFile, input_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,7 +41,7 @@ FLOAT_TYPES = {
 class SafetensorsEntry:
     """Where one tensor lies: its file, safetensors dtype name, shape, and first byte in the file."""
 
-    path: Path
+    file: InputFile
     dtype: str
     shape: tuple[int, ...]
     offset: int
@@ -54,56 +55,38 @@ class SafetensorsEntry:
 def read_safetensors_header(path: Path) -> dict[str, SafetensorsEntry]:
     """All tensors of a file by name. Raises TinyslebError naming what is wrong with the header."""
     try:
-        size = path.stat().st_size
         with path.open("rb") as file:
-            header_bytes = _header_bytes(file.read(8), size, path)
+            found = input_file(path, file.fileno())
+            header_bytes = _header_bytes(file.read(8), found.size, path)
             text = file.read(header_bytes)
     except OSError as error:
         raise TinyslebError(f"cannot read {path}: {error.strerror}") from error
     header = _parse_header(text, path)
     header.pop("__metadata__", None)
     start = 8 + header_bytes
-    entries = {name: _entry(name, value, start, path) for name, value in header.items()}
-    _check_layout(entries, start, size, path)
+    entries = {name: _entry(name, value, start, found) for name, value in header.items()}
+    _check_layout(entries, start, found.size, path)
     return entries
 
 
 def read_safetensors_rows(entry: SafetensorsEntry, start: int = 0, stop: int | None = None) -> Tensor:
     """Rows [start, stop) of a tensor (all by default), in the dtype the file has.
 
-    Raises TinyslebError if the file holds fewer bytes than its header said.
+    Raises TinyslebError if the file changed since its header was read.
     """
     import torch
 
     if entry.dtype not in FLOAT_TYPES:
         raise TinyslebError(
-            f"{entry.path} stores weights as {entry.dtype}", f"supported: {', '.join(FLOAT_TYPES)}"
+            f"{entry.file.path} stores weights as {entry.dtype}", f"supported: {', '.join(FLOAT_TYPES)}"
         )
     rows = entry.shape[0] if entry.shape else 1
     stop = rows if stop is None else stop
     row_bytes = entry.nbytes // max(rows, 1)
     buffer = np.empty((stop - start) * row_bytes, dtype=np.uint8)
-    read_exactly(entry.path, entry.offset + start * row_bytes, buffer)
+    entry.file.read(entry.offset + start * row_bytes, buffer)
     tensor = torch.from_numpy(buffer).view(getattr(torch, FLOAT_TYPES[entry.dtype]))
     return tensor.reshape(stop - start, *entry.shape[1:])
-
-
-def read_exactly(path: Path, offset: int, buffer: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
-    """Fill `buffer` with the file's bytes from `offset` on."""
-    try:
-        with path.open("rb", buffering=0) as file:
-            file.seek(offset)
-            view, filled = memoryview(buffer.data), 0
-            while filled < len(buffer):
-                count = file.readinto(view[filled:])
-                if not count:
-                    raise TinyslebError(
-                        f"{path} ends at byte {offset + filled}, before the tensor it should hold",
-                        "the file is truncated or changed while it was read; fetch it again",
-                    )
-                filled += count
-    except OSError as error:
-        raise TinyslebError(f"cannot read {path}: {error.strerror}") from error
 
 
 def write_safetensors(
@@ -158,7 +141,8 @@ def _parse_header(text: bytes, path: Path) -> dict[str, Any]:
     return header
 
 
-def _entry(name: str, value: Any, start: int, path: Path) -> SafetensorsEntry:
+def _entry(name: str, value: Any, start: int, file: InputFile) -> SafetensorsEntry:
+    path = file.path
     fields: dict[str, Any] = value if isinstance(value, dict) else {}
     dtype, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in ITEM_SIZES:
@@ -167,7 +151,7 @@ def _entry(name: str, value: Any, start: int, path: Path) -> SafetensorsEntry:
         raise TinyslebError(f"{path}: tensor {name!r} has the shape {shape!r}")
     if not _whole_numbers(offsets) or len(offsets) != 2:
         raise TinyslebError(f"{path}: tensor {name!r} has the data offsets {offsets!r}")
-    entry = SafetensorsEntry(path, dtype, tuple(shape), start + offsets[0])
+    entry = SafetensorsEntry(file, dtype, tuple(shape), start + offsets[0])
     if offsets[1] - offsets[0] != entry.nbytes:
         raise TinyslebError(
             f"{path}: tensor {name!r} of shape {shape} in {dtype} needs {entry.nbytes} bytes, "

@@ -1,0 +1,50 @@
+"""An input as it was when its header was read: every later read checks that it still is."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinysleb.errors import TinyslebError
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """A file with its size in bytes and the time of its last change, in nanoseconds."""
+
+    path: Path
+    size: int
+    changed: int
+
+    def read(self, offset: int, buffer: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
+        """Fill `buffer` with the bytes from `offset` on.
+
+        Raises TinyslebError if the file cannot be read, or is another than it was.
+        """
+        try:
+            with FileIO(self.path, "rb") as file:
+                file.seek(offset)
+                view, filled = memoryview(buffer.data), 0
+                while filled < len(buffer) and (count := file.readinto(view[filled:])):
+                    filled += count
+                self.check_unchanged(file)
+        except OSError as error:
+            raise TinyslebError(f"cannot read {self.path}: {error.strerror}") from error
+
+    def check_unchanged(self, file: FileIO) -> None:
+        """Raise TinyslebError if the open `file` is another than the header was read from."""
+        if input_file(self.path, file.fileno()) != self:
+            raise TinyslebError(
+                f"{self.path} changed while it was read", "wait until it is complete, and start again"
+            )
+
+
+def input_file(path: Path, descriptor: int) -> InputFile:
+    """What an open file is now."""
+    status = os.fstat(descriptor)
+    return InputFile(path, status.st_size, status.st_mtime_ns)
