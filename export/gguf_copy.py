@@ -41,8 +41,8 @@ COPIED_ONLY = frozenset(
 
 def copy_gguf(
     source: GgufFile, kept: Sequence[int], out: Path, plan_text: str | None, unknown_arrays: str | None = None
-) -> None:
-    """Write `source` with only the blocks in `kept`, ascending, renumbered from 0.
+) -> dict[str, GgufValue]:
+    """Write `source` with only the blocks in `kept`, ascending, renumbered from 0. Returns the metadata.
 
     `block_count`, `general.name`, `general.size_label` and every array with one entry a block follow
     the cut; all else stays as it is. `unknown_arrays` says what to do with arrays of that length whose
@@ -64,6 +64,7 @@ def copy_gguf(
         types = {name: (tensor.shape, tensor.type) for name, tensor in tensors.items()}
         metadata |= tinysleb_metadata(plan_text)
         write_gguf_file(out, metadata, types, source.alignment, copy)
+    return metadata
 
 
 def has_importance_matrix(source: GgufFile) -> bool:

@@ -17,7 +17,7 @@ from tinysleb.errors import TinyslebError
 from tinysleb.export.gguf_limits import check_expressible
 from tinysleb.export.gguf_metadata import checkpoint_metadata
 from tinysleb.export.gguf_writer import TensorTypes, tinysleb_metadata, write_all, write_gguf_file
-from tinysleb.gguf_file import DEFAULT_ALIGNMENT
+from tinysleb.gguf_file import DEFAULT_ALIGNMENT, GgufValue
 from tinysleb.gguf_names import (
     ROTARY_FACTORS,
     gguf_name,
@@ -58,8 +58,8 @@ def write_gguf(
     type_name: str,
     plan_text: str | None = None,
     pre: str | None = None,
-) -> None:
-    """Write `weights` as a GGUF; `folder` holds the config and tokenizer files.
+) -> dict[str, GgufValue]:
+    """Write `weights` as a GGUF; `folder` holds the config and tokenizer files. Returns its metadata.
 
     One-dimensional tensors and norms are float32; a matrix whose rows are no multiple of the type's
     block falls back to f16, as in llama.cpp's converter. With the four- and five-bit types, the head (with
@@ -79,6 +79,7 @@ def write_gguf(
             write_all(file, _as_stored(chunk, tensors[name][1]))
 
     write_gguf_file(out, metadata, tensors, DEFAULT_ALIGNMENT, write_tensor)
+    return metadata
 
 
 def check_type(name: str, path: Path) -> None:

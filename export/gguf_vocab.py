@@ -15,6 +15,7 @@ from gguf.gguf_writer import GGUFWriter
 
 from tinysleb.errors import TinyslebError
 from tinysleb.files import read_json_object
+from tinysleb.pre_tokenizers import PRE_TOKENIZERS
 from tinysleb.sentencepiece_model import BPE, model_kind, model_pieces
 from tinysleb.tokenizer import import_tokenizers, load_sentencepiece
 
@@ -87,15 +88,23 @@ def add_vocabulary(writer: GGUFWriter, folder: Path, rows: int, pre: str | None)
             "a GGUF carries its tokenizer: put the model's tokenizer files there",
         )
     writer.add_tokenizer_model("gpt2" if byte_level else "llama")
-    known = "default" if not byte_level else pre or pre_tokenizer_name(folder / "tokenizer.json")
+    known = _pre_tokenizer(folder / "tokenizer.json", pre) if byte_level else "default"
     writer.add_tokenizer_pre(known)
     writer.add_token_list([token.text for token in tokens])
     if not byte_level:
         writer.add_token_scores([token.score for token in tokens])
     writer.add_token_types([token.type for token in tokens])
-    gguf.SpecialVocab(folder, load_merges=byte_level, n_vocab=rows).add_to_gguf(writer, quiet=True)
+    special = gguf.SpecialVocab(folder, load_merges=byte_level, n_vocab=rows)
     if rows == CODE_VOCABULARY:
-        writer.add_add_bos_token(False)
+        special.add_special_token["bos"] = False
+    special.add_to_gguf(writer, quiet=True)
+
+
+def _pre_tokenizer(path: Path, pre: str | None) -> str:
+    """The name that the user gives, or the one recognised."""
+    if pre is not None and pre not in PRE_TOKENIZERS:
+        raise TinyslebError(f"--pre {pre} is not known here", f"known: {', '.join(PRE_TOKENIZERS)}")
+    return pre or pre_tokenizer_name(path)
 
 
 def pre_tokenizer_name(path: Path) -> str:

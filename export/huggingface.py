@@ -20,6 +20,7 @@ SHARD_BYTES = 5 * 10**9
 COPIED_SUFFIXES = (".json", ".jinja", ".model", ".txt", ".md")
 """Tokenizer, generation, chat template, licence and model card; weights and code are not copied."""
 NOT_COPIED = ("config.json", INDEX_NAME, "pytorch_model.bin.index.json", "plan.json")
+TEMPLATE_FOLDER = "additional_chat_templates"
 CARD_NAME = "README.md"
 
 
@@ -42,16 +43,25 @@ def write_huggingface(
             named = file.name.startswith("LICENSE") or file.suffix in COPIED_SUFFIXES
             if file.is_file() and named and file.name not in NOT_COPIED:
                 shutil.copyfile(file, temporary / file.name)
+        _copy_named_templates(folder / TEMPLATE_FOLDER, temporary / TEMPLATE_FOLDER)
         original = read_json_object(folder / "config.json")
         config = cut_config(original, kept, weights.config)
         write_json_file(temporary / "config.json", config)
-        write_json_file(temporary / "plan.json", plan)
+        if plan:
+            write_json_file(temporary / "plan.json", plan)
         if len(kept) < original["num_hidden_layers"]:
             base_model = str(original.get("_name_or_path", ""))
             if not re.fullmatch(r"[\w.-]+/[\w.-]+", base_model):  # a path on somebody's machine
                 base_model = folder.resolve().name
             _write_card(temporary / CARD_NAME, base_model, plan)
         write_shards(weights, temporary, shard_bytes)
+
+
+def _copy_named_templates(source: Path, target: Path) -> None:
+    """Chat templates besides the usual one, where they are files of their own."""
+    for file in sorted(source.glob("*.jinja")):
+        target.mkdir(exist_ok=True)
+        shutil.copyfile(file, target / file.name)
 
 
 def cut_config(config: dict[str, Any], kept: Sequence[int], shape: ModelConfig) -> dict[str, Any]:

@@ -35,8 +35,9 @@ def model_card(original: str, base_model: str, plan: Mapping[str, Any]) -> str:
 def _what_was_done(base_model: str, plan: Mapping[str, Any]) -> list[str]:
     removed, blocks = plan["removed"], plan["blocks"]
     settings = plan.get("settings") or {}
-    metric = settings.get("metric", "perplexity")
+    metric = settings.get("metric")
     how = "SLEB (arXiv 2402.09025)" if metric == "perplexity" else f"the metric {metric}"
+    how = "hand or another program" if metric is None else how
     lines = [
         f"# {base_model}, {blocks - len(removed)} of {blocks} blocks",
         "",

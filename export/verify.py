@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from tinysleb.errors import TinyslebError
 from tinysleb.export.gguf_copy import copy_gguf
 from tinysleb.export.gguf_model import row_chunks
 from tinysleb.export.llama_cpp import llama_cpp_logits
+from tinysleb.gguf_file import GgufValue, pack_value, read_gguf
 from tinysleb.gguf_names import gguf_name
 from tinysleb.gguf_source import GgufWeights, open_gguf
 from tinysleb.model import forward
@@ -44,6 +45,16 @@ class TensorCheck:
     smallest: float
     largest: float
     error: float
+
+
+def check_metadata(path: Path, expected: Mapping[str, GgufValue]) -> None:
+    """Raise TinyslebError unless a GGUF has just the metadata that were to be written, in their order."""
+    found = read_gguf(path).metadata
+    if list(found) != list(expected):
+        raise TinyslebError(f"{path}: its metadata keys are not those that were written")
+    for key, item in expected.items():
+        if (found[key].type, pack_value(found[key])) != (item.type, pack_value(item)):
+            raise TinyslebError(f"{path}: the value of `{key}` is not what was written")
 
 
 def check_tensors(path: Path, source: Weights) -> Iterator[TensorCheck]:

@@ -262,7 +262,12 @@ def test_a_gguf_is_cut_byte_for_byte(tiny_folder: Path, run: Run) -> None:
     assert cut.values()["general.name"].endswith("(4 of 6 blocks)")
     assert json.loads(cut.values()["tinysleb.plan"])["removed"] == [3, 1]
     name = str(source.values()["general.name"])
-    assert cut_metadata(cut, [0, 1, 3], 1)["general.name"].value == f"{name} (3 of 6 blocks)"
+    twice = Path("plan-twice.json")
+    twice.write_text('{"blocks": 4, "removed": [2]}')
+    assert run("prune", cut.path, "--plan", twice, "-o", "twice.gguf").exit_code == 0
+    values = read_gguf(Path("twice.gguf")).values()
+    assert values["general.name"] == f"{name} (3 of 6 blocks)"
+    assert json.loads(values["tinysleb.plan"])["earlier"]["removed"] == [3, 1]
 
 
 def test_an_importance_matrix_is_noted(tiny_gguf: Path, run: Run, tmp_path: Path) -> None:
@@ -322,6 +327,7 @@ def test_arrays_of_unknown_meaning(key: str, tiny_gguf: Path, run: Run, tmp_path
     refused = run(*words)
     assert refused.exit_code == 1
     assert f"`{key}`" in refused.stderr
+    assert "--unknown-arrays" in refused.stderr
     assert ("--unknown-arrays cut" in refused.stderr) == (key == "other.six")
     assert not Path("out.gguf").exists()
     for answer, left in (("cut", [0, 2, 5]), ("keep", [0, 1, 2, 3, 4, 5])):

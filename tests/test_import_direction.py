@@ -15,7 +15,7 @@ LAYERS = (
     "gguf_names weights",
     "huggingface_source gguf_source fingerprint device distributed loading states",
     "model stopping",
-    "open_model tokenizer sweep",
+    "open_model tokenizer sweep sampling",
     "inspect calibration search",
     "evaluate",
     "metrics estimate",

@@ -50,6 +50,7 @@ def test_a_card_from_nothing() -> None:
         "---\nbase_model: m\nlibrary_name: transformers\ntags:\n- tinysleb\n- pruned\n---\n"
     )
     assert "Perplexity" not in card
+    assert "SLEB" not in card
     assert model_card("---\ntags: [a, b]\n---\n", "m", PLAN).count("\n- a\n- b\n- tinysleb\n- pruned\n") == 1
 
 
@@ -61,3 +62,12 @@ def test_a_shortened_folder_has_its_card(run: Run, tmp_path: Path) -> None:
     assert Path("cut/README.md").read_text().startswith("---\nbase_model:\n- somebody/else\n")
     assert run("export", folder, "--hf", "whole").exit_code == 0
     assert Path("whole/README.md").read_text() == ORIGINAL
+    assert not Path("whole/plan.json").exists()
+
+
+def test_chat_templates_in_files_of_their_own_come_along(run: Run, tmp_path: Path) -> None:
+    folder = make_llama(tmp_path / "m")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
+    assert run("export", folder, "--hf", "copy").exit_code == 0
+    assert Path("copy/additional_chat_templates/tool_use.jinja").read_text() == "{{ tools }}"

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from click.testing import Result
 
-from reference import make_llama
+from reference import make_llama, with_metadata
 from tinysleb.errors import TinyslebError
 from tinysleb.export.gguf_model import TYPES
-from tinysleb.export.verify import check_tensors, compare_with_llama_cpp
-from tinysleb.gguf_file import read_gguf
+from tinysleb.export.verify import check_metadata, check_tensors, compare_with_llama_cpp
+from tinysleb.gguf_file import GgufValue, read_gguf
 from tinysleb.gguf_names import rotated_heads
 from tinysleb.open_model import open_model
 
@@ -47,6 +47,18 @@ def damaged(path: Path, name: str, change: Callable[[np.ndarray], None]) -> None
     data = np.memmap(path, np.float32, "r+", tensor.offset, tensor.shape)
     change(data)
     data.flush()
+
+
+def test_changed_metadata_are_found(tiny_gguf: Path, tmp_path: Path) -> None:
+    expected = read_gguf(tiny_gguf).metadata
+    check_metadata(tiny_gguf, expected)
+    theta = GgufValue(500.0, gguf.GGUFValueType.FLOAT32)
+    path = with_metadata(tiny_gguf, tmp_path / "x.gguf", {"llama.rope.freq_base": theta})
+    with pytest.raises(TinyslebError, match=r"the value of `llama.rope.freq_base` is not what was written"):
+        check_metadata(path, expected)
+    more = with_metadata(tiny_gguf, tmp_path / "y.gguf", {"general.more": theta})
+    with pytest.raises(TinyslebError, match="metadata keys"):
+        check_metadata(more, expected)
 
 
 @pytest.mark.parametrize("name", ["blk.3.ffn_up.weight", "output_norm.weight", "blk.0.attn_q.weight"])

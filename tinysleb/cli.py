@@ -7,7 +7,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -26,7 +26,7 @@ from tinysleb.weights import total_bytes
 
 if TYPE_CHECKING:
     from tinysleb.distributed import Group
-    from tinysleb.gguf_file import GgufFile
+    from tinysleb.gguf_file import GgufFile, GgufValue
     from tinysleb.pruning import Windows
     from tinysleb.stopping import StoppingRule
     from tinysleb.weights import Weights
@@ -163,7 +163,7 @@ def main() -> None:
 )
 @click.option(
     "--unknown-arrays", type=click.Choice(["cut", "keep"]),
-    help="With --plan: what to do with a GGUF's arrays that have an entry for each block and are not known.",
+    help="What to do with a GGUF's arrays that have an entry for each block and are not known.",
 )  # fmt: skip
 @click.option("--resume", is_flag=True, help="Continue an unfinished search.")
 @force_option
@@ -220,8 +220,10 @@ def prune(model: Path, out: Path | None, plan_path: Path | None, **options: Any)
     "--type", "type_name", default="auto", show_default=True,
     help="Of a GGUF's matrices: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1 or q4_0; auto is the model's own.",
 )  # fmt: skip
-@click.option("--shard-size", help=f"Of a folder's files, at most.  [default: {SHARD_SIZE}]")
-@click.option("--verify", is_flag=True, help="Read the GGUF back and compare, also in llama.cpp.")
+@click.option(
+    "--shard-size", help=f"Of a folder's files, at most, but for one tensor.  [default: {SHARD_SIZE}]"
+)
+@click.option("--verify", is_flag=True, help="Read the GGUF back and compare all of it, also in llama.cpp.")
 @click.option("--draft", type=path_type, metavar="TARGET", help="Check that the GGUF can draft for this one.")
 @click.option("--pre", help="llama.cpp's name of the pre-tokenizer, where it is not recognised.")
 @force_option
@@ -249,13 +251,13 @@ def export(
         raise click.UsageError(f"{gguf_out} was read as OUT. Name the model first: export MODEL --gguf.")
     model = model or _only_shortened_folder()
     if hf_out is not None:
-        _export_folder(model, hf_out, max(1, parse_bytes(shard_size or SHARD_SIZE)), force)
+        _export_folder(model, hf_out, parse_bytes(shard_size or SHARD_SIZE), force)
         return
     name = model.resolve().name if model.is_dir() else model.stem
     out = Path(gguf_out or f"{name}.gguf")
-    _export_gguf(model, out, type_name, pre, force, draft)
+    metadata = _export_gguf(model, out, type_name, pre, force, draft)
     if verify:
-        _verify(model, out)
+        _verify(model, out, metadata)
     if draft:
         _check_draft(out, draft)
 
@@ -421,13 +423,16 @@ def _plan_for(weights: Weights, path: Path, options: dict[str, Any]) -> Plan:
     return finished
 
 
-def _refuse_moving_pattern(weights: Weights) -> None:
-    """A GGUF whose rotation follows from a block's position cannot be cut anywhere."""
+def _refuse_uncuttable(weights: Weights, unknown_arrays: str | None) -> None:
+    """Before the search: a GGUF whose rotation follows from a block's position, or with unknown arrays."""
+    from tinysleb.export.gguf_copy import cut_metadata
     from tinysleb.gguf_source import GgufWeights
 
-    if isinstance(weights, GgufWeights) and weights.config.unrotated:
+    if isinstance(weights, GgufWeights):
         kept = range(1, weights.config.blocks)
-        check_rotation_pattern(weights.config.shortened(kept), weights.path)
+        cut_metadata(weights.file, kept, 0, unknown_arrays)
+        if weights.config.unrotated:
+            check_rotation_pattern(weights.config.shortened(kept), weights.path)
 
 
 def _searched_together(weights: Weights, out: Path, unfinished: Path, options: dict[str, Any]) -> Plan | None:
@@ -451,7 +456,7 @@ def _searched(weights: Weights, out: Path, unfinished: Path, options: dict[str, 
     from tinysleb.pruning import SearchRequest, run_search
     from tinysleb.search import removable
 
-    _refuse_moving_pattern(weights)
+    _refuse_uncuttable(weights, options["unknown_arrays"])
     allowed = removable(weights.config.blocks, options["keep_first"], options["keep_last"])
     rule = _stopping_rule(weights, allowed, options)
     if rule.by_count_alone:
@@ -534,9 +539,8 @@ def _cut_unmodelled(file: GgufFile, plan_path: Path, out: Path, options: dict[st
         )
     for path in (out, _plan_path(out)):
         refuse_existing(path, options["force"], model, plan_path)
-    values = plan_to_json(plan)
-    text = json.dumps(values, separators=(",", ":"))
-    copy_gguf(file, plan.kept, out, text, options["unknown_arrays"])
+    values = _plan_values(plan, _plan_of_gguf(file))
+    copy_gguf(file, plan.kept, out, _compact_json(values), options["unknown_arrays"])
     _note_importance_matrix(file)
     write_json(_plan_path(out), values)
     click.echo(f"{out}: {len(plan.kept)} of {blocks} blocks, without {', '.join(map(str, plan.removed))}")
@@ -548,10 +552,10 @@ def _write_shortened(weights: Weights, plan: Plan, out: Path, unknown_arrays: st
     from tinysleb.huggingface_source import HuggingfaceWeights
     from tinysleb.weights import Shortened
 
-    values = plan_to_json(plan)
+    values = _plan_values(plan, _plan_inside(weights))
     if isinstance(weights, GgufWeights):
         check_rotation_pattern(weights.config.shortened(plan.kept), weights.path)
-        copy_gguf(weights.file, plan.kept, out, json.dumps(values, separators=(",", ":")), unknown_arrays)
+        copy_gguf(weights.file, plan.kept, out, _compact_json(values), unknown_arrays)
         _note_importance_matrix(weights.file)
         write_json(_plan_path(out), values)
     elif isinstance(weights, HuggingfaceWeights):
@@ -589,20 +593,23 @@ def _export_folder(model: Path, out: Path, shard_bytes: int, force: bool) -> Non
 
     weights = open_model(model)
     refuse_existing(out, force, model)
+    if out.is_file():
+        raise TinyslebError(f"{out} is a file, and a folder is to be written", "choose another output")
     kept = range(weights.config.blocks)
     if isinstance(weights, GgufWeights):
         write_huggingface_from_gguf(weights, out, shard_bytes)
     elif isinstance(weights, HuggingfaceWeights):
-        plan = _plan_beside(weights.folder)
+        plan = _plan_inside(weights)
         write_huggingface(weights, weights.folder, kept, out, plan, shard_bytes)
     click.echo(f"{out}: {len(kept)} blocks")
 
 
-def _verify(model: Path, out: Path) -> None:
+def _verify(model: Path, out: Path, metadata: Mapping[str, GgufValue]) -> None:
     from tinysleb.export.llama_cpp import is_installed
-    from tinysleb.export.verify import check_tensors, compare_with_llama_cpp
+    from tinysleb.export.verify import check_metadata, check_tensors, compare_with_llama_cpp
     from tinysleb.open_model import open_model
 
+    check_metadata(out, metadata)
     checks = list(check_tensors(out, open_model(model)))
     for check in checks:
         values = f"{check.smallest:.4g} … {check.largest:.4g}"
@@ -625,7 +632,8 @@ def _check_draft(out: Path, target: Path) -> None:
 
 def _export_gguf(
     model: Path, out: Path, type_name: str, pre: str | None, force: bool, draft: Path | None
-) -> None:
+) -> Mapping[str, GgufValue]:
+    """Write the GGUF, and say so. Returns its metadata."""
     from tinysleb.export.gguf_copy import copy_gguf
     from tinysleb.gguf_file import read_gguf
     from tinysleb.gguf_source import GgufWeights
@@ -642,20 +650,46 @@ def _export_gguf(
                 f"{model} is a GGUF already; its tensors are copied as they are, not as {type_name}",
                 f"requantise it with llama.cpp: llama-quantize {model} OUT.gguf {type_name}",
             )
-        copy_gguf(weights.file, range(weights.config.blocks), out, None)
+        if pre is not None:
+            raise TinyslebError(f"{model} is a GGUF already, and has its pre-tokenizer", "leave --pre out")
+        metadata = copy_gguf(weights.file, range(weights.config.blocks), out, None)
         _note_importance_matrix(weights.file)
-    elif isinstance(weights, HuggingfaceWeights):
+    else:
         from tinysleb.export.gguf_limits import ignored_window
         from tinysleb.export.gguf_model import write_gguf
 
-        plan = _plan_beside(weights.folder)
-        plan_text = json.dumps(plan, separators=(",", ":")) if plan else None
-        write_gguf(weights, weights.folder, out, type_name, plan_text, pre)
+        assert isinstance(weights, HuggingfaceWeights)
+        plan_text = _compact_json(plan) if (plan := _plan_inside(weights)) else None
+        metadata = write_gguf(weights, weights.folder, out, type_name, plan_text, pre)
         if window := ignored_window(weights.config):
             click.echo(f"note: llama.cpp sees beyond this model's window of {window} tokens", err=True)
     click.echo(f"{out}: {weights.config.blocks} blocks, {format_bytes(out.stat().st_size)}")
+    return metadata
 
 
-def _plan_beside(folder: Path) -> dict[str, Any]:
-    path = folder / "plan.json"
+def _plan_inside(weights: Weights) -> dict[str, Any]:
+    """The plan that a model was shortened by already, if it was."""
+    from tinysleb.gguf_source import GgufWeights
+    from tinysleb.huggingface_source import HuggingfaceWeights
+
+    if isinstance(weights, GgufWeights):
+        return _plan_of_gguf(weights.file)
+    assert isinstance(weights, HuggingfaceWeights)
+    path = weights.folder / "plan.json"
     return read_json_object(path) if path.is_file() else {}
+
+
+def _plan_of_gguf(file: GgufFile) -> dict[str, Any]:
+    with suppress(ValueError):
+        plan = json.loads(str(file.values().get("tinysleb.plan")))
+        return plan if isinstance(plan, dict) else {}
+    return {}
+
+
+def _plan_values(plan: Plan, earlier: dict[str, Any]) -> dict[str, Any]:
+    """What is stored of a plan; of a model shortened twice, with the `earlier` one."""
+    return plan_to_json(plan) | ({"earlier": earlier} if earlier else {})
+
+
+def _compact_json(values: dict[str, Any]) -> str:
+    return json.dumps(values, separators=(",", ":"))

@@ -106,8 +106,9 @@ def replaced_folder(path: Path) -> Iterator[Path]:
     with _temporary_name(path) as temporary:
         temporary.mkdir()
         yield temporary
-        for file in temporary.iterdir():
-            _flush(file)
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _flush(file)
         if path.exists():
             with _temporary_name(path) as old:
                 path.rename(old)

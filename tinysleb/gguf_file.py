@@ -336,7 +336,7 @@ def pack_gguf_header(
     """
     parts = [struct.pack("<4sIQQ", b"GGUF", VERSIONS[-1], len(tensors), len(metadata))]
     for key, item in metadata.items():
-        parts += [_pack_string(key), struct.pack("<I", item.type), _pack_value(item)]
+        parts += [_pack_string(key), struct.pack("<I", item.type), pack_value(item)]
     offset = 0
     for name, (shape, type_) in tensors.items():
         parts.append(_pack_string(name))
@@ -363,7 +363,8 @@ def _pack_string(text: str) -> bytes:
     return len(data).to_bytes(8, "little") + data
 
 
-def _pack_value(item: GgufValue) -> bytes:
+def pack_value(item: GgufValue) -> bytes:
+    """A metadata value as stored, without its type."""
     if item.type == GGUFValueType.STRING:
         return _pack_string(item.value)
     if item.type != GGUFValueType.ARRAY or item.item_type is None:

@@ -41,6 +41,29 @@ class Place:
     mask: Tensor | None
 
 
+@dataclass
+class KeyValueCache:
+    """One block's keys and values of the tokens so far, `[B, kv_heads, T, head_dim]` with room for T."""
+
+    keys: Tensor
+    values: Tensor
+    length: int = 0
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Add those of new tokens `[B, kv_heads, t, head_dim]`; returns all so far."""
+        end = self.length + keys.shape[2]
+        self.keys[:, :, self.length : end] = keys
+        self.values[:, :, self.length : end] = values
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+
+def empty_cache(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> KeyValueCache:
+    """Room for keys and values of `shape` `[B, kv_heads, T, head_dim]`."""
+    keys, values = torch.empty(2, *shape, dtype=dtype, device=device)
+    return KeyValueCache(keys, values)
+
+
 def places(config: ModelConfig, length: int, device: torch.device) -> list[Place]:
     """The place of every block, for windows of `length` tokens. Tables and masks are shared."""
     table = rotary_table(config, length, device)
@@ -93,8 +116,25 @@ def linear(hidden: Tensor, block: Mapping[str, Tensor], name: str) -> Tensor:
     return F.linear(hidden, block[name + ".weight"], block.get(name + ".bias"))
 
 
-def attention(hidden: Tensor, block: Mapping[str, Tensor], config: ModelConfig, place: Place) -> Tensor:
-    """Causal grouped-query attention (arXiv 2305.13245): `[B, T, width]` → the same."""
+def at_position(place: Place, position: int) -> Place:
+    """The place of a block for the one token at `position`, which sees those before it in a cache."""
+    table, mask = place.table, place.mask
+    if table is not None:
+        table = RotaryTable(table.cos[position : position + 1], table.sin[position : position + 1])
+    return Place(table, None if mask is None else mask[position : position + 1, : position + 1])
+
+
+def attention(
+    hidden: Tensor,
+    block: Mapping[str, Tensor],
+    config: ModelConfig,
+    place: Place,
+    cache: KeyValueCache | None = None,
+) -> Tensor:
+    """Causal grouped-query attention (arXiv 2305.13245): `[B, T, width]` → the same.
+
+    With a `cache`, `hidden` is of one new token (T = 1), which sees all that the cache holds.
+    """
     batch, length, _ = hidden.shape
 
     def heads(name: str, count: int) -> Tensor:
@@ -112,7 +152,12 @@ def attention(hidden: Tensor, block: Mapping[str, Tensor], config: ModelConfig, 
         queries, keys = rotate(queries, place.table), rotate(keys, place.table)
     queries, keys, values = queries.to(hidden.dtype), keys.to(hidden.dtype), heads("v", config.kv_heads)
     scale = config.attention_scale or config.head_dim**-0.5
-    if hidden.device.type == "cpu" and hidden.dtype != torch.float32:
+    if cache is not None:
+        keys, values = cache.append(keys, values)
+        mixed = F.scaled_dot_product_attention(
+            queries, keys, values, place.mask, scale=scale, enable_gqa=True
+        )
+    elif hidden.device.type == "cpu" and hidden.dtype != torch.float32:
         mixed = mixed_in_chunks(queries, keys, values, place.mask, scale)
     else:
         mixed = F.scaled_dot_product_attention(
@@ -154,8 +199,14 @@ def feed_forward(hidden: Tensor, block: Mapping[str, Tensor]) -> Tensor:
     return linear(gate.mul_(linear(hidden, block, "mlp.up_proj")), block, "mlp.down_proj")
 
 
-def block_forward(hidden: Tensor, block: Mapping[str, Tensor], config: ModelConfig, place: Place) -> Tensor:
-    """One transformer block: `[B, T, width]` float32 → the same, as a new tensor."""
+def block_forward(
+    hidden: Tensor,
+    block: Mapping[str, Tensor],
+    config: ModelConfig,
+    place: Place,
+    cache: KeyValueCache | None = None,
+) -> Tensor:
+    """One transformer block: `[B, T, width]` float32 → the same, as a new tensor; `cache` as there."""
     dtype = block["self_attn.o_proj.weight"].dtype
 
     def norm(states: Tensor, name: str) -> Tensor:
@@ -165,10 +216,10 @@ def block_forward(hidden: Tensor, block: Mapping[str, Tensor], config: ModelConf
         return branch if config.residual_scale == 1 else branch * config.residual_scale
 
     if config.architecture.post_norm:
-        mixed = attention(hidden.to(dtype), block, config, place)
+        mixed = attention(hidden.to(dtype), block, config, place, cache)
         hidden = hidden + scaled(norm(mixed, "post_attention"))
         return hidden.add_(scaled(norm(feed_forward(hidden.to(dtype), block), "post_feedforward")))
-    mixed = attention(norm(hidden, "input").to(dtype), block, config, place)
+    mixed = attention(norm(hidden, "input").to(dtype), block, config, place, cache)
     hidden = hidden + scaled(mixed)
     return hidden.add_(scaled(feed_forward(norm(hidden, "post_attention").to(dtype), block)))
 

@@ -61,7 +61,9 @@ class SettingsReader:
     def refuse_unread(self, harmless: frozenset[str]) -> None:
         for key, value in self.values.items():
             if key not in self.read and key not in harmless and value not in (0, False, "", [], None):
-                raise self.not_modelled(key, value, "a model without it")
+                per_block = isinstance(value, list) and len(value) == self.values.get("block_count")
+                unread = "; with prune --plan, --unknown-arrays says what to do with it" if per_block else ""
+                raise self.not_modelled(key, value, f"a model without it{unread}")
 
 
 def not_modelled(where: str, key: str, value: Any, supported: str) -> TinyslebError:
