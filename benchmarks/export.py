@@ -31,7 +31,7 @@ from gguf.quants import quantize
 
 from tinysleb.calibration import default_text
 from tinysleb.config import config_from_huggingface, tensor_shapes
-from tinysleb.export.gguf_copy import copy_gguf
+from tinysleb.export.gguf_copy import copy_gguf, shortened_gguf
 from tinysleb.export.gguf_model import write_gguf
 from tinysleb.export.gguf_writer import write_gguf_file
 from tinysleb.gguf_file import GgufValue, read_gguf
@@ -127,7 +127,7 @@ def cut(model: Path, what: str) -> None:
 
     def in_process() -> tuple[float, int]:
         begin = time.perf_counter()
-        copy_gguf(read_gguf(model), kept, out, None)
+        copy_gguf(shortened_gguf(read_gguf(model), kept), out, None)
         return time.perf_counter() - begin, 0
 
     copying, program, peer = in_turn(

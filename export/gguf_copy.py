@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from io import FileIO
@@ -13,9 +13,11 @@ from pathlib import Path
 from gguf.constants import GGUFValueType
 from gguf.utility import size_label
 
+from tinysleb.architectures import BY_GGUF_NAME
 from tinysleb.errors import TinyslebError
 from tinysleb.export.gguf_writer import tinysleb_metadata, write_all, write_gguf_file
 from tinysleb.gguf_file import GgufFile, GgufTensor, GgufValue
+from tinysleb.gguf_names import gguf_name
 
 COPY_BYTES = 1 << 20
 PER_BLOCK = frozenset(
@@ -39,21 +41,34 @@ COPIED_ONLY = frozenset(
 (`src/models` of llama.cpp) follows from a block's position."""
 
 
-def copy_gguf(
-    source: GgufFile, kept: Sequence[int], out: Path, plan_text: str | None, unknown_arrays: str | None = None
-) -> dict[str, GgufValue]:
-    """Write `source` with only the blocks in `kept`, ascending, renumbered from 0. Returns the metadata.
+def shortened_gguf(source: GgufFile, kept: Sequence[int], unknown_arrays: str | None = None) -> GgufFile:
+    """`source` with only the blocks in `kept`, ascending, renumbered from 0; its tensors lie where they did.
 
     `block_count`, `general.name`, `general.size_label` and every array with one entry a block follow
     the cut; all else stays as it is. `unknown_arrays` says what to do with arrays of that length whose
-    meaning is not known: `cut` or `keep`. Raises TinyslebError for such an array if it says nothing, or if
-    `out` cannot be written.
+    meaning is not known: `cut` or `keep`. Raises TinyslebError for such an array if it says nothing.
     """
     originals = {_renumbered(name, kept): name for name in source.tensors}
     originals.pop(None, None)
     tensors = {str(name): source.tensors[original] for name, original in originals.items()}
     parameters = sum(prod(tensor.shape) for tensor in tensors.values())
     metadata = cut_metadata(source, kept, parameters, unknown_arrays)
+    return replace(source, metadata=metadata, tensors=tensors)
+
+
+def with_tensors(source: GgufFile, tensors: Mapping[str, GgufTensor]) -> GgufFile:
+    """`source` with some of its tensors replaced: `tensors`, by their Hugging Face names, lie elsewhere."""
+    architecture = BY_GGUF_NAME[str(source.metadata["general.architecture"].value)]
+    replaced = {gguf_name(name, architecture): tensor for name, tensor in tensors.items()}
+    return replace(source, tensors={**source.tensors, **replaced})
+
+
+def copy_gguf(source: GgufFile, out: Path, plan_text: str | None) -> dict[str, GgufValue]:
+    """Write a GGUF with the bytes of `source`'s tensors, wherever they lie. Returns the metadata written.
+
+    Raises TinyslebError if `out` cannot be written, or an input changed meanwhile.
+    """
+    tensors = source.tensors
     with ExitStack() as stack:
         inputs = {tensor.file for tensor in tensors.values()}
         files = {each: stack.enter_context(FileIO(each.path, "rb")) for each in inputs}
@@ -62,7 +77,7 @@ def copy_gguf(
             _copy_bytes(files[tensors[name].file], target, tensors[name])
 
         types = {name: (tensor.shape, tensor.type) for name, tensor in tensors.items()}
-        metadata |= tinysleb_metadata(plan_text)
+        metadata = {**source.metadata, **tinysleb_metadata(plan_text)}
         write_gguf_file(out, metadata, types, source.alignment, copy)
     return metadata
 

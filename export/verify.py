@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from tinysleb.errors import TinyslebError
-from tinysleb.export.gguf_copy import copy_gguf
+from tinysleb.export.gguf_copy import copy_gguf, shortened_gguf
 from tinysleb.export.gguf_model import row_chunks
 from tinysleb.export.llama_cpp import llama_cpp_logits
 from tinysleb.gguf_file import GgufValue, pack_value, read_gguf
@@ -138,7 +138,7 @@ def _first_difference(model: GgufWeights, tokens: torch.Tensor, tolerance: float
         while high - low > 1:
             middle = (low + high) // 2
             cut = Path(folder) / "cut.gguf"
-            copy_gguf(model.file, range(middle), cut, None)
+            copy_gguf(shortened_gguf(model.file, range(middle)), cut, None)
             if _difference(open_gguf(cut), tokens) <= tolerance:
                 low = middle
             else:

@@ -21,7 +21,7 @@ from tinysleb.gguf_file import read_gguf
 from tinysleb.open_model import open_model
 
 Run = Callable[..., Any]
-FAST = ("--tokens", "tokens.npy", "--dtype", "float32", "--exact")
+FAST = ("--no-heal", "--tokens", "tokens.npy", "--dtype", "float32", "--exact")
 
 
 @pytest.fixture(autouse=True)

@@ -34,7 +34,18 @@ def plan_by(folder: Path, tokens: Tensor, run: Run, tmp_path: Path) -> Callable[
     np.save(tmp_path / "tokens.npy", tokens.numpy().astype(np.int32))
 
     def prune(metric: str, *words: str) -> Plan:
-        fixed = ["--tokens", "tokens.npy", "--dtype", "float32", "--metric", metric, "--force", "-o", "out"]
+        fixed = [
+            "--no-heal",
+            "--tokens",
+            "tokens.npy",
+            "--dtype",
+            "float32",
+            "--metric",
+            metric,
+            "--force",
+            "-o",
+            "out",
+        ]
         result = run("prune", folder, *fixed, *(words or ("--remove", "3")))
         assert result.exit_code == 0, result.output
         return read_plan(tmp_path / "out" / "plan.json")

@@ -107,7 +107,18 @@ def test_every_kind_of_block_is_searched_as_by_brute_force(
     folder, tokens = make_variant(name, tmp_path / "m"), windows(3)
     monkeypatch.chdir(tmp_path)
     np.save("tokens.npy", tokens.numpy().astype(np.int32))
-    words = ["prune", str(folder), "-o", "out", "--remove", "2", "--tokens", "tokens.npy", "--exact"]
+    words = [
+        "prune",
+        str(folder),
+        "-o",
+        "out",
+        "--remove",
+        "2",
+        "--tokens",
+        "tokens.npy",
+        "--exact",
+        "--no-heal",
+    ]
     result = CliRunner().invoke(main, [*words, "--dtype", "float32"])
     assert result.exit_code == 0, result.output
     removed, _ = brute_force(folder, tokens, 2)

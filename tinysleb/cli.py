@@ -6,10 +6,11 @@ import json
 import shlex
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -27,11 +28,14 @@ from tinysleb.weights import total_bytes
 if TYPE_CHECKING:
     from tinysleb.distributed import Group
     from tinysleb.gguf_file import GgufFile, GgufValue
+    from tinysleb.healed import HealedTensors
+    from tinysleb.healing_text import HealingText
     from tinysleb.pruning import Windows
     from tinysleb.stopping import StoppingRule
     from tinysleb.weights import Weights
 
 WINDOW_LENGTH = 1024
+HEAL_TOKENS = 32768
 SEARCH_ONLY = {"exact": "exact", "resume": "resume", "texts": "text", "token_file": "tokens"}
 SHARD_SIZE = "5GB"
 STOPPING_OPTIONS = ("remove", "ratio", "max_perplexity_increase", "fit", "speedup")
@@ -111,6 +115,16 @@ compute_options = _shared(
         help="Where to compute.",
     ),
 )
+heal_options = _shared(
+    click.option(
+        "--heal-tokens", type=click.IntRange(2), default=HEAL_TOKENS, show_default=True,
+        help="Tokens to heal on, those sampled included.",
+    ),
+    click.option(
+        "--self-text", type=click.IntRange(0), metavar="N",
+        help="How many of them the model writes itself.  [default: half]",
+    ),
+)  # fmt: skip
 force_option = click.option("--force", is_flag=True, help="Replace an existing output.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 dtype_choice = click.Choice(["auto", "float32", "bfloat16", "float16"])
@@ -159,6 +173,11 @@ def main() -> None:
 @compute_options
 @click.option("--dtype", type=dtype_choice, default="auto", show_default=True, help="Of the matrix products.")
 @click.option(
+    "--heal/--no-heal", default=None,
+    help="Repair what leaving blocks out costs.  [default: after a search]",
+)  # fmt: skip
+@heal_options
+@click.option(
     "--plan", "plan_path", type=path_type, help="Apply this plan, or as much as --remove or the like says."
 )
 @click.option(
@@ -168,7 +187,7 @@ def main() -> None:
 @click.option("--resume", is_flag=True, help="Continue an unfinished search.")
 @force_option
 @json_option
-def prune(model: Path, out: Path | None, plan_path: Path | None, **options: Any) -> None:
+def prune(model: Path, out: Path | None, **options: Any) -> None:
     """Find the blocks MODEL can do without, and write it without them.
 
     MODEL is a .safetensors file (config.json beside it), a Hugging Face folder or a .gguf. The output is of
@@ -176,13 +195,16 @@ def prune(model: Path, out: Path | None, plan_path: Path | None, **options: Any)
 
     One of --remove, --ratio, --max-perplexity-increase, --fit and --speedup says when it is enough.
 
+    What is left is healed: the last matrix of each block above the first gap is solved anew, so that the
+    model comes as near to the whole one as it can, on --text and on text that the model writes itself.
+
     Under torchrun (torchrun --nproc-per-node N -m tinysleb prune …) the processes share the search, on one
     machine or several; --memory is for each of them.
     """
     from tinysleb.gguf_source import gguf_weights
     from tinysleb.open_model import open_model
 
-    out = out or _default_output(model)
+    out, plan_path = out or _default_output(model), options["plan_path"]
     if plan_path is not None and any(options[name] for name in SEARCH_ONLY):
         names = ", ".join(f"--{name}" for name in SEARCH_ONLY.values())
         raise click.UsageError(f"With --plan there is no search: {names} do not go with it.")
@@ -192,9 +214,8 @@ def prune(model: Path, out: Path | None, plan_path: Path | None, **options: Any)
         return
     weights = open_model(model) if file is None else gguf_weights(file)
     inputs = [model, *([] if plan_path is None else [plan_path])]
-    refuse_existing(out, options["force"], *inputs)
-    if not model.is_dir():
-        refuse_existing(_plan_path(out), options["force"], *inputs)
+    _refuse_outputs(model, out, options["force"], *inputs)
+    unhealed = _why_unhealed(weights, options)
     unfinished = out.with_name(out.name + ".unfinished.json")
     if plan_path is not None:
         plan = _plan_for(weights, plan_path, options)
@@ -203,10 +224,38 @@ def prune(model: Path, out: Path | None, plan_path: Path | None, **options: Any)
         if found is None:
             return
         plan = found
-    _write_shortened(weights, plan, out, options["unknown_arrays"])
+    if unhealed and options["heal"] is None:
+        click.echo(f"not healed: {unhealed}", err=True)
+    plan = _finish(weights, plan, out, options, heal=not unhealed)
     if plan_path is None:
         unfinished.unlink(missing_ok=True)
     _print_pruned(weights, plan, out, options["as_json"], searched=plan_path is None)
+
+
+@main.command()
+@click.argument("model", type=path_type)
+@click.option("--plan", "plan_path", type=path_type, required=True, help="Which blocks are left out.")
+@click.option("-o", "--output", "out", type=path_type, required=True, help="What to write.")
+@click.option("--text", "texts", type=path_type, multiple=True, help="A UTF-8 text; repeatable.")
+@click.option("--tokens", "token_file", type=path_type, help="Windows as a .npy array, int32 [n, T].")
+@heal_options
+@click.option("--seed", default=0, show_default=True, help="Chooses windows, and what is sampled.")
+@compute_options
+@click.option("--dtype", type=dtype_choice, default="auto", show_default=True, help="Of the matrix products.")
+@force_option
+@json_option
+def heal(model: Path, plan_path: Path, out: Path, as_json: bool, **options: Any) -> None:
+    """Apply a plan to MODEL and heal it, without a search; with other text than before, for instance."""
+    from tinysleb.open_model import open_model
+
+    weights = open_model(model)
+    _refuse_outputs(model, out, options["force"], model, plan_path)
+    plan = read_plan(plan_path)
+    _check_blocks(plan, plan_path, weights)
+    options |= {"unknown_arrays": None, "heal": True, "fit": None}
+    _why_unhealed(weights, options)
+    plan = _finish(weights, plan, out, options, heal=True)
+    _print_pruned(weights, plan, out, as_json, searched=False)
 
 
 @main.command()
@@ -405,10 +454,7 @@ def _plan_for(weights: Weights, path: Path, options: dict[str, Any]) -> Plan:
     from tinysleb.stopping import ended
 
     plan = read_plan(path)
-    if plan.blocks != weights.config.blocks:
-        raise TinyslebError(
-            f"{path} is for a model of {plan.blocks} blocks, {weights.path} has {weights.config.blocks}"
-        )
+    _check_blocks(plan, path, weights)
     if not any(options[name] is not None for name in STOPPING_OPTIONS):
         return plan
     rule = _stopping_rule(weights, range(plan.blocks), options)
@@ -421,6 +467,20 @@ def _plan_for(weights: Weights, path: Path, options: dict[str, Any]) -> Plan:
             "leave --plan out, to search for more",
         )
     return finished
+
+
+def _check_blocks(plan: Plan, path: Path, weights: Weights) -> None:
+    if plan.blocks != weights.config.blocks:
+        raise TinyslebError(
+            f"{path} is for a model of {plan.blocks} blocks, {weights.path} has {weights.config.blocks}"
+        )
+
+
+def _refuse_outputs(model: Path, out: Path, force: bool, *inputs: Path) -> None:
+    """Before any slow work: the output, and the plan beside it, where it is not in a folder."""
+    refuse_existing(out, force, *inputs)
+    if not model.is_dir():
+        refuse_existing(_plan_path(out), force, *inputs)
 
 
 def _refuse_uncuttable(weights: Weights, unknown_arrays: str | None) -> None:
@@ -525,7 +585,7 @@ def _is_copied_only(file: GgufFile) -> bool:
 
 def _cut_unmodelled(file: GgufFile, plan_path: Path, out: Path, options: dict[str, Any]) -> None:
     """Apply a plan to a GGUF whose family is not modelled: its bytes are copied, whatever they mean."""
-    from tinysleb.export.gguf_copy import block_count, copy_gguf
+    from tinysleb.export.gguf_copy import block_count, copy_gguf, shortened_gguf
 
     model, plan, blocks = file.path, read_plan(plan_path), block_count(file)
     known = BY_GGUF_NAME.get(str(file.values().get("general.architecture")))
@@ -540,28 +600,102 @@ def _cut_unmodelled(file: GgufFile, plan_path: Path, out: Path, options: dict[st
     for path in (out, _plan_path(out)):
         refuse_existing(path, options["force"], model, plan_path)
     values = _plan_values(plan, _plan_of_gguf(file))
-    copy_gguf(file, plan.kept, out, _compact_json(values), options["unknown_arrays"])
+    copy_gguf(shortened_gguf(file, plan.kept, options["unknown_arrays"]), out, _compact_json(values))
     _note_importance_matrix(file)
     write_json(_plan_path(out), values)
     click.echo(f"{out}: {len(plan.kept)} of {blocks} blocks, without {', '.join(map(str, plan.removed))}")
 
 
-def _write_shortened(weights: Weights, plan: Plan, out: Path, unknown_arrays: str | None) -> None:
-    from tinysleb.export.gguf_copy import copy_gguf
+def _finish(weights: Weights, plan: Plan, out: Path, options: dict[str, Any], heal: bool) -> Plan:
+    """Heal if that is wanted, and write. Returns the plan with what healing did."""
+    if not heal or not plan.removed:
+        _write_shortened(weights, plan, out, options["unknown_arrays"], None)
+        return plan
+    from tinysleb.healed import HealedTensors
+
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".part", dir=out.parent) as folder:
+        healed = HealedTensors(Path(folder))
+        plan = _healed_plan(weights, plan, options, healed)
+        _write_shortened(weights, plan, out, options["unknown_arrays"], healed)
+    return plan
+
+
+def _why_unhealed(weights: Weights, options: dict[str, Any]) -> str | None:
+    """Why the result will not be healed, known before the slow work; None if it will.
+
+    Raises TinyslebError if healing was asked for and is impossible.
+    """
+    from tinysleb.healed import grown_types
+    from tinysleb.healing import check_can_heal
+    from tinysleb.pruning import compute_on
+
+    if options["heal"] is False:
+        return "--no-heal"
+    if options["heal"] is None and options["plan_path"] is not None:
+        return "a plan was applied as it is; tinysleb heal, or --heal, heals as well"
+    compute = compute_on(options["device"], options["dtype"], options["memory"])
+    try:
+        check_can_heal(weights, _healing_text(options), compute)
+        if options["fit"] and (recoded := grown_types(weights)):
+            raise TinyslebError(f"what is stored as {recoded} would become larger, and --fit not be kept")
+    except TinyslebError as error:
+        if options["heal"]:
+            raise
+        return error.message
+    return None
+
+
+def _healing_text(options: dict[str, Any]) -> HealingText:
+    from tinysleb.healing_text import HealingText
+
+    tokens, sampled = options["heal_tokens"], options["self_text"]
+    sampled = tokens // 2 if sampled is None else min(sampled, tokens)
+    return HealingText(options["texts"], options["token_file"], tokens, sampled, options["seed"])
+
+
+def _healed_plan(weights: Weights, plan: Plan, options: dict[str, Any], healed: HealedTensors) -> Plan:
+    from tinysleb.healing import run_healing
+    from tinysleb.pruning import compute_on
+
+    text = _healing_text(options)
+    compute = compute_on(options["device"], options["dtype"], options["memory"])
+    progress = _Progress()
+
+    def say(line: str) -> None:
+        progress.clear()
+        click.echo(line, err=True)
+
+    report = run_healing(weights, plan, text, compute, healed, say, progress)
+    return replace(plan, healing=report)
+
+
+def _write_shortened(
+    weights: Weights, plan: Plan, out: Path, unknown_arrays: str | None, healed: HealedTensors | None
+) -> None:
     from tinysleb.gguf_source import GgufWeights
     from tinysleb.huggingface_source import HuggingfaceWeights
-    from tinysleb.weights import Shortened
 
     values = _plan_values(plan, _plan_inside(weights))
     if isinstance(weights, GgufWeights):
+        from tinysleb.export.gguf_copy import copy_gguf, shortened_gguf, with_tensors
+
         check_rotation_pattern(weights.config.shortened(plan.kept), weights.path)
-        copy_gguf(weights.file, plan.kept, out, _compact_json(values), unknown_arrays)
+        file = shortened_gguf(weights.file, plan.kept, unknown_arrays)
+        if healed is not None:
+            file = with_tensors(file, healed.tensors)
+        copy_gguf(file, out, _compact_json(values))
         _note_importance_matrix(weights.file)
         write_json(_plan_path(out), values)
     elif isinstance(weights, HuggingfaceWeights):
         from tinysleb.export.huggingface import write_huggingface
+        from tinysleb.weights import Shortened
 
-        write_huggingface(Shortened(weights, plan.kept), weights.folder, plan.kept, out, values)
+        model: Weights = Shortened(weights, plan.kept)
+        if healed is not None:
+            from tinysleb.healed import Healed
+
+            model = Healed(model, healed)
+        write_huggingface(model, weights.folder, plan.kept, out, values)
 
 
 def _note_importance_matrix(file: GgufFile) -> None:
@@ -652,7 +786,7 @@ def _export_gguf(
             )
         if pre is not None:
             raise TinyslebError(f"{model} is a GGUF already, and has its pre-tokenizer", "leave --pre out")
-        metadata = copy_gguf(weights.file, range(weights.config.blocks), out, None)
+        metadata = copy_gguf(weights.file, out, None)
         _note_importance_matrix(weights.file)
     else:
         from tinysleb.export.gguf_limits import ignored_window

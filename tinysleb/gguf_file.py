@@ -65,6 +65,28 @@ class GgufTensor:
         """The number of rows; the last dimension runs along a row."""
         return math.prod(self.shape[:-1])
 
+    def read_bytes(self, start: int = 0, stop: int | None = None) -> Bytes:
+        """Rows [start, stop) as stored: uint8 `[rows, bytes per row]`."""
+        stop = self.rows if stop is None else stop
+        row_bytes = self.nbytes // max(self.rows, 1)
+        buffer = np.empty((stop - start) * row_bytes, dtype=np.uint8)
+        self.file.read(self.offset + start * row_bytes, buffer)
+        return buffer.reshape(stop - start, row_bytes)
+
+    def read_floats(self, start: int = 0, stop: int | None = None) -> Floats:
+        """Rows [start, stop), dequantised to float32 `[rows, columns]`, a few million values at a time.
+
+        Raises NotImplementedError for a type that the gguf package cannot dequantise.
+        """
+        stop = self.rows if stop is None else stop
+        columns = self.shape[-1]
+        result = np.empty((stop - start, columns), dtype=np.float32)
+        step = max(1, DEQUANTIZE_ELEMENTS // columns)
+        for row in range(start, stop, step):
+            end = min(row + step, stop)
+            result[row - start : end - start] = dequantize(self.read_bytes(row, end), self.type)
+        return result
+
 
 @dataclass(frozen=True)
 class GgufFile:
@@ -89,30 +111,18 @@ class GgufFile:
 
     def read_bytes(self, name: str, start: int = 0, stop: int | None = None) -> Bytes:
         """Rows [start, stop) of a tensor as stored: uint8 `[rows, bytes per row]`."""
-        tensor = self.tensors[name]
-        stop = tensor.rows if stop is None else stop
-        row_bytes = tensor.nbytes // max(tensor.rows, 1)
-        buffer = np.empty((stop - start) * row_bytes, dtype=np.uint8)
-        tensor.file.read(tensor.offset + start * row_bytes, buffer)
-        return buffer.reshape(stop - start, row_bytes)
+        return self.tensors[name].read_bytes(start, stop)
 
     def read_floats(self, name: str, start: int = 0, stop: int | None = None) -> Floats:
         """Rows [start, stop) of a tensor, dequantised to float32 `[rows, columns]`."""
         tensor = self.tensors[name]
-        stop = tensor.rows if stop is None else stop
-        columns = tensor.shape[-1]
-        result = np.empty((stop - start, columns), dtype=np.float32)
-        step = max(1, DEQUANTIZE_ELEMENTS // columns)
-        for row in range(start, stop, step):
-            end = min(row + step, stop)
-            try:
-                result[row - start : end - start] = dequantize(self.read_bytes(name, row, end), tensor.type)
-            except NotImplementedError as error:
-                raise TinyslebError(
-                    f"{self.path}: tensor {name!r} is stored as {tensor.type.name}, "
-                    "which cannot be dequantised here"
-                ) from error
-        return result
+        try:
+            return tensor.read_floats(start, stop)
+        except NotImplementedError as error:
+            raise TinyslebError(
+                f"{self.path}: tensor {name!r} is stored as {tensor.type.name}, "
+                "which cannot be dequantised here"
+            ) from error
 
 
 def is_gguf(path: Path) -> bool:

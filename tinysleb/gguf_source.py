@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinysleb.config import ModelConfig, config_from_gguf
-from tinysleb.gguf_file import GgufFile, read_gguf
+from tinysleb.gguf_file import GgufFile, GgufTensor, read_gguf
 from tinysleb.gguf_names import ROTARY_FACTORS, gguf_name, halved, huggingface_name, rotated_heads
 from tinysleb.weights import TensorInfo, check_complete
 
@@ -51,10 +51,18 @@ class GgufWeights:
         import torch
 
         stored = gguf_name(name, self.config.architecture)
-        if half := HALF_TYPES.get(self.tensors[name].type):
-            rows = torch.from_numpy(self.file.read_bytes(stored, start, stop))
-            return rows.view(getattr(torch, half))
-        return torch.from_numpy(self.file.read_floats(stored, start, stop))
+        half = half_rows(self.file.tensors[stored], start, stop)
+        return torch.from_numpy(self.file.read_floats(stored, start, stop)) if half is None else half
+
+
+def half_rows(tensor: GgufTensor, start: int = 0, stop: int | None = None) -> Tensor | None:
+    """Rows of a tensor in the half precision it is stored in; None if it is stored otherwise."""
+    import torch
+
+    half = HALF_TYPES.get(tensor.type.name)
+    if half is None:
+        return None
+    return torch.from_numpy(tensor.read_bytes(start, stop)).view(getattr(torch, half))
 
 
 def open_gguf(path: Path) -> GgufWeights:

@@ -153,10 +153,7 @@ def attention(
     queries, keys, values = queries.to(hidden.dtype), keys.to(hidden.dtype), heads("v", config.kv_heads)
     scale = config.attention_scale or config.head_dim**-0.5
     if cache is not None:
-        keys, values = cache.append(keys, values)
-        mixed = F.scaled_dot_product_attention(
-            queries, keys, values, place.mask, scale=scale, enable_gqa=True
-        )
+        mixed = mixed_for_one(queries, *cache.append(keys, values), place.mask, scale)
     elif hidden.device.type == "cpu" and hidden.dtype != torch.float32:
         mixed = mixed_in_chunks(queries, keys, values, place.mask, scale)
     else:
@@ -193,10 +190,39 @@ def mixed_in_chunks(
     return mixed.view(batch, heads, length, head_dim)
 
 
-def feed_forward(hidden: Tensor, block: Mapping[str, Tensor]) -> Tensor:
-    """SwiGLU (arXiv 2002.05202): down(silu(gate) * up)."""
+def mixed_for_one(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """`scaled_dot_product_attention` for one query in each row, several times as fast on a CPU.
+
+    `queries`: `[B, heads, 1, head_dim]`; `keys` and `values`: `[B, kv_heads, T, head_dim]`; `mask`: `[1, T]`.
+    """
+    grouped = (queries * scale).view(*keys.shape[:2], -1, keys.shape[-1])
+    scores = (grouped @ keys.mT).float()
+    if mask is not None:
+        scores.masked_fill_(~mask, -torch.inf)
+    return (scores.softmax(-1).to(values.dtype) @ values).view(queries.shape)
+
+
+def gated(hidden: Tensor, block: Mapping[str, Tensor]) -> Tensor:
+    """The inputs of `mlp.down_proj` in SwiGLU (arXiv 2002.05202): silu(gate) * up, `[…, intermediate]`."""
     gate = F.silu(linear(hidden, block, "mlp.gate_proj"), inplace=True)
-    return linear(gate.mul_(linear(hidden, block, "mlp.up_proj")), block, "mlp.down_proj")
+    return gate.mul_(linear(hidden, block, "mlp.up_proj"))
+
+
+def down_inputs(
+    hidden: Tensor,
+    block: Mapping[str, Tensor],
+    config: ModelConfig,
+    place: Place,
+    cache: KeyValueCache | None = None,
+) -> tuple[Tensor, Tensor]:
+    """A block up to its last product, where norms come first: the states `[B, T, width]` that the product
+    will be added to, in float32, and its inputs `[B, T, intermediate]`."""
+    dtype = block["self_attn.o_proj.weight"].dtype
+    normed = rms_norm(hidden.float(), block["input_layernorm.weight"], config.norm_eps).to(dtype)
+    mixed = attention(normed, block, config, place, cache)
+    hidden = hidden + (mixed if config.residual_scale == 1 else mixed * config.residual_scale)
+    normed = rms_norm(hidden, block["post_attention_layernorm.weight"], config.norm_eps).to(dtype)
+    return hidden, gated(normed, block)
 
 
 def block_forward(
@@ -207,21 +233,18 @@ def block_forward(
     cache: KeyValueCache | None = None,
 ) -> Tensor:
     """One transformer block: `[B, T, width]` float32 → the same, as a new tensor; `cache` as there."""
+    if not config.architecture.post_norm:
+        hidden, inputs = down_inputs(hidden, block, config, place, cache)
+        added = linear(inputs, block, "mlp.down_proj")
+        return hidden.add_(added if config.residual_scale == 1 else added * config.residual_scale)
     dtype = block["self_attn.o_proj.weight"].dtype
 
     def norm(states: Tensor, name: str) -> Tensor:
         return rms_norm(states.float(), block[f"{name}_layernorm.weight"], config.norm_eps)
 
-    def scaled(branch: Tensor) -> Tensor:
-        return branch if config.residual_scale == 1 else branch * config.residual_scale
-
-    if config.architecture.post_norm:
-        mixed = attention(hidden.to(dtype), block, config, place, cache)
-        hidden = hidden + scaled(norm(mixed, "post_attention"))
-        return hidden.add_(scaled(norm(feed_forward(hidden.to(dtype), block), "post_feedforward")))
-    mixed = attention(norm(hidden, "input").to(dtype), block, config, place, cache)
-    hidden = hidden + scaled(mixed)
-    return hidden.add_(scaled(feed_forward(norm(hidden, "post_attention").to(dtype), block)))
+    hidden = hidden + norm(attention(hidden.to(dtype), block, config, place, cache), "post_attention")
+    added = linear(gated(hidden.to(dtype), block), block, "mlp.down_proj")
+    return hidden.add_(norm(added, "post_feedforward"))
 
 
 def embed(weights: Weights, tokens: Tensor) -> Tensor:

@@ -49,6 +49,7 @@ class Plan:
     `settings` holds what the search was given: model fingerprint, text hash, windows, seed, dtype, …
     `target` is how many blocks are to go at most; fewer rounds than that is an unfinished search. `stopped`
     says why a finished one ended. `scores`: a metric's value for each block, where it is no loss per round.
+    `healing`: what was healed on, and what it did (`healing.run_healing`); nothing if it was not healed.
     """
 
     blocks: int
@@ -58,6 +59,7 @@ class Plan:
     rounds: tuple[Round, ...] = ()
     stopped: str | None = None
     scores: Mapping[int, float] = field(default_factory=dict)
+    healing: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def removed(self) -> tuple[int, ...]:
@@ -86,6 +88,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         **_with_perplexity(plan.loss),
         "settings": dict(plan.settings),
         **({"scores": dict(plan.scores)} if plan.scores else {}),
+        **({"healing": dict(plan.healing)} if plan.healing else {}),
         "rounds": rounds,
     }
 

@@ -5,7 +5,7 @@ Many sequences are sampled at once, one token a step, with a key/value cache. Th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,33 +37,47 @@ def sample(
     *,
     seed: int,
     temperature: float = 1.0,
+    at_once: int = 64,
     progress: Callable[[float], None] = lambda _part: None,
 ) -> Tensor:
     """Continue each of `prompts` (at least one token each) to `length` tokens: int64 `[n, length]`.
 
     Tokens are drawn from the softmax of the logits divided by `temperature`; the most probable ones are
-    taken if it is 0. The same seed gives the same tokens.
+    taken if it is 0. `at_once`: sequences in a batch. The same seed gives the same tokens.
     """
-    config, count = weights.config, len(prompts)
     model = _load(weights, dtype, device)
-    shape = (count, config.kv_heads, length, config.head_dim)
-    caches = [empty_cache(shape, dtype, device) for _ in range(config.blocks)]
-    stack = places(config, length, device)
-    tokens = torch.full((count, length), -1, dtype=torch.int64)
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.full((len(prompts), length), -1, dtype=torch.int64)
     for row, prompt in zip(tokens, prompts, strict=True):
         row[: len(prompt)] = torch.tensor(prompt[:length])
-    generator = torch.Generator(device="cpu").manual_seed(seed)
+    for first in range(0, len(prompts), at_once):
+        batch = tokens[first : first + at_once]
+        for position, logits in _steps(weights, model, batch, device):
+            drawn = draw(logits, temperature, generator)
+            following = batch[:, position + 1]
+            batch[:, position + 1] = torch.where(following < 0, drawn, following)
+            done = first + len(batch) * (position + 2) / length
+            progress(done / len(prompts))
+    return tokens
+
+
+def _steps(
+    weights: Weights, model: _Resident, tokens: Tensor, device: torch.device
+) -> Iterator[tuple[int, Tensor]]:
+    """Each position but the last, and the logits `[n, vocabulary]` after it; by then the caller has filled
+    in the token there."""
+    config, (count, length) = weights.config, tokens.shape
+    dtype = model.embedding.dtype
+    stack = places(config, length, device)
+    shape = (count, config.kv_heads, length, config.head_dim)
+    caches = [empty_cache(shape, dtype, device) for _ in stack]
     for position in range(length - 1):
         hidden = F.embedding(tokens[:, position : position + 1].to(device), model.embedding).float()
         hidden = hidden * config.embedding_scale
         for block, place, cache in zip(model.blocks, stack, caches, strict=True):
             hidden = block_forward(hidden, block, config, at_position(place, position), cache)
-        logits = F.linear(final_norm(weights, hidden[:, 0], dtype), model.head).float()
-        drawn = _draw(logits, temperature, generator)
-        following = tokens[:, position + 1]
-        tokens[:, position + 1] = torch.where(following < 0, drawn, following)
-        progress((position + 2) / length)
-    return tokens
+        normed = final_norm(weights, hidden[:, 0], dtype)
+        yield position, F.linear(normed, model.head).float()
 
 
 def resident_model_bytes(weights: Weights, item_bytes: int) -> int:
@@ -87,7 +101,7 @@ def _load(weights: Weights, dtype: torch.dtype, device: torch.device) -> _Reside
     return _Resident(blocks, embedding, head)
 
 
-def _draw(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
+def draw(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
     """One token for each row of logits `[n, vocabulary]`, on the CPU."""
     if temperature == 0:
         return logits.argmax(-1).cpu()

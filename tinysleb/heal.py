@@ -1,0 +1,222 @@
+"""Healing: one walk up two stacks, the whole model and the shortened one, repairing the latter on the way.
+
+Leaving blocks out shifts the hidden states. For each kept block from the first gap on, `mlp.down_proj`
+becomes the ridge solution that brings the shortened model's states nearest to the whole model's, just before
+the next kept block. Rows count by the inverse mean square of the whole model's state. Nothing is trained.
+Related: ReplaceMe (arXiv 2505.02819), which fits one linear map at one cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tinysleb.config import ModelConfig, block_parameter_count, block_prefix
+from tinysleb.errors import TinyslebError
+from tinysleb.healed import HealedTensors, decode, encode, encoding_for
+from tinysleb.loading import Block, load_blocks
+from tinysleb.memory import CALL_TOKENS, format_bytes, rounded_up, working_bytes
+from tinysleb.model import Place, chunks, down_inputs, embed, linear, places
+from tinysleb.ridge import NormalEquations, solve
+from tinysleb.search import Compute
+from tinysleb.sweep import advance
+from tinysleb.weights import Weights
+
+RIDGE = 0.3
+STEP = 0.9
+"""How far to go from the old weights to the solution: going all the way fits the text at hand, and little
+else, a little better."""
+NAME = "mlp.down_proj.weight"
+
+
+@dataclass(frozen=True)
+class HealedBlock:
+    """What healing did to a block, by its original index.
+
+    Errors are mean squares, relative to the whole model's states, on windows held back from the fit: with
+    the old weights, with the solution, and with the solution as it is stored (in `type`). `healed` is False
+    if the old weights were as good, and stayed.
+    """
+
+    block: int
+    before: float
+    after: float
+    stored: float
+    type: str
+    healed: bool
+
+
+@dataclass(frozen=True)
+class HealingMemory:
+    """How healing uses its memory: whether equations are solved by a factor, and whether inputs are kept."""
+
+    direct: bool
+    inputs_kept: bool
+
+
+def plan_healing_memory(config: ModelConfig, shape: tuple[int, int], compute: Compute) -> HealingMemory:
+    """Divide the budget for windows of `shape` `(n, T)`. Raises TinyslebError with the least that would do.
+
+    Counted are three blocks (the one that is healed, the one above, the next one being read), one call's
+    activations, two streams, and the normal equations, whose factor takes five times their own size.
+    """
+    tokens, item = shape[0] * shape[1], compute.dtype.itemsize
+    fixed = compute.memory.resident + working_bytes(config, shape[1], item)
+    fixed += 2 * block_parameter_count(config) * item + 2 * tokens * config.width * 4
+    equations = config.intermediate * (config.intermediate + 6 * config.width) * 4
+    kept = tokens * (config.intermediate * item + config.width * 4)
+    left = compute.memory.total - fixed
+    if left < equations:
+        raise TinyslebError(
+            f"--memory {format_bytes(compute.memory.total)} is too little for healing on {tokens} tokens",
+            f"at least {format_bytes(rounded_up(fixed + equations))} would do, or fewer --heal-tokens",
+        )
+    direct = left >= 5 * equations
+    return HealingMemory(direct, left - (5 if direct else 1) * equations >= kept)
+
+
+@torch.inference_mode()
+def heal(
+    weights: Weights,
+    kept: Sequence[int],
+    fit: Tensor,
+    check: Tensor,
+    compute: Compute,
+    healed: HealedTensors,
+    progress: Callable[[float], None],
+) -> list[HealedBlock]:
+    """Heal the model made of the blocks `kept` (ascending) of `weights`, storing tensors in `healed`.
+
+    `fit` `[n, T]` are the windows to solve for, `check` `[m, T]` those held back. Blocks are read one after
+    the other. Raises TinyslebError if there is too little memory, if a family's feed-forward is not the
+    last thing added to the states, or if a number is not finite; then `healed` is of no use.
+    """
+    config = weights.config
+    check_healable(config, weights)
+    tokens = torch.cat([fit, check]).to(compute.device)
+    walk = _Walk(weights, tokens, len(fit), compute, healed)
+    first_gap = next((index for index in range(config.blocks) if index not in kept), config.blocks)
+    blocks = load_blocks(weights, range(config.blocks), compute.dtype, compute.device, ahead=True)
+    results: list[HealedBlock] = []
+    pending: tuple[int, Block] | None = None
+    for index in range(config.blocks):
+        block = next(blocks)
+        if index == max(first_gap - 1, 0):
+            walk.part()
+        if index in kept:
+            pending = (index, block)
+        advance(walk.teacher, block, config, walk.stack[index])
+        del block
+        if pending is not None and walk.parted and (index + 1 in kept or index + 1 == config.blocks):
+            results.append(walk.repair(*pending, name=block_prefix(kept.index(pending[0])) + NAME))
+            pending = None
+        progress((index + 1) / config.blocks)
+    return results
+
+
+def check_healable(config: ModelConfig, weights: Weights) -> None:
+    """Raise TinyslebError for a family whose `mlp.down_proj` is followed by a norm."""
+    if config.architecture.post_norm:
+        raise TinyslebError(
+            f"{weights.path}: {config.architecture.huggingface} norms what a block adds, and cannot be healed"
+        )
+
+
+class _Walk:
+    """The states of both stacks, `[n + m, T, width]`; one tensor until the first gap is near."""
+
+    def __init__(
+        self, weights: Weights, tokens: Tensor, fitted: int, compute: Compute, healed: HealedTensors
+    ) -> None:
+        self.weights, self.config, self.fitted, self.healed = weights, weights.config, fitted, healed
+        self.memory = plan_healing_memory(self.config, (tokens.shape[0], tokens.shape[1]), compute)
+        self.stack = places(self.config, tokens.shape[1], tokens.device)
+        self.teacher = embed(weights, tokens)
+        self.student = self.teacher
+        size = max(1, CALL_TOKENS // tokens.shape[1])
+        self.fit_groups = list(chunks(fitted, size))
+        rest = chunks(len(tokens) - fitted, size)
+        self.check_groups = [(fitted + first, fitted + last) for first, last in rest]
+
+    @property
+    def parted(self) -> bool:
+        """Whether the shortened model's states are its own."""
+        return self.student is not self.teacher
+
+    def part(self) -> None:
+        """From here on, the two differ."""
+        self.student = self.teacher.clone()
+
+    def repair(self, index: int, block: Block, name: str) -> HealedBlock:
+        """Solve for a block's last product, store it, and send the shortened model's states through."""
+        place, old = self.stack[index], block[NAME].float()
+        equations = NormalEquations(old.shape[1], old.shape[0], old.device)
+        inputs: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        for group in self.fit_groups:
+            states, x = self._inputs(group, block, place)
+            missing, weight = self._missing(group, states, block)
+            equations.add(x.flatten(0, 1), missing, weight)
+            if self.memory.inputs_kept:
+                inputs[group] = (states, x)
+        if not equations.finite:
+            raise TinyslebError(
+                f"{self.weights.path}: what block {index} computes is not finite, and cannot be healed",
+                "the weights may be damaged, or need --dtype float32; --no-heal leaves healing out",
+            )
+        solution = old + STEP * (solve(equations, old, RIDGE, direct=self.memory.direct) - old)
+        del equations
+        return self._finish(index, block, place, name, solution, inputs)
+
+    def _finish(
+        self,
+        index: int,
+        block: Block,
+        place: Place,
+        name: str,
+        solution: Tensor,
+        inputs: dict[tuple[int, int], tuple[Tensor, Tensor]],
+    ) -> HealedBlock:
+        stored_type = self.weights.tensors[block_prefix(index) + NAME].type
+        type_ = encoding_for(stored_type, solution.shape[1])
+        data = encode(solution, type_)
+        stored = decode(data, type_).to(solution.device)
+        before, after, as_stored = self._errors(block, place, (block[NAME].float(), solution, stored))
+        better = as_stored < before
+        if better:
+            self.healed.add(name, solution.shape, data, type_)
+            block = block | {NAME: stored.to(block[NAME].dtype)}
+        for group in (*self.fit_groups, *self.check_groups):
+            states, x = inputs.pop(group) if group in inputs else self._inputs(group, block, place)
+            added = linear(x, block, "mlp.down_proj")
+            self.student[slice(*group)] = states + added * self.config.residual_scale
+        return HealedBlock(index, before, after, as_stored, type_.name, better)
+
+    def _inputs(self, group: tuple[int, int], block: Block, place: Place) -> tuple[Tensor, Tensor]:
+        return down_inputs(self.student[slice(*group)], block, self.config, place)
+
+    def _missing(self, group: tuple[int, int], states: Tensor, block: Block) -> tuple[Tensor, Tensor]:
+        """What the product should add to reach the whole model's states, `[rows, width]`; rows' weights."""
+        target = self.teacher[slice(*group)]
+        missing = (target - states) / self.config.residual_scale
+        if (bias := block.get("mlp.down_proj.bias")) is not None:
+            missing -= bias.float()
+        weight = target.square().mean(-1).clamp_min(torch.finfo(torch.float32).tiny).reciprocal()
+        return missing.flatten(0, 1), weight.flatten()
+
+    def _errors(self, block: Block, place: Place, weights: Sequence[Tensor]) -> list[float]:
+        """The relative error with each of `weights` on the windows held back."""
+        totals, rows = [0.0] * len(weights), 0
+        for group in self.check_groups:
+            states, x = self._inputs(group, block, place)
+            missing, weight = self._missing(group, states, block)
+            x = x.flatten(0, 1).float()
+            rows += len(x)
+            for slot, each in enumerate(weights):
+                square = (missing - F.linear(x, each)).square().mean(1) * weight
+                totals[slot] += square.double().sum().item()
+        scale = self.config.residual_scale**2
+        return [scale * total / rows for total in totals]

@@ -1,0 +1,72 @@
+"""Ridge regression towards given weights, from normal equations: the maths of healing, as pure functions.
+
+Minimised over W `[out, in]` is the sum over rows of w |y - W x|², plus a penalty on the distance from W₀ of
+`ridge` times the mean of the diagonal of Σ w x xᵀ. Sums are float32; the factor is float64.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+COLUMNS = 384
+"""Columns of the Gram matrix computed at a time: what lies below the diagonal blocks is spared."""
+TOLERANCE, MOST_STEPS = 1e-6, 1000
+
+
+class NormalEquations:
+    """Σ w x xᵀ `[in, in]` (its upper part), and Σ w x yᵀ `[in, out]`, in float32."""
+
+    def __init__(self, inputs: int, outputs: int, device: torch.device) -> None:
+        self.gram = torch.zeros(inputs, inputs, device=device)
+        self.cross = torch.zeros(inputs, outputs, device=device)
+
+    def add(self, inputs: Tensor, outputs: Tensor, weight: Tensor) -> None:
+        """Add rows: x `[m, in]`, y `[m, out]`, w `[m]`."""
+        root = weight.sqrt().unsqueeze(1)
+        x, y = inputs.float() * root, outputs.float() * root
+        for start in range(0, x.shape[1], COLUMNS):
+            self.gram[start : start + COLUMNS, start:] += x[:, start : start + COLUMNS].T @ x[:, start:]
+        self.cross += x.T @ y
+
+    @property
+    def finite(self) -> bool:
+        """Whether all sums are numbers; a weight that is not would show on the diagonal."""
+        return bool(self.gram.diagonal().isfinite().all() and self.cross.isfinite().all())
+
+
+def solve(equations: NormalEquations, old: Tensor, ridge: float, *, direct: bool = True) -> Tensor:
+    """The solution W `[out, in]` in float32; `old` is W₀ `[out, in]`. The equations are used up.
+
+    `direct`: by Cholesky's factor in float64, else by conjugate gradients in float32, which need a third of
+    the memory (Golub and Van Loan, Matrix Computations, 4.2 and 11.3).
+    """
+    penalty = ridge * equations.gram.diagonal().mean()
+    right = equations.cross + penalty * old.T.to(equations.cross)
+    gram = equations.gram
+    for start in range(0, len(gram), COLUMNS):  # the lower part from the upper, without a copy of all
+        gram[start:, start : start + COLUMNS] = gram[start : start + COLUMNS, start:].T.clone()
+    gram.diagonal().add_(penalty)
+    if not direct:
+        return _conjugate_gradients(gram, right, old.T.to(right)).T
+    factor = torch.linalg.cholesky(gram.cpu().double())
+    return torch.cholesky_solve(right.cpu().double(), factor).float().to(right.device).T
+
+
+def _conjugate_gradients(matrix: Tensor, right: Tensor, start: Tensor) -> Tensor:
+    """Solve for all columns of `right` at once, each with its own steps, beginning at `start`."""
+    solution = start.clone()
+    residual = right - matrix @ solution
+    direction = residual.clone()
+    squared = residual.square().sum(0)
+    enough = right.square().sum(0) * TOLERANCE**2
+    for _ in range(MOST_STEPS):
+        if (squared <= enough).all():
+            break
+        product = matrix @ direction
+        step = squared / (direction * product).sum(0).clamp_min(torch.finfo(torch.float32).tiny)
+        solution += direction * step
+        residual -= product * step
+        before, squared = squared, residual.square().sum(0)
+        direction = residual + direction * (squared / before.clamp_min(torch.finfo(torch.float32).tiny))
+    return solution
