@@ -58,7 +58,7 @@ def run_healing(
 
     Raises TinyslebError as `heal` does, or if there is no text."""
     sources = list(_sources(weights, text, compute, say, progress))
-    fit, check = _divided(sources)
+    fit, check = divided(torch.cat([source.fit for source in sources]))
     shape = (len(fit) + len(check), fit.shape[1])
     if not plan_healing_memory(weights.config, shape, compute).direct:
         say("healing: equations too wide for a factor within --memory; conjugate gradients solve them")
@@ -97,9 +97,8 @@ def _sources(
         say(f"no text is sampled from the model: {error.message}")
 
 
-def _divided(sources: list[Source]) -> tuple[torch.Tensor, torch.Tensor]:
-    """All windows to fit, and those of them that check the result, taken evenly from all sources."""
-    windows = torch.cat([source.fit for source in sources])
+def divided(windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Windows `[n, T]` to fit, and those of them that check the result, taken evenly."""
     checked = torch.arange(len(windows)) % CHECKED == CHECKED - 1
     if not checked.any():
         checked[-1] = True

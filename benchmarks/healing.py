@@ -1,0 +1,200 @@
+"""What healing wins back, against no repair and against ReplaceMe (arXiv 2505.02819), on the same text.
+
+    python benchmarks/healing.py MODEL PLAN TEXT [--blocks 3 6 9]
+
+PLAN removes at least as many blocks as are asked for. Two kinds of text: TEXT, and the documentation that
+comes with Python; 48 windows of each are only measured on. The gap is what leaving blocks out costs in perplexity;
+printed is the part of it that is closed. ReplaceMe fits one linear map for each gap, from the output of the
+feed-forward before it, on the whole model's states; the map is multiplied into `down_proj`. Weights are
+kept in float32, so that all methods are compared before rounding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from gguf.constants import GGMLQuantizationType
+from torch import Tensor
+from torch.nn import functional as F
+
+from tinysleb.calibration import from_text
+from tinysleb.config import block_prefix
+from tinysleb.evaluate import evaluate
+from tinysleb.heal import NAME, heal
+from tinysleb.healed import Healed, HealedTensors, encode
+from tinysleb.healing import divided
+from tinysleb.healing_text import HealingText, self_source
+from tinysleb.loading import load_block
+from tinysleb.metrics import search_by_metric
+from tinysleb.model import chunks, down_inputs, embed, places
+from tinysleb.open_model import open_model
+from tinysleb.plan import Plan, perplexity
+from tinysleb.pruning import compute_on
+from tinysleb.search import Compute, removable
+from tinysleb.sweep import advance
+from tinysleb.tokenizer import open_tokenizer
+from tinysleb.weights import Shortened, TensorInfo, Weights
+
+LENGTH = 256
+MEASURED = 48
+"""Windows of each kind that are only measured on."""
+SELECTION = 16
+"""Windows of Python's documentation from which ReplaceMe chooses its blocks."""
+REPLACE_ME_RIDGE = 1e-3
+
+
+@dataclass(frozen=True)
+class InFloat32:
+    """A model whose last products are said to be stored in float32, so that healing does not round them."""
+
+    source: Weights
+
+    @property
+    def path(self) -> Path:
+        return self.source.path
+
+    @property
+    def config(self):  # type: ignore[no-untyped-def]
+        return self.source.config
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        found = dict(self.source.tensors)
+        for name, info in found.items():
+            if name.endswith(NAME):
+                found[name] = TensorInfo(info.shape, "F32", info.nbytes)
+        return found
+
+    def tensor(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        return self.source.tensor(name, start, stop)
+
+
+class Bench:
+    def __init__(self, model: Path, text: Path) -> None:
+        source = open_model(model)
+        self.weights: Weights = InFloat32(source)
+        self.compute: Compute = compute_on("auto", "auto", "6GiB")
+        tokenizer, rows = open_tokenizer(source), source.config.vocab_size
+        kinds = {
+            kind: from_text(tokenizer, files, LENGTH, None, 0, rows).tokens
+            for kind, files in (("text", [text]), ("docs", []))
+        }
+        self.measured = {kind: windows[:MEASURED] for kind, windows in kinds.items()}
+        self.fit = {kind: windows[MEASURED:] for kind, windows in kinds.items()}
+        begin = time.monotonic()
+        wanted = HealingText((), None, 16384, 16384, seed=0)
+        self.fit["self"] = self_source(source, wanted, self.compute, lambda _part: None).fit
+        count = self.fit["self"].numel()
+        print(f"sampling {count} tokens (and those held back): {time.monotonic() - begin:.0f} s", flush=True)
+        self.dense = self.perplexities(self.weights)
+
+    def perplexities(self, weights: Weights) -> dict[str, float]:
+        def one(windows: Tensor) -> float:
+            return perplexity(evaluate(weights, windows, self.compute, lambda _part: None).loss)
+
+        return {kind: one(windows) for kind, windows in self.measured.items()}
+
+    def mixed(self, **tokens: int) -> Tensor:
+        return torch.cat([self.fit[kind][: count // LENGTH] for kind, count in tokens.items()])
+
+    def row(self, what: str, removed: Sequence[int], windows: Tensor | None, peer: bool = False) -> None:
+        kept = [index for index in range(self.weights.config.blocks) if index not in removed]
+        shortened = Shortened(self.weights, tuple(kept))
+        before = self.perplexities(shortened)
+        with tempfile.TemporaryDirectory() as folder:
+            tensors = HealedTensors(Path(folder))
+            begin = time.monotonic()
+            if windows is not None:
+                if peer:
+                    replace_me(self.weights, kept, windows, self.compute, tensors)
+                else:
+                    parts = divided(windows)
+                    heal(self.weights, kept, *parts, self.compute, tensors, lambda _part: None)
+            seconds = time.monotonic() - begin
+            after = self.perplexities(Healed(shortened, tensors))
+        cells = []
+        for kind, dense in self.dense.items():
+            gap = (before[kind] - after[kind]) / (before[kind] - dense)
+            cells.append(f"{before[kind]:>9.1f} -> {after[kind]:>6.1f} {gap:>6.0%}")
+        print(f"{what:<44}{'  '.join(cells)} {seconds:>6.0f} s", flush=True)
+
+
+@torch.inference_mode()
+def replace_me(
+    weights: Weights, kept: Sequence[int], windows: Tensor, compute: Compute, tensors: HealedTensors
+) -> None:
+    """The linear map T of section 3 for each gap: least squares from the feed-forward's output M to what the
+    states L after the gap lack of the states Y before it was added: T = (M'M + a)⁻¹ M'(L - Y)."""
+    config = weights.config
+    stack = places(config, windows.shape[1], compute.device)
+    hidden = embed(weights, windows.to(compute.device))
+    pending: tuple[int, Tensor, Tensor, Tensor] | None = None
+    for index in range(config.blocks):
+        block = load_block(weights, index, compute.dtype, compute.device)
+        if index in kept and index + 1 < config.blocks and index + 1 not in kept:
+            parts = [down_inputs(hidden[a:b], block, config, stack[index]) for a, b in chunks(len(hidden), 8)]
+            before, inputs = (torch.cat(items).flatten(0, 1) for items in zip(*parts, strict=True))
+            down = block[NAME]
+            pending = (index, before, F.linear(inputs, down).float(), down.float())
+        advance(hidden, block, config, stack[index])
+        if pending is not None and index not in kept and (index + 1 == config.blocks or index + 1 in kept):
+            at, before, outputs, down = pending
+            gram = (outputs.T @ outputs).double()
+            gram.diagonal().add_(REPLACE_ME_RIDGE * gram.diagonal().mean())
+            cross = (outputs.T @ (hidden.flatten(0, 1) - before)).double()
+            merged = torch.linalg.solve(gram, cross).float().T @ down
+            name = block_prefix(kept.index(at)) + NAME
+            tensors.add(
+                name, merged.shape, encode(merged, GGMLQuantizationType.F32), GGMLQuantizationType.F32
+            )
+            pending = None
+
+
+def contiguous(bench: Bench, count: int) -> list[int]:
+    """The run of blocks whose input and output are nearest in angle, which is how ReplaceMe chooses."""
+    blocks = bench.weights.config.blocks
+    plan = Plan(blocks, count, {"metric": "cosine"})
+    windows = bench.fit["docs"][:SELECTION]
+    allowed = removable(blocks, 1, 1)
+    *_, plan = search_by_metric(
+        bench.weights, windows, plan, bench.compute,
+        allowed=allowed, exact=True, every_loss=False, progress=lambda _what, _part: None,
+    )  # fmt: skip
+    return sorted(plan.removed)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("plan", type=Path)
+    parser.add_argument("text", type=Path)
+    parser.add_argument("--blocks", type=int, nargs="+", default=[3, 6, 9])
+    options = parser.parse_args()
+    removed = json.loads(options.plan.read_text())["removed"]
+    bench = Bench(options.model, options.text)
+    shown = ", ".join(f"{kind} {value:.1f}" for kind, value in bench.dense.items())
+    print(f"whole model: {shown}\n{'':<44}{'text':>25}{'docs':>27}")
+    six = removed[:6]
+    bench.row("6: 16 k of the text", six, bench.mixed(text=16384))
+    bench.row("6: 48 k of the text", six, bench.mixed(text=49152))
+    bench.row("6: 16 k of the docs", six, bench.mixed(docs=16384))
+    bench.row("6: 16 k sampled", six, bench.mixed(self=16384))
+    bench.row("6: 16 k sampled + 16 k docs", six, bench.mixed(self=16384, docs=16384))
+    broad = bench.mixed(self=16384, docs=8192, text=8192)
+    for count in options.blocks:
+        for name, chosen in (("searched", removed[:count]), ("contiguous", contiguous(bench, count))):
+            print(f"{count} blocks, {name}: {sorted(chosen)}")
+            bench.row("    not repaired", chosen, None)
+            bench.row("    ReplaceMe's maps, the broad 32 k", chosen, broad, peer=True)
+            bench.row("    healed, the broad 32 k", chosen, broad)
+
+
+if __name__ == "__main__":
+    main()
