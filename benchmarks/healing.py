@@ -3,10 +3,10 @@
     python benchmarks/healing.py MODEL PLAN TEXT [--blocks 3 6 9]
 
 PLAN removes at least as many blocks as are asked for. Two kinds of text: TEXT, and the documentation that
-comes with Python; 48 windows of each are only measured on. The gap is what leaving blocks out costs in perplexity;
-printed is the part of it that is closed. ReplaceMe fits one linear map for each gap, from the output of the
-feed-forward before it, on the whole model's states; the map is multiplied into `down_proj`. Weights are
-kept in float32, so that all methods are compared before rounding.
+comes with Python; 48 windows of each are only measured on. The gap is what leaving blocks out costs in
+perplexity; printed is the part of it that is closed. ReplaceMe fits one linear map for each gap, from the
+output of the feed-forward before it, on the whole model's states; the map is multiplied into `down_proj`.
+Weights are kept in float32, so that all methods are compared before rounding.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ LAYERS = (
     "huggingface_source gguf_source fingerprint device distributed loading states",
     "model stopping",
     "healed ridge",
-    "open_model tokenizer sweep sampling",
+    "open_model tokenizer sweep sampling rounding",
     "inspect calibration search",
     "evaluate heal healing_text",
     "metrics estimate healing",

@@ -1,13 +1,17 @@
-"""The ridge solver against numpy's least squares."""
+"""The ridge solver against numpy's least squares, and rounding against plain rounding."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+from gguf.constants import GGMLQuantizationType
 from torch import Tensor
 
+from tinysleb.gguf_file import Bytes
+from tinysleb.healed import decode, encode
 from tinysleb.ridge import NormalEquations, solve
+from tinysleb.rounding import encode_fed_forward
 
 RANDOM = torch.Generator().manual_seed(3)
 INPUTS, OUTPUTS, ROWS = 500, 40, 900
@@ -38,12 +42,27 @@ def test_least_squares_with_the_penalty_as_rows(ridge: float, direct: bool) -> N
     expected = np.linalg.lstsq(
         np.vstack([a, penalty * np.eye(INPUTS)]), np.vstack([b, penalty * old.double().numpy().T]), rcond=None
     )[0].T
-    found = solve(equations(x, y, w), old, ridge, direct=direct)
+    found, _ = solve(equations(x, y, w), old, ridge, direct=direct)
     np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("direct", [True, False])
 def test_a_large_penalty_keeps_the_old_weights(direct: bool) -> None:
     x, y, w, old = problem()
-    found = solve(equations(x, y, w), old, 1e7, direct=direct)
+    found, _ = solve(equations(x, y, w), old, 1e7, direct=direct)
     torch.testing.assert_close(found, old, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("type_", [GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q4_1])
+def test_rounding_that_feeds_errors_forward_costs_less(type_: GGMLQuantizationType) -> None:
+    """The cost of a deviation, measured on the rows themselves."""
+    x = torch.randn(2000, 128, generator=RANDOM) @ torch.randn(128, 256, generator=RANDOM)
+    values = torch.randn(24, 256, generator=RANDOM)
+    factor = torch.linalg.cholesky((x.T @ x).double() + 10 * torch.eye(256, dtype=torch.float64))
+
+    def cost(data: Bytes) -> float:
+        return ((decode(data, type_) - values) @ x.T).square().mean().item()
+
+    plain, fed = encode(values, type_), encode_fed_forward(values, factor, type_)
+    assert fed.shape == plain.shape
+    assert cost(fed) < 0.6 * cost(plain)

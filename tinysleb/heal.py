@@ -12,16 +12,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from gguf.constants import GGMLQuantizationType
 from torch import Tensor
 from torch.nn import functional as F
 
 from tinysleb.config import ModelConfig, block_parameter_count, block_prefix
 from tinysleb.errors import TinyslebError
+from tinysleb.gguf_file import Bytes
 from tinysleb.healed import HealedTensors, decode, encode, encoding_for
 from tinysleb.loading import Block, load_blocks
 from tinysleb.memory import CALL_TOKENS, format_bytes, rounded_up, working_bytes
 from tinysleb.model import Place, chunks, down_inputs, embed, linear, places
 from tinysleb.ridge import NormalEquations, solve
+from tinysleb.rounding import FEW_BITS, encode_fed_forward
 from tinysleb.search import Compute
 from tinysleb.sweep import advance
 from tinysleb.weights import Weights
@@ -167,9 +170,15 @@ class _Walk:
                 f"{self.weights.path}: what block {index} computes is not finite, and cannot be healed",
                 "the weights may be damaged, or need --dtype float32; --no-heal leaves healing out",
             )
-        solution = old + STEP * (solve(equations, old, RIDGE, direct=self.memory.direct) - old)
-        del equations
-        return self._finish(index, block, place, name, solution, inputs)
+        found, factor = solve(equations, old, RIDGE, direct=self.memory.direct)
+        solution = old + STEP * (found - old)
+        type_ = encoding_for(self.weights.tensors[block_prefix(index) + NAME].type, solution.shape[1])
+        if factor is None or type_.name not in FEW_BITS:
+            data = encode(solution, type_)
+        else:
+            data = encode_fed_forward(solution, factor, type_)
+        del equations, factor
+        return self._finish(index, block, place, name, solution, (data, type_), inputs)
 
     def _finish(
         self,
@@ -178,11 +187,10 @@ class _Walk:
         place: Place,
         name: str,
         solution: Tensor,
+        encoded: tuple[Bytes, GGMLQuantizationType],
         inputs: dict[tuple[int, int], tuple[Tensor, Tensor]],
     ) -> HealedBlock:
-        stored_type = self.weights.tensors[block_prefix(index) + NAME].type
-        type_ = encoding_for(stored_type, solution.shape[1])
-        data = encode(solution, type_)
+        data, type_ = encoded
         stored = decode(data, type_).to(solution.device)
         before, after, as_stored = self._errors(block, place, (block[NAME].float(), solution, stored))
         better = as_stored < before

@@ -35,11 +35,14 @@ class NormalEquations:
         return bool(self.gram.diagonal().isfinite().all() and self.cross.isfinite().all())
 
 
-def solve(equations: NormalEquations, old: Tensor, ridge: float, *, direct: bool = True) -> Tensor:
-    """The solution W `[out, in]` in float32; `old` is W₀ `[out, in]`. The equations are used up.
+def solve(
+    equations: NormalEquations, old: Tensor, ridge: float, *, direct: bool = True
+) -> tuple[Tensor, Tensor | None]:
+    """The solution W `[out, in]` in float32, and the factor of Σ w x xᵀ with the penalty, if there is one.
 
-    `direct`: by Cholesky's factor in float64, else by conjugate gradients in float32, which need a third of
-    the memory (Golub and Van Loan, Matrix Computations, 4.2 and 11.3).
+    `old` is W₀ `[out, in]`. The equations are used up. `direct`: by Cholesky's factor, lower, in float64 on
+    the CPU; else by conjugate gradients in float32, which need a fifth of the memory (Golub and Van Loan,
+    Matrix Computations, 4.2 and 11.3).
     """
     penalty = ridge * equations.gram.diagonal().mean()
     right = equations.cross + penalty * old.T.to(equations.cross)
@@ -48,9 +51,9 @@ def solve(equations: NormalEquations, old: Tensor, ridge: float, *, direct: bool
         gram[start:, start : start + COLUMNS] = gram[start : start + COLUMNS, start:].T.clone()
     gram.diagonal().add_(penalty)
     if not direct:
-        return _conjugate_gradients(gram, right, old.T.to(right)).T
+        return _conjugate_gradients(gram, right, old.T.to(right)).T, None
     factor = torch.linalg.cholesky(gram.cpu().double())
-    return torch.cholesky_solve(right.cpu().double(), factor).float().to(right.device).T
+    return torch.cholesky_solve(right.cpu().double(), factor).float().to(right.device).T, factor
 
 
 def _conjugate_gradients(matrix: Tensor, right: Tensor, start: Tensor) -> Tensor:
