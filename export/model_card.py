@@ -52,6 +52,24 @@ def _what_was_done(base_model: str, plan: Mapping[str, Any]) -> list[str]:
             f"Perplexity on the calibration text ({settings.get('text', 'unknown')}): {first} before, "
             f"{last} after. `plan.json` has every score.",
         ]
+    return lines + _healing(plan.get("healing") or {})
+
+
+def _healing(healing: Mapping[str, Any]) -> list[str]:
+    """What healing did to each kind of text, on windows that were not fitted."""
+    if not healing:
+        return []
+    lines = [
+        "",
+        "`mlp.down_proj` of the blocks above the first gap was solved anew in closed form (healing).",
+        "",
+        "| perplexity on | whole | shortened | healed |",
+        "|---|---|---|---|",
+    ]
+    for source in healing["sources"]:
+        losses = (source[key] for key in ("dense", "shortened", "healed"))
+        shown = " | ".join(f"{math.exp(min(loss, 700)):.2f}" for loss in losses)
+        lines.append(f"| {source['source']} | {shown} |")
     return lines
 
 

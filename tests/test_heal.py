@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from click.testing import Result
+from torch import Tensor
+from torch.nn import functional as F
 
 from reference import (
     llama_cpp_logits,
@@ -21,15 +23,18 @@ from reference import (
     without_blocks,
 )
 from tinysleb import heal as heal_module
-from tinysleb import healing_text
+from tinysleb import healed_search, healing_text
 from tinysleb.errors import TinyslebError
 from tinysleb.gguf_file import read_gguf
 from tinysleb.heal import HealedBlock, heal, plan_healing_memory
 from tinysleb.healed import Healed, HealedTensors, decode, encode, encoding_for
+from tinysleb.healed_search import choose_healed
 from tinysleb.healing import Outcome
+from tinysleb.healing_text import Source
 from tinysleb.memory import Budget
 from tinysleb.model import forward
 from tinysleb.open_model import open_model
+from tinysleb.plan import plan_from_json
 from tinysleb.search import Compute
 from tinysleb.weights import Shortened, Weights
 
@@ -225,6 +230,58 @@ def test_too_little_text(apply: Callable[..., Result], tiny_gguf: Path) -> None:
     np.save("few.npy", FIT[:4, :12].numpy().astype(np.int32))
     warned = apply(tiny_gguf, "a.gguf", "--tokens", "few.npy")
     assert "healing on 24 tokens, fewer than the 96 inputs" in warned.stderr
+
+
+def test_blocks_chosen_by_the_healed_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against healing every run of two neighbours and the plan itself, one by one."""
+    monkeypatch.setattr(healed_search, "FEW_TOKENS", 12 * 48)
+    weights = open_model(make_llama(tmp_path / "m"))
+    plan = plan_from_json({"blocks": 6, "removed": [3, 1]}, Path("p.json"))
+    source = Source("windows", FIT, CHECK)
+    chosen, finalists = choose_healed(
+        weights, plan, range(1, 5), [source], COMPUTE, tmp_path, lambda _part: None
+    )
+    judge, fit = FIT[-8:], FIT[:-8]
+
+    def loss(removed: tuple[int, ...], windows: Tensor, name: str) -> float:
+        kept = [index for index in range(6) if index not in removed]
+        tensors = HealedTensors(tmp_path / name)
+        tensors.folder.mkdir()
+        checked = [i for i in range(len(windows)) if i % 8 == 7]
+        fitted = [i for i in range(len(windows)) if i % 8 != 7]
+        heal(weights, kept, windows[fitted], windows[checked], COMPUTE, tensors, lambda _part: None)
+        logits = forward(Healed(Shortened(weights, tuple(kept)), tensors), judge)[:, :-1]
+        return F.cross_entropy(logits.flatten(0, 1), judge[:, 1:].flatten()).item()
+
+    removals = [(3, 1), (2, 1), (3, 2), (4, 3)]
+    few = {removed: loss(removed, fit[:12], f"few{removed}") for removed in removals}
+    best = sorted(few, key=lambda removed: few[removed])[:2]
+    again = {removed: loss(removed, fit, f"all{removed}") for removed in best}
+    assert {choice.removed: choice.loss for choice in finalists} == pytest.approx(again, abs=1e-4)
+    assert chosen.removed == finalists[0].removed == min(again, key=lambda removed: again[removed])
+
+
+def test_a_search_for_what_heals(run: Run, tiny_gguf: Path) -> None:
+    np.save("t.npy", FIT.numpy().astype(np.int32))
+    words = (
+        "prune",
+        tiny_gguf,
+        "--remove",
+        2,
+        "--tokens",
+        "t.npy",
+        "--windows",
+        2,
+        "--exact",
+        "--search",
+        "healed",
+    )
+    result = run(*words, "-o", "out.gguf", "--heal-tokens", 1000)
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("on other windows") == 2
+    refused = run(*words, "-o", "other.gguf", "--no-heal")
+    assert refused.exit_code == 1
+    assert "--search healed judges healed models" in refused.stderr
 
 
 def test_what_was_won_back() -> None:

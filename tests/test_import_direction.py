@@ -20,7 +20,7 @@ LAYERS = (
     "inspect calibration search",
     "evaluate heal healing_text",
     "metrics estimate healing",
-    "pruning",
+    "pruning healed_search",
     "cli",
     "__main__",
 )

@@ -44,6 +44,12 @@ def test_front_matter_is_kept_but_for_what_changes() -> None:
     assert card.endswith("# The card of some/model\n\n# Tiny\n\nA model.\n")
 
 
+def test_a_card_says_what_healing_did() -> None:
+    losses = {"dense": 1.0, "shortened": 2.0, "healed": 1.5}
+    card = model_card("", "m", PLAN | {"healing": {"sources": [{"source": "wiki.txt", **losses}]}})
+    assert "| wiki.txt | 2.72 | 7.39 | 4.48 |" in card
+
+
 def test_a_card_from_nothing() -> None:
     card = model_card("", "m", {"blocks": 6, "removed": [3]})
     assert card.startswith(

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -169,6 +170,10 @@ def main() -> None:
     "--metric", type=click.Choice(list(METRICS)), default=PERPLEXITY, show_default=True,
     help="What blocks are chosen by.",
 )  # fmt: skip
+@click.option(
+    "--search", type=click.Choice(["plain", "healed"]), default="plain", show_default=True,
+    help="healed: afterwards, try every run of neighbouring blocks as well, and judge after healing.",
+)  # fmt: skip
 @click.option("--exact", is_flag=True, help="Score all candidates on all windows; no racing.")
 @compute_options
 @click.option("--dtype", type=dtype_choice, default="auto", show_default=True, help="Of the matrix products.")
@@ -216,6 +221,8 @@ def prune(model: Path, out: Path | None, **options: Any) -> None:
     inputs = [model, *([] if plan_path is None else [plan_path])]
     _refuse_outputs(model, out, options["force"], *inputs)
     unhealed = _why_unhealed(weights, options)
+    if unhealed and options["search"] == "healed":
+        raise TinyslebError(f"--search healed judges healed models, and there are none: {unhealed}")
     unfinished = out.with_name(out.name + ".unfinished.json")
     if plan_path is not None:
         plan = _plan_for(weights, plan_path, options)
@@ -654,8 +661,10 @@ def _healing_text(options: dict[str, Any]) -> HealingText:
 
 
 def _healed_plan(weights: Weights, plan: Plan, options: dict[str, Any], healed: HealedTensors) -> Plan:
-    from tinysleb.healing import run_healing
+    from tinysleb.healed_search import choose_healed
+    from tinysleb.healing import gathered, run_healing
     from tinysleb.pruning import compute_on
+    from tinysleb.search import removable
 
     text = _healing_text(options)
     compute = compute_on(options["device"], options["dtype"], options["memory"])
@@ -665,7 +674,15 @@ def _healed_plan(weights: Weights, plan: Plan, options: dict[str, Any], healed: 
         progress.clear()
         click.echo(line, err=True)
 
-    report = run_healing(weights, plan, text, compute, healed, say, progress)
+    sources = list(gathered(weights, text, compute, say, progress))
+    if options.get("search") == "healed":
+        allowed = removable(plan.blocks, options["keep_first"], options["keep_last"])
+        choosing = partial(progress, "choosing by the healed loss")
+        plan, finalists = choose_healed(weights, plan, allowed, sources, compute, healed.folder, choosing)
+        for choice in finalists:
+            blocks = ", ".join(map(str, choice.removed))
+            say(f"healed without {blocks}: perplexity {perplexity(choice.loss):.2f} on other windows")
+    report = run_healing(weights, plan, sources, text.seed, compute, healed, say, progress)
     return replace(plan, healing=report)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -48,16 +48,17 @@ def check_can_heal(weights: Weights, text: HealingText, compute: Compute) -> Non
 def run_healing(
     weights: Weights,
     plan: Plan,
-    text: HealingText,
+    sources: Sequence[Source],
+    seed: int,
     compute: Compute,
     healed: HealedTensors,
     say: Callable[[str], None],
     progress: Progress,
 ) -> dict[str, Any]:
-    """Heal `weights` shortened by `plan`, keeping tensors in `healed`. Returns what the plan is to say of it.
+    """Heal `weights` shortened by `plan` on `sources`, which `seed` chose, keeping tensors in `healed`.
 
-    Raises TinyslebError as `heal` does, or if there is no text."""
-    sources = list(_sources(weights, text, compute, say, progress))
+    Returns what the plan is to say of it. Raises TinyslebError as `heal` does.
+    """
     fit, check = divided(torch.cat([source.fit for source in sources]))
     shape = (len(fit) + len(check), fit.shape[1])
     if not plan_healing_memory(weights.config, shape, compute).direct:
@@ -77,12 +78,16 @@ def run_healing(
     ]
     for line in _summary(blocks, outcomes):
         say(line)
-    return _report(text, sources, outcomes, blocks)
+    return _report(seed, sources, outcomes, blocks)
 
 
-def _sources(
+def gathered(
     weights: Weights, text: HealingText, compute: Compute, say: Callable[[str], None], progress: Progress
 ) -> Iterator[Source]:
+    """The sources to heal on: texts, and what the model writes itself if it can; if not, `say` says why.
+
+    Raises TinyslebError if there is no text.
+    """
     if text.tokens > text.sampled:
         yield from text_sources(weights, text)
     if not text.sampled:
@@ -129,7 +134,7 @@ def _summary(blocks: list[HealedBlock], outcomes: list[Outcome]) -> Iterator[str
 
 
 def _report(
-    text: HealingText, sources: list[Source], outcomes: list[Outcome], blocks: list[HealedBlock]
+    seed: int, sources: Sequence[Source], outcomes: list[Outcome], blocks: list[HealedBlock]
 ) -> dict[str, Any]:
     fitted = [
         {
@@ -143,7 +148,7 @@ def _report(
     return {
         "ridge": RIDGE,
         "step": STEP,
-        "seed": text.seed,
+        "seed": seed,
         "window_length": sources[0].fit.shape[1],
         "sources": fitted,
         "blocks": [asdict(block) for block in blocks],
