@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from tinysleb.errors import TinyslebError
 from tinysleb.export.config_json import config_json
-from tinysleb.export.huggingface import write_json_file, write_shards
+from tinysleb.export.huggingface import CARD_NAME, write_json_file, write_shards
+from tinysleb.export.model_card import card_from_metadata
 from tinysleb.files import replaced_folder
 from tinysleb.gguf_source import GgufWeights
 from tinysleb.sentencepiece_model import CONTROL, UNKNOWN, USER_DEFINED
@@ -83,6 +84,8 @@ def write_huggingface_from_gguf(weights: GgufWeights, out: Path, shard_bytes: in
         write_json_file(temporary / "generation_config.json", _generation_config(values))
         if plan := values.get("tinysleb.plan"):
             (temporary / "plan.json").write_text(plan, encoding="utf-8")
+        if card := card_from_metadata(values):
+            (temporary / CARD_NAME).write_text(card, encoding="utf-8")
         write_shards(dequantized, temporary, shard_bytes)
 
 

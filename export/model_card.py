@@ -6,9 +6,13 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from tinysleb import __version__
+from tinysleb.errors import TinyslebError
+from tinysleb.plan import plan_from_json
 
 TAGS = ("tinysleb", "pruned")
 REPLACED_KEYS = ("base_model", "tags", "library_name", "model-index")
@@ -30,6 +34,28 @@ def model_card(original: str, base_model: str, plan: Mapping[str, Any]) -> str:
     if text.strip():
         lines += ["", f"# The card of {base_model}", "", text.strip()]
     return "\n".join(lines) + "\n"
+
+
+def card_from_metadata(values: Mapping[str, Any]) -> str:
+    """The card of a model that was a GGUF: what its `general.*` says of licence, languages, tags, origin.
+
+    Of a shortened one, also what was done. Empty if the metadata say nothing of it.
+    """
+    lines: list[str] = []
+    if isinstance(text := values.get("general.license"), str):
+        lines.append(f"license: {_quoted(text)}")
+    for key, stated in (("language", "general.languages"), ("tags", "general.tags")):
+        if isinstance(items := values.get(stated), list) and items:
+            lines += [f"{key}:", *(f"- {_quoted(str(item))}" for item in items)]
+    origin = str(values.get("general.base_model.0.repo_url", "")).split("/")[-2:]
+    if len(origin) == 2:
+        lines.append(f"base_model: {_quoted('/'.join(origin))}")
+    original = "\n".join(["---", *lines, "---", ""]) if lines else ""
+    with suppress(ValueError, TinyslebError, KeyError, TypeError, AttributeError):  # somebody else wrote it
+        plan = json.loads(str(values.get("tinysleb.plan")))
+        plan_from_json(plan, Path("tinysleb.plan"))
+        return model_card(original, str(values.get("general.name", "unknown")), plan)
+    return original
 
 
 def _what_was_done(base_model: str, plan: Mapping[str, Any]) -> list[str]:

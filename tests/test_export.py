@@ -460,24 +460,23 @@ def smollm2_f16(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.mark.parametrize(
     ("kind", "cut", "tolerance"),
     [
-        ("f16", False, 5e-3),
-        ("f16", True, 5e-3),
-        ("Q4_1", False, 5e-3),
-        (
-            "Q4_1",
-            True,
-            1e-2,
-        ),  # llama.cpp rounds activations to 8 bits here, to which the cut model is sensitive
+        ("f16", None, 5e-3),
+        ("f16", "prune", 5e-3),
+        ("f16", "heal", 5e-3),
+        ("Q4_1", None, 5e-3),
+        ("Q4_1", "prune", 1e-2),  # llama.cpp rounds activations to 8 bits here, to which cut models are
+        ("Q4_1", "heal", 1e-2),  # sensitive
     ],
 )
 def test_smollm2_perplexity(
-    kind: str, cut: bool, tolerance: float, smollm2: Path, smollm2_f16: Path, run: Run
+    kind: str, cut: str | None, tolerance: float, smollm2: Path, smollm2_f16: Path, run: Run
 ) -> None:
     """By llama.cpp's logits and by `tinysleb eval`, on the same four windows."""
     path = smollm2 if kind == "Q4_1" else smollm2_f16
-    if cut:
+    if cut is not None:
         Path("plan-in.json").write_text('{"blocks": 30, "removed": [25, 5, 3, 26, 14, 12]}')
-        assert run("prune", path, "--plan", "plan-in.json", "-o", "cut.gguf").exit_code == 0
+        few = ("--heal-tokens", 8192, "--self-text", 0) if cut == "heal" else ()
+        assert run(cut, path, "--plan", "plan-in.json", "-o", "cut.gguf", *few).exit_code == 0
         path = Path("cut.gguf")
     tokens = open_tokenizer(open_model(path)).encode(default_text())
     windows = np.array([tokens[i : i + 512] for i in range(0, 20000, 5000)], dtype=np.int32)

@@ -24,6 +24,7 @@ from reference import (
 )
 from tinysleb import heal as heal_module
 from tinysleb import healed_search, healing_text
+from tinysleb.calibration import default_text
 from tinysleb.errors import TinyslebError
 from tinysleb.gguf_file import read_gguf
 from tinysleb.heal import HealedBlock, heal, plan_healing_memory
@@ -293,3 +294,19 @@ def test_what_was_won_back() -> None:
 def test_chat_turns_are_recognised() -> None:
     found = [healing_text.marker(turn) for turn in healing_text.TURNS]
     assert found == ["<|im_start|>", "<|start_header_id|>", "<|start_of_role|>", "<|user|>", "[INST]"]
+
+
+@pytest.mark.slow
+def test_smollm2_is_healed_on_text_of_its_own_alone(smollm2: Path, run: Run) -> None:
+    """On text it was not fitted to: a prototype closed 27 % of the gap with twice as many tokens."""
+    Path("p.json").write_text('{"blocks": 30, "removed": [25, 5, 3, 26, 14, 12]}')
+    words = ("--heal-tokens", 8192, "--self-text", 8192, "--dtype", "float32", "--json")
+    assert run("heal", smollm2, "--plan", "p.json", "-o", "healed.gguf", *words).exit_code == 0
+    assert run("prune", smollm2, "--plan", "p.json", "-o", "cut.gguf").exit_code == 0
+    Path("t.txt").write_text(default_text()[:60_000])
+    found = {}
+    for path in (smollm2, Path("cut.gguf"), Path("healed.gguf")):
+        result = run("eval", path, "--text", "t.txt", "--windows", 8, "--window-length", 512, "--json")
+        found[path.name] = json.loads(result.stdout)["perplexity"]
+    dense, shortened, better = found.values()
+    assert (shortened - better) / (shortened - dense) > 0.2

@@ -9,7 +9,7 @@ from pathlib import Path
 from click.testing import Result
 
 from reference import make_llama
-from tinysleb.export.model_card import model_card
+from tinysleb.export.model_card import card_from_metadata, model_card
 
 Run = Callable[..., Result]
 PLAN = {
@@ -48,6 +48,20 @@ def test_a_card_says_what_healing_did() -> None:
     losses = {"dense": 1.0, "shortened": 2.0, "healed": 1.5}
     card = model_card("", "m", PLAN | {"healing": {"sources": [{"source": "wiki.txt", **losses}]}})
     assert "| wiki.txt | 2.72 | 7.39 | 4.48 |" in card
+
+
+def test_a_card_from_the_metadata_of_a_gguf() -> None:
+    values: dict[str, object] = {
+        "general.license": "apache-2.0", "general.languages": ["en"], "general.tags": ["chat", "a: b"],
+        "general.base_model.0.repo_url": "https://host/some/model", "general.name": "Tiny",
+    }  # fmt: skip
+    fields = 'license: apache-2.0\nlanguage:\n- en\ntags:\n- chat\n- "a: b"\nbase_model: some/model\n'
+    assert card_from_metadata(values) == f"---\n{fields}---\n"
+    assert card_from_metadata({"general.name": "Tiny", "tinysleb.plan": "{"}) == ""
+    card = card_from_metadata(values | {"tinysleb.plan": json.dumps({"blocks": 6, "removed": [3]})})
+    assert "base_model: some/model" in card
+    assert "license: apache-2.0" in card
+    assert "left out the blocks 3 (" in card
 
 
 def test_a_card_from_nothing() -> None:

@@ -648,7 +648,7 @@ def _why_unhealed(weights: Weights, options: dict[str, Any]) -> str | None:
     except TinyslebError as error:
         if options["heal"]:
             raise
-        return error.message
+        return f"{error.message} ({error.hint})" if error.hint else error.message
     return None
 
 
