@@ -90,8 +90,8 @@ class Bench:
         self.fit = {kind: windows[MEASURED:] for kind, windows in kinds.items()}
         begin = time.monotonic()
         wanted = HealingText((), None, 16384, 16384, seed=0)
-        self.fit["self"] = self_source(source, wanted, self.compute, lambda _part: None).fit
-        count = self.fit["self"].numel()
+        self.fit["sampled"] = self_source(source, wanted, self.compute, lambda _part: None).fit
+        count = self.fit["sampled"].numel()
         print(f"sampling {count} tokens (and those held back): {time.monotonic() - begin:.0f} s", flush=True)
         self.dense = self.perplexities(self.weights)
 
@@ -185,9 +185,9 @@ def main() -> None:
     bench.row("6: 16 k of the text", six, bench.mixed(text=16384))
     bench.row("6: 48 k of the text", six, bench.mixed(text=49152))
     bench.row("6: 16 k of the docs", six, bench.mixed(docs=16384))
-    bench.row("6: 16 k sampled", six, bench.mixed(self=16384))
-    bench.row("6: 16 k sampled + 16 k docs", six, bench.mixed(self=16384, docs=16384))
-    broad = bench.mixed(self=16384, docs=8192, text=8192)
+    bench.row("6: 16 k sampled", six, bench.mixed(sampled=16384))
+    bench.row("6: 16 k sampled + 16 k docs", six, bench.mixed(sampled=16384, docs=16384))
+    broad = bench.mixed(sampled=16384, docs=8192, text=8192)
     for count in options.blocks:
         for name, chosen in (("searched", removed[:count]), ("contiguous", contiguous(bench, count))):
             print(f"{count} blocks, {name}: {sorted(chosen)}")

@@ -7,12 +7,9 @@ import math
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from tinysleb import __version__
-from tinysleb.errors import TinyslebError
-from tinysleb.plan import plan_from_json
 
 TAGS = ("tinysleb", "pruned")
 REPLACED_KEYS = ("base_model", "tags", "library_name", "model-index")
@@ -51,9 +48,8 @@ def card_from_metadata(values: Mapping[str, Any]) -> str:
     if len(origin) == 2:
         lines.append(f"base_model: {_quoted('/'.join(origin))}")
     original = "\n".join(["---", *lines, "---", ""]) if lines else ""
-    with suppress(ValueError, TinyslebError, KeyError, TypeError, AttributeError):  # somebody else wrote it
+    with suppress(ValueError, KeyError, TypeError, AttributeError):  # somebody else wrote it
         plan = json.loads(str(values.get("tinysleb.plan")))
-        plan_from_json(plan, Path("tinysleb.plan"))
         return model_card(original, str(values.get("general.name", "unknown")), plan)
     return original
 

@@ -632,14 +632,14 @@ def _why_unhealed(weights: Weights, options: dict[str, Any]) -> str | None:
 
     Raises TinyslebError if healing was asked for and is impossible.
     """
-    from tinysleb.healed import grown_types
-    from tinysleb.healing import check_can_heal
-    from tinysleb.pruning import compute_on
-
     if options["heal"] is False:
         return "--no-heal"
     if options["heal"] is None and options["plan_path"] is not None:
         return "a plan was applied as it is; tinysleb heal, or --heal, heals as well"
+    from tinysleb.healed import grown_types
+    from tinysleb.healing import check_can_heal
+    from tinysleb.pruning import compute_on
+
     compute = compute_on(options["device"], options["dtype"], options["memory"])
     try:
         check_can_heal(weights, _healing_text(options), compute)

@@ -39,10 +39,13 @@ class Outcome:
 
 
 def check_can_heal(weights: Weights, text: HealingText, compute: Compute) -> None:
-    """Before any slow work: raise TinyslebError if a model cannot be healed, or not within the memory."""
+    """Before any slow work: raise TinyslebError if a model cannot be healed, or not within the memory, or
+    if there is too little text."""
     check_healable(weights.config, weights)
     length = window_length(weights, text)
     plan_healing_memory(weights.config, (max(2, text.tokens // length), length), compute)
+    if text.tokens > text.sampled:
+        divided(torch.cat([source.fit for source in text_sources(weights, text)]))
 
 
 def run_healing(

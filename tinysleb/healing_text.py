@@ -92,7 +92,7 @@ def text_sources(weights: Weights, wanted: HealingText) -> list[Source]:
     if wanted.token_file is not None:
         found = from_token_file(wanted.token_file, vocab_size)
         length = found.tokens.shape[1]
-        return [_source(found, (wanted.tokens - wanted.sampled) // length)]
+        return [_source(found, max(1, (wanted.tokens - wanted.sampled) // length))]
     tokenizer = open_tokenizer(weights)
     length = window_length(weights, wanted)
     texts: list[Sequence[Path]] = [[path] for path in wanted.texts] or [[]]
