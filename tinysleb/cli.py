@@ -732,7 +732,8 @@ def _print_pruned(weights: Weights, plan: Plan, out: Path, as_json: bool, search
     click.echo(f"parameters: {before:,} -> {after:,} ({after / before:.0%})")
     if searched and plan.loss is not None:
         first, last = perplexity(plan.loss), perplexity(plan.rounds[-1].loss)
-        click.echo(f"perplexity on the calibration text: {first:.2f} -> {last:.2f}")
+        what = "the calibration text, before healing" if plan.healing else "the calibration text"
+        click.echo(f"perplexity on {what}: {first:.2f} -> {last:.2f}")
 
 
 def _export_folder(model: Path, out: Path, shard_bytes: int, force: bool) -> None:
