@@ -16,6 +16,8 @@ from tinysleb.plan import Plan, perplexity, plan_to_json
 from tinysleb.weights import Shortened, Weights, total_bytes
 
 HEADER_BYTES_PER_TENSOR = 200
+HEALING_BYTES_PER_BLOCK = 300
+"""What a plan says of a healed block."""
 PLAN_BYTES_MORE = 8192
 """Of the plan's times, its reason, and the model card's own text."""
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".gguf")
@@ -154,7 +156,8 @@ def _output_bytes(weights: Weights, plan: Plan, kept: tuple[int, ...]) -> int:
         around = HEADER_BYTES_PER_TENSOR * tensors + _files_beside(weights.path)
     rounds = tuple(replace(round_, seconds=0.0) for round_ in plan.rounds)  # processes must come to the same
     text = json.dumps(plan_to_json(replace(plan, rounds=rounds)), indent=1)
-    return around + total_bytes(shorter) + len(text) + PLAN_BYTES_MORE
+    healing = HEALING_BYTES_PER_BLOCK * len(kept)
+    return around + total_bytes(shorter) + len(text) + healing + PLAN_BYTES_MORE
 
 
 def _files_beside(path: Path) -> int:
