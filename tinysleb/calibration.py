@@ -62,7 +62,7 @@ def from_text(
         found = max(map(len, encoded))
         raise TinyslebError(
             f"{source}: {found} tokens are too few for one window of {length}",
-            "give more text, or a shorter --window-length",
+            "give more text, or shorter windows",
         )
     if (largest := int(windows.max())) >= vocab_size:
         raise TinyslebError(

@@ -128,11 +128,14 @@ def _summary(blocks: list[HealedBlock], outcomes: list[Outcome]) -> Iterator[str
         )
         if healed > shortened:
             yield f"warning: on {result.source}, the healed model is worse than the shortened one"
+    if not any(block.healed for block in blocks):
+        yield "no block came nearer to the whole model, and all keep their weights; more text may help"
+        return
     recoded = sorted({block.type for block in blocks if block.healed})
     lost = sum(block.stored - block.after for block in blocks) / max(sum(b.after for b in blocks), 1e-30)
     yield (
         f"{sum(block.healed for block in blocks)} of {len(blocks)} blocks above the first gap healed, stored "
-        f"as {', '.join(recoded) or 'they were'}, which adds {lost:.2%} to their error"
+        f"as {', '.join(recoded)}, which adds {lost:.2%} to their error"
     )
 
 
