@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -98,7 +98,7 @@ def test_a_block_that_is_as_good_keeps_its_weights(tmp_path: Path, monkeypatch: 
 def test_any_budget_gives_the_same_weights(tmp_path: Path) -> None:
     weights = open_model(make_llama(tmp_path / "m"))
     plans, results = [], []
-    for total in range(2**20, 2**25, 2**16):
+    for total in range(2**20, 2**25, 2**14):
         compute = replace(COMPUTE, memory=Budget(total, 0))
         try:
             plan = plan_healing_memory(weights.config, (48, 48), compute)
@@ -107,7 +107,7 @@ def test_any_budget_gives_the_same_weights(tmp_path: Path) -> None:
         if plan not in plans:
             plans.append(plan)
             results.append(healed(weights, [0, 2, 3, 5], tmp_path / f"h{total}", compute)[0])
-    assert {plan.direct for plan in plans} == {plan.inputs_kept for plan in plans} == {True, False}
+    assert all({getattr(plan, name) for plan in plans} == {True, False} for name in asdict(plans[0]))
     for index in range(4):
         name = f"model.layers.{index}.{DOWN}"
         for other in results[1:]:

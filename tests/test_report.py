@@ -48,3 +48,20 @@ def test_the_command_takes_a_hand_written_plan(run: Callable[..., Any], tmp_path
     assert run("report", "p.json", "-o", "r.html").exit_code == 0
     assert "No scores" in (tmp_path / "r.html").read_text()
     assert run("report", "p.json", "-o", "r.html").exit_code == 1
+
+
+def test_healing_is_shown(run: Callable[..., Any], tmp_path: Path) -> None:
+    source = {"source": "a<b>.txt", "tokens": 2048, "dense": 1.0, "shortened": 3.0, "healed": 2.0}
+    block = {"block": 2, "before": 0.5, "after": 0.2, "stored": 0.25, "type": "Q4_1", "healed": True}
+    plan = {"blocks": 5, "removed": [1], "healing": {"sources": [source | {"closed": 0.73}], "blocks": [block]}}
+    (tmp_path / "p.json").write_text(json.dumps(plan))
+    assert run("report", "p.json", "-o", "r.html").exit_code == 0
+    page = (tmp_path / "r.html").read_text()
+    assert "<tr><td>a&lt;b&gt;.txt<td>2048<td>2.72<td>20.09<td>7.39<td>73%" in page
+    assert "<tr><td>2<td>0.5000<td>0.2500<td>Q4_1" in page
+    plan["healing"]["sources"][0].pop("closed")  # type: ignore[index]
+    (tmp_path / "p.json").write_text(json.dumps(plan))
+    refused = run("report", "p.json", "-o", "r.html", "--force")
+    assert refused.exit_code == 1
+    assert "p.json: " in refused.stderr
+    assert "'closed'" in refused.stderr

@@ -6,7 +6,6 @@ import json
 import shlex
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -21,7 +20,14 @@ from tinysleb import __version__
 from tinysleb.architectures import BY_GGUF_NAME
 from tinysleb.config import block_parameter_count, check_rotation_pattern, parameter_count
 from tinysleb.errors import TinyslebError
-from tinysleb.files import read_json_object, refuse_existing, refuse_full_disk, replaced_file, write_json
+from tinysleb.files import (
+    read_json_object,
+    refuse_existing,
+    refuse_full_disk,
+    replaced_file,
+    temporary_folder,
+    write_json,
+)
 from tinysleb.memory import format_bytes, parse_bytes
 from tinysleb.plan import METRICS, PERPLEXITY, Plan, perplexity, plan_to_json, read_plan
 from tinysleb.weights import total_bytes
@@ -380,7 +386,7 @@ def inspect(model: Path, memory: str | None, windows: int | None, window_length:
 @click.option("-o", "--output", "out", type=path_type, required=True, help="The HTML file to write.")
 @force_option
 def report(plan_path: Path, out: Path, force: bool) -> None:
-    """Show PLAN as a page: the perplexity curve, and every candidate of every round."""
+    """Show PLAN as a page: the perplexity curve, every candidate of every round, and what healing did."""
     from tinysleb.report import report_html
 
     plan = read_plan(plan_path)
@@ -615,13 +621,14 @@ def _cut_unmodelled(file: GgufFile, plan_path: Path, out: Path, options: dict[st
 
 def _finish(weights: Weights, plan: Plan, out: Path, options: dict[str, Any], heal: bool) -> Plan:
     """Heal if that is wanted, and write. Returns the plan with what healing did."""
+    plan = replace(plan, healing={})  # of a plan from a file: what was done to another output
     if not heal or not plan.removed:
         _write_shortened(weights, plan, out, options["unknown_arrays"], None)
         return plan
     from tinysleb.healed import HealedTensors
 
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".part", dir=out.parent) as folder:
-        healed = HealedTensors(Path(folder))
+    with temporary_folder(out) as folder:
+        healed = HealedTensors(folder)
         plan = _healed_plan(weights, plan, options, healed)
         _write_shortened(weights, plan, out, options["unknown_arrays"], healed)
     return plan

@@ -101,10 +101,17 @@ def replaced_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def replaced_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path`; on success its files are flushed and it becomes `path`."""
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """A folder beside `path` for what is needed until that is written; it is deleted at the end."""
     with _temporary_name(path) as temporary:
         temporary.mkdir()
+        yield temporary
+
+
+@contextmanager
+def replaced_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path`; on success its files are flushed and it becomes `path`."""
+    with temporary_folder(path) as temporary:
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():

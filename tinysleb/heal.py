@@ -23,9 +23,10 @@ from tinysleb.healed import HealedTensors, decode, encode, encoding_for
 from tinysleb.loading import Block, load_blocks
 from tinysleb.memory import CALL_TOKENS, format_bytes, rounded_up, working_bytes
 from tinysleb.model import Place, chunks, down_inputs, embed, linear, places
-from tinysleb.ridge import NormalEquations, solve
+from tinysleb.ridge import OUTPUTS, NormalEquations, solve
 from tinysleb.rounding import FEW_BITS, encode_fed_forward
 from tinysleb.search import Compute
+from tinysleb.streams import FileStream, Stream
 from tinysleb.sweep import advance
 from tinysleb.weights import Weights
 
@@ -55,31 +56,43 @@ class HealedBlock:
 
 @dataclass(frozen=True)
 class HealingMemory:
-    """How healing uses its memory: whether equations are solved by a factor, and whether inputs are kept."""
+    """How healing uses its memory.
 
+    `streams`: whether hidden states are in memory, or in files; `ahead`: whether the next block is read while
+    one computes; `direct`: whether equations are solved by a factor; `inputs`: whether what a block computed
+    for the equations is kept until it is used again.
+    """
+
+    streams: bool
+    ahead: bool
     direct: bool
-    inputs_kept: bool
+    inputs: bool
 
 
 def plan_healing_memory(config: ModelConfig, shape: tuple[int, int], compute: Compute) -> HealingMemory:
     """Divide the budget for windows of `shape` `(n, T)`. Raises TinyslebError with the least that would do.
 
-    Counted are three blocks (the one that is healed, the one above, the next one being read), one call's
-    activations, two streams, and the normal equations, whose factor takes five times their own size.
+    Always counted are two blocks (the one that is healed, the one above), one call's activations, and the
+    normal equations. What is left goes to two streams, a third block, a factor, which takes five times the
+    equations' own size, and the inputs, each if it fits.
     """
     tokens, item = shape[0] * shape[1], compute.dtype.itemsize
-    fixed = compute.memory.resident + working_bytes(config, shape[1], item)
-    fixed += 2 * block_parameter_count(config) * item + 2 * tokens * config.width * 4
-    equations = config.intermediate * (config.intermediate + 6 * config.width) * 4
-    kept = tokens * (config.intermediate * item + config.width * 4)
-    left = compute.memory.total - fixed
-    if left < equations:
+    block = block_parameter_count(config) * item
+    equations = config.intermediate * (config.intermediate + 3 * config.width) * 4
+    equations += config.intermediate * 5 * min(config.width, OUTPUTS) * 4  # what conjugate gradients hold
+    least = compute.memory.resident + working_bytes(config, shape[1], item) + block + equations
+    left = compute.memory.total - least
+    if left < 0:
         raise TinyslebError(
-            f"--memory {format_bytes(compute.memory.total)} is too little for healing on {tokens} tokens",
-            f"at least {format_bytes(rounded_up(fixed + equations))} would do, or fewer --heal-tokens",
+            f"--memory {format_bytes(compute.memory.total)} is too little for healing",
+            f"at least {format_bytes(rounded_up(least))} would do",
         )
-    direct = left >= 5 * equations
-    return HealingMemory(direct, left - (5 if direct else 1) * equations >= kept)
+    granted = []
+    inputs = tokens * (config.intermediate * item + config.width * 4)
+    for needed in (2 * tokens * config.width * 4, block, 4 * equations, inputs):
+        granted.append(left >= needed)
+        left -= needed if granted[-1] else 0
+    return HealingMemory(*granted)
 
 
 @torch.inference_mode()
@@ -103,7 +116,7 @@ def heal(
     tokens = torch.cat([fit, check]).to(compute.device)
     walk = _Walk(weights, tokens, len(fit), compute, healed)
     first_gap = next((index for index in range(config.blocks) if index not in kept), config.blocks)
-    blocks = load_blocks(weights, range(config.blocks), compute.dtype, compute.device, ahead=True)
+    blocks = load_blocks(weights, range(config.blocks), compute.dtype, compute.device, walk.memory.ahead)
     results: list[HealedBlock] = []
     pending: tuple[int, Block] | None = None
     for index in range(config.blocks):
@@ -130,7 +143,7 @@ def check_healable(config: ModelConfig, weights: Weights) -> None:
 
 
 class _Walk:
-    """The states of both stacks, `[n + m, T, width]`; one tensor until the first gap is near."""
+    """The states of both stacks, `[n + m, T, width]`; the same ones until the first gap is near."""
 
     def __init__(
         self, weights: Weights, tokens: Tensor, fitted: int, compute: Compute, healed: HealedTensors
@@ -138,9 +151,17 @@ class _Walk:
         self.weights, self.config, self.fitted, self.healed = weights, weights.config, fitted, healed
         self.memory = plan_healing_memory(self.config, (tokens.shape[0], tokens.shape[1]), compute)
         self.stack = places(self.config, tokens.shape[1], tokens.device)
-        self.teacher = embed(weights, tokens)
-        self.student = self.teacher
         size = max(1, CALL_TOKENS // tokens.shape[1])
+        self.teacher: Stream
+        if self.memory.streams:
+            self.teacher = embed(weights, tokens)
+        else:
+            self.teacher = FileStream(
+                healed.folder / "teacher", (*tokens.shape, self.config.width), tokens.device
+            )
+            for first, last in chunks(len(tokens), size):
+                self.teacher[first:last] = embed(weights, tokens[first:last])
+        self.student = self.teacher
         self.fit_groups = list(chunks(fitted, size))
         rest = chunks(len(tokens) - fitted, size)
         self.check_groups = [(fitted + first, fitted + last) for first, last in rest]
@@ -152,7 +173,10 @@ class _Walk:
 
     def part(self) -> None:
         """From here on, the two differ."""
-        self.student = self.teacher.clone()
+        if isinstance(self.teacher, FileStream):
+            self.student = self.teacher.copied_to(self.healed.folder / "student")
+        else:
+            self.student = self.teacher.clone()
 
     def repair(self, index: int, block: Block, name: str) -> HealedBlock:
         """Solve for a block's last product, store it, and send the shortened model's states through."""
@@ -163,7 +187,7 @@ class _Walk:
             states, x = self._inputs(group, block, place)
             missing, weight = self._missing(group, states, block)
             equations.add(x.flatten(0, 1), missing, weight)
-            if self.memory.inputs_kept:
+            if self.memory.inputs:
                 inputs[group] = (states, x)
         if not equations.finite:
             raise TinyslebError(

@@ -64,7 +64,10 @@ def run_healing(
     """
     fit, check = divided(torch.cat([source.fit for source in sources]))
     shape = (len(fit) + len(check), fit.shape[1])
-    if not plan_healing_memory(weights.config, shape, compute).direct:
+    memory = plan_healing_memory(weights.config, shape, compute)
+    if not memory.streams:
+        say("healing: hidden states go into files beside the output, since --memory does not hold them")
+    if not memory.direct:
         say("healing: equations too wide for a factor within --memory; conjugate gradients solve them")
     if fit.numel() < weights.config.intermediate:
         say(

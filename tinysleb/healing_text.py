@@ -29,7 +29,9 @@ from tinysleb.weights import Weights
 WINDOW_LENGTH = 256
 HELD_BACK = 16
 """Windows of a source that it is evaluated on; never more than a quarter of them."""
-SAMPLED_AT_ONCE = 64
+SAMPLED_LENGTH = 128
+"""Tokens of a sampled sequence, so that windows hold more than one: more sequences have more topics."""
+SAMPLED_AT_ONCE = 128
 SELF_SOURCE = "text sampled from the model"
 END_OF_TEXT = "<|endoftext|>"
 TURNS = (
@@ -122,10 +124,12 @@ def self_source(
     weights: Weights, wanted: HealingText, compute: Compute, progress: Callable[[float], None]
 ) -> Source:
     """What the model writes. Raises TinyslebError if it has no tokenizer, or does not fit into memory."""
-    length = window_length(weights, wanted)
-    count = max(1, wanted.sampled // length)
+    window = window_length(weights, wanted)
+    count = max(1, wanted.sampled // window)
     held = min(HELD_BACK, max(1, count // 4))
-    prompts = self_prompts(weights, count + held, wanted.seed)
+    in_a_window = max(1, window // SAMPLED_LENGTH)
+    length = -(-window // in_a_window)
+    prompts = self_prompts(weights, (count + held) * in_a_window, wanted.seed)
     least = sampling_bytes(weights, min(SAMPLED_AT_ONCE, len(prompts)), length, compute.dtype.itemsize)
     if compute.memory.resident + least > compute.memory.total:
         raise TinyslebError(
@@ -133,10 +137,11 @@ def self_source(
             "and sampling would read it once for every token",
             f"--memory {format_bytes(compute.memory.resident + least)} would do",
         )
-    windows = sample(
+    sequences = sample(
         weights, prompts, length, compute.dtype, compute.device,
         seed=wanted.seed, at_once=SAMPLED_AT_ONCE, progress=progress,
     )  # fmt: skip
+    windows = sequences.view(count + held, -1)[:, :window]
     return Source(SELF_SOURCE, windows[held:], windows[:held])
 
 

@@ -105,9 +105,9 @@ def rms_norm(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
 def rotate(heads: Tensor, table: RotaryTable) -> Tensor:
     """Turn `[…, T, head_dim]` by position; the halves of the rotated dimensions turn together."""
     dimensions = table.cos.shape[-1]
-    turning, still = heads[..., :dimensions], heads[..., dimensions:]
+    turning, still = heads[..., :dimensions].float(), heads[..., dimensions:]
     first, second = turning.chunk(2, dim=-1)
-    turned = turning * table.cos + torch.cat((-second, first), dim=-1) * table.sin
+    turned = (turning * table.cos).addcmul_(torch.cat((-second, first), dim=-1), table.sin)
     return torch.cat((turned, still), dim=-1) if still.shape[-1] else turned
 
 

@@ -132,7 +132,9 @@ def plan_from_json(value: dict[str, Any], path: Path) -> Plan:
     try:
         return _from_json(value, blocks, removed, target)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise TinyslebError(f"{path}: `rounds` is not as tinysleb writes it ({error!r})") from error
+        raise TinyslebError(
+            f"{path}: `rounds`, `scores` or `healing` is not as tinysleb writes it ({error!r})"
+        ) from error
 
 
 def _from_json(value: dict[str, Any], blocks: int, removed: list[int], target: int) -> Plan:
@@ -147,7 +149,23 @@ def _from_json(value: dict[str, Any], blocks: int, removed: list[int], target: i
         rounds=tuple(rounds),
         stopped=None if value.get("stopped") is None else str(value["stopped"]),
         scores={int(index): float(score) for index, score in (value.get("scores") or {}).items()},
+        healing=_healing(value.get("healing") or {}),
     )
+
+
+def _healing(value: dict[str, Any]) -> dict[str, Any]:
+    """What healing did, with the values that a report shows; whatever else it says stays."""
+    sources = [
+        {**item, "source": str(item["source"])}
+        | {name: float(item[name]) for name in ("tokens", "dense", "shortened", "healed", "closed")}
+        for item in value.get("sources", ())
+    ]
+    blocks = [
+        {**item, "block": int(item["block"]), "type": str(item["type"])}
+        | {name: float(item[name]) for name in ("before", "stored")}
+        for item in value.get("blocks", ())
+    ]
+    return {**value, "sources": sources, "blocks": blocks} if value else {}
 
 
 def _round(item: dict[str, Any]) -> Round:

@@ -1,4 +1,4 @@
-"""A plan as one self-contained HTML page: the perplexity curve, and every candidate of every round."""
+"""A plan as one self-contained HTML page: the perplexity curve, every candidate of every round, healing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def report_html(plan: Plan) -> str:
         "<h2>What leaving out each block would have cost</h2>"
         "<p>One row a round, one column a block. Darker is worse; the dot marks the block that went; "
         "white blocks were gone or had to stay.</p>"
-        f"{_rounds(plan)}<h2>How it was made</h2><table>{settings}</table></html>\n"
+        f"{_rounds(plan)}{_healing(plan)}<h2>How it was made</h2><table>{settings}</table></html>\n"
     )
 
 
@@ -46,6 +46,30 @@ def _table(plan: Plan) -> str:
     for number, (round_, loss) in enumerate(zip(plan.rounds, losses[1:], strict=False), 1):
         rows.append(f"<tr><td>{number}<td>{round_.removed}<td>{perplexity(loss):.2f}")
     return f"<table><tr><th>removed<th>block<th>perplexity{''.join(rows)}</table>"
+
+
+def _healing(plan: Plan) -> str:
+    """What healing did to each text, and to the error of each block; nothing if there was none."""
+    if not plan.healing:
+        return ""
+    texts = "".join(
+        f"<tr><td>{escape(item['source'])}<td>{item['tokens']:.0f}"
+        + "".join(f"<td>{perplexity(item[name]):.2f}" for name in ("dense", "shortened", "healed"))
+        + f"<td>{item['closed']:.0%}"
+        for item in plan.healing["sources"]
+    )
+    blocks = "".join(
+        f"<tr><td>{item['block']}<td>{item['before']:.4f}<td>{item['stored']:.4f}<td>{escape(item['type'])}"
+        f"<td>{'' if item.get('healed') else 'kept its weights'}"
+        for item in plan.healing["blocks"]
+    )
+    return (
+        "<h2>Healing</h2><p>Perplexity on windows of each text that were not fitted.</p>"
+        "<table><tr><th>text<th>tokens fitted<th>whole<th>shortened<th>healed<th>won back"
+        f"{texts}</table><p>Mean square error of the states above each block, relative to the whole "
+        "model's, with the old weights and with the new ones as they are stored.</p>"
+        f"<table><tr><th>block<th>old<th>new<th>stored as<th>{blocks}</table>"
+    )
 
 
 def _curve(plan: Plan) -> str:

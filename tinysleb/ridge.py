@@ -12,6 +12,8 @@ from torch import Tensor
 COLUMNS = 384
 """Columns of the Gram matrix computed at a time: what lies below the diagonal blocks is spared."""
 TOLERANCE, MOST_STEPS = 1e-6, 1000
+OUTPUTS = 1024
+"""Columns of the right-hand side that conjugate gradients solve for at a time."""
 
 
 class NormalEquations:
@@ -24,10 +26,10 @@ class NormalEquations:
     def add(self, inputs: Tensor, outputs: Tensor, weight: Tensor) -> None:
         """Add rows: x `[m, in]`, y `[m, out]`, w `[m]`."""
         root = weight.sqrt().unsqueeze(1)
-        x, y = inputs.float() * root, outputs.float() * root
+        x, y = inputs * root, outputs * root
         for start in range(0, x.shape[1], COLUMNS):
-            self.gram[start : start + COLUMNS, start:] += x[:, start : start + COLUMNS].T @ x[:, start:]
-        self.cross += x.T @ y
+            self.gram[start : start + COLUMNS, start:].addmm_(x[:, start : start + COLUMNS].T, x[:, start:])
+        self.cross.addmm_(x.T, y)
 
     @property
     def finite(self) -> bool:
@@ -44,14 +46,17 @@ def solve(
     the CPU; else by conjugate gradients in float32, which need a fifth of the memory (Golub and Van Loan,
     Matrix Computations, 4.2 and 11.3).
     """
-    penalty = ridge * equations.gram.diagonal().mean()
-    right = equations.cross + penalty * old.T.to(equations.cross)
-    gram = equations.gram
+    gram, right, old = equations.gram, equations.cross, old.T.to(equations.cross)
+    penalty = ridge * gram.diagonal().mean().item()
+    right.add_(old, alpha=penalty)
     for start in range(0, len(gram), COLUMNS):  # the lower part from the upper, without a copy of all
         gram[start:, start : start + COLUMNS] = gram[start : start + COLUMNS, start:].T.clone()
     gram.diagonal().add_(penalty)
     if not direct:
-        return _conjugate_gradients(gram, right, old.T.to(right)).T, None
+        for first in range(0, right.shape[1], OUTPUTS):
+            part = slice(first, first + OUTPUTS)
+            right[:, part] = _conjugate_gradients(gram, right[:, part], old[:, part])
+        return right.T, None
     factor = torch.linalg.cholesky(gram.cpu().double())
     return torch.cholesky_solve(right.cpu().double(), factor).float().to(right.device).T, factor
 

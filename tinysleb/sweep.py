@@ -19,6 +19,7 @@ from tinysleb.loading import Block, load_blocks
 from tinysleb.memory import CALL_TOKENS
 from tinysleb.model import Place, block_forward, chunks, embed, final_norm, places, token_losses
 from tinysleb.states import BASE, KeptStates
+from tinysleb.streams import Stream
 from tinysleb.weights import Weights
 
 
@@ -165,7 +166,7 @@ class _Streams:
         self.order.append(key)
 
 
-def advance(streams: Tensor, block: Block, config: ModelConfig, place: Place) -> None:
+def advance(streams: Stream, block: Block, config: ModelConfig, place: Place) -> None:
     """Send streams `[m, T, width]` through a block, in place, a few windows of them at a time."""
     windows = max(1, CALL_TOKENS // streams.shape[1])
     for first, last in chunks(len(streams), windows):
