@@ -1,10 +1,12 @@
-"""Peak memory of pruning a large random model: is `--memory` kept?
+"""Peak memory of pruning or healing a large random model: is `--memory` kept?
 
     python benchmarks/memory.py 7b --memory 2GiB
     python benchmarks/memory.py tinyllama --memory 1.1GiB
+    python benchmarks/memory.py tinyllama --memory 1.5GiB --windows 64 --heal
 
-Writes random float16 weights of that shape (13.5 GB, 2.2 GB) into a temporary folder, runs one round in a
-process of its own, prints its peak resident memory and what it read, and deletes the folder.
+Writes random float16 weights of that shape (13.5 GB, 2.2 GB) into a temporary folder, runs one round (or
+heals the model without three blocks) in a process of its own, prints its peak resident memory and what the
+round read, and deletes the folder.
 """
 
 from __future__ import annotations
@@ -59,23 +61,26 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--windows", type=int, default=2)
     parser.add_argument("--window-length", type=int, default=256)
+    parser.add_argument("--heal", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         write_model(folder, SHAPES[options.shape])
         tokens = np.random.default_rng(0).integers(0, 32000, (options.windows, options.window_length))
         np.save(folder / "tokens.npy", tokens.astype(np.int32))
+        blocks = SHAPES[options.shape]["num_hidden_layers"]
+        (folder / "p.json").write_text(json.dumps({"blocks": blocks, "removed": [blocks - 2, 10, 9]}))
+        search, heal = ["prune", "--remove", "1", "--exact", "--no-heal"], ["heal", "--plan", "p.json"]
         command = [
-            sys.executable, "-m", "tinysleb", "prune", str(folder), "-o", str(folder / "out"),
-            "--remove", "1", "--exact", "--tokens", str(folder / "tokens.npy"),
-            "--memory", options.memory, "--dtype", options.dtype,
+            sys.executable, "-m", "tinysleb", *(heal if options.heal else search), str(folder),
+            "-o", "out", "--tokens", "tokens.npy", "--memory", options.memory, "--dtype", options.dtype,
         ]  # fmt: skip
         read = searched(command, folder)
         size = (folder / "model.safetensors").stat().st_size
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     print(
-        f"{format_bytes(size)} on disk, --memory {options.memory}: peak resident {format_bytes(peak)}, "
-        f"the search read {read / size:.2f} times the model"
+        f"{format_bytes(size)} on disk, --memory {options.memory}: peak resident {peak / 2**20:.0f} MiB, "
+        f"a round read {read / size:.2f} times the model"
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 LAYERS = (
     "errors",
-    "input_file files architectures config_keys pre_tokenizers sentencepiece_model settings streams",
+    "input_file files architectures config_keys pre_tokenizers sentencepiece_model settings streams cholesky",
     "rotary safetensors_file plan",
     "config",
     "gguf_file memory report",

@@ -59,7 +59,7 @@ class HealingMemory:
     """How healing uses its memory.
 
     `streams`: whether hidden states are in memory, or in files; `ahead`: whether the next block is read while
-    one computes; `direct`: whether equations are solved by a factor; `inputs`: whether what a block computed
+    one computes; `direct`: whether equations are solved by a factor in float64; `inputs`: whether what a block computed
     for the equations is kept until it is used again.
     """
 
@@ -73,13 +73,13 @@ def plan_healing_memory(config: ModelConfig, shape: tuple[int, int], compute: Co
     """Divide the budget for windows of `shape` `(n, T)`. Raises TinyslebError with the least that would do.
 
     Always counted are two blocks (the one that is healed, the one above), one call's activations, and the
-    normal equations. What is left goes to two streams, a third block, a factor, which takes five times the
-    equations' own size, and the inputs, each if it fits.
+    normal equations. What is left goes to two streams, a third block, a factor in float64, which takes five times
+    the equations' own size, and the inputs, each if it fits.
     """
     tokens, item = shape[0] * shape[1], compute.dtype.itemsize
     block = block_parameter_count(config) * item
     equations = config.intermediate * (config.intermediate + 3 * config.width) * 4
-    equations += config.intermediate * 5 * min(config.width, OUTPUTS) * 4  # what conjugate gradients hold
+    equations += config.intermediate * 4 * min(config.width, OUTPUTS) * 4  # while they are solved
     least = compute.memory.resident + working_bytes(config, shape[1], item) + block + equations
     left = compute.memory.total - least
     if left < 0:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tinysleb.cholesky import InPlaceFactor
+
 COLUMNS = 384
 """Columns of the Gram matrix computed at a time: what lies below the diagonal blocks is spared."""
-TOLERANCE, MOST_STEPS = 1e-6, 1000
 OUTPUTS = 1024
-"""Columns of the right-hand side that conjugate gradients solve for at a time."""
+"""Columns of the right-hand side that are solved for at a time where memory is scarce."""
 
 
 class NormalEquations:
@@ -43,38 +44,19 @@ def solve(
     """The solution W `[out, in]` in float32, and the factor of Σ w x xᵀ with the penalty, if there is one.
 
     `old` is W₀ `[out, in]`. The equations are used up. `direct`: by Cholesky's factor, lower, in float64 on
-    the CPU; else by conjugate gradients in float32, which need a fifth of the memory (Golub and Van Loan,
-    Matrix Computations, 4.2 and 11.3).
+    the CPU; else by one in float32 in the matrix's place, a fifth of the memory, and refined.
     """
     gram, right, old = equations.gram, equations.cross, old.T.to(equations.cross)
-    penalty = ridge * gram.diagonal().mean().item()
+    penalty = max(ridge * gram.diagonal().mean().item(), torch.finfo(torch.float32).tiny)
     right.add_(old, alpha=penalty)
     for start in range(0, len(gram), COLUMNS):  # the lower part from the upper, without a copy of all
         gram[start:, start : start + COLUMNS] = gram[start : start + COLUMNS, start:].T.clone()
     gram.diagonal().add_(penalty)
     if not direct:
+        refined = InPlaceFactor(gram)
         for first in range(0, right.shape[1], OUTPUTS):
             part = slice(first, first + OUTPUTS)
-            right[:, part] = _conjugate_gradients(gram, right[:, part], old[:, part])
+            right[:, part] = refined.solve(right[:, part])
         return right.T, None
     factor = torch.linalg.cholesky(gram.cpu().double())
     return torch.cholesky_solve(right.cpu().double(), factor).float().to(right.device).T, factor
-
-
-def _conjugate_gradients(matrix: Tensor, right: Tensor, start: Tensor) -> Tensor:
-    """Solve for all columns of `right` at once, each with its own steps, beginning at `start`."""
-    solution = start.clone()
-    residual = right - matrix @ solution
-    direction = residual.clone()
-    squared = residual.square().sum(0)
-    enough = right.square().sum(0) * TOLERANCE**2
-    for _ in range(MOST_STEPS):
-        if (squared <= enough).all():
-            break
-        product = matrix @ direction
-        step = squared / (direction * product).sum(0).clamp_min(torch.finfo(torch.float32).tiny)
-        solution += direction * step
-        residual -= product * step
-        before, squared = squared, residual.square().sum(0)
-        direction = residual + direction * (squared / before.clamp_min(torch.finfo(torch.float32).tiny))
-    return solution
