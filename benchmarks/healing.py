@@ -15,8 +15,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -27,20 +26,21 @@ from torch.nn import functional as F
 from tinysleb.calibration import from_text
 from tinysleb.config import block_prefix
 from tinysleb.evaluate import evaluate
-from tinysleb.heal import NAME, heal
-from tinysleb.healed import Healed, HealedTensors, encode
+from tinysleb.heal import heal
+from tinysleb.healed import HEALED, Healed, HealedTensors, Unrounded, encode
+from tinysleb.healed_search import choose_healed
 from tinysleb.healing import divided
-from tinysleb.healing_text import HealingText, self_source
+from tinysleb.healing_text import HealingText, Source, self_source
 from tinysleb.loading import load_block
 from tinysleb.metrics import search_by_metric
 from tinysleb.model import chunks, down_inputs, embed, places
 from tinysleb.open_model import open_model
-from tinysleb.plan import Plan, perplexity
+from tinysleb.plan import Plan, Round, perplexity
 from tinysleb.pruning import compute_on
 from tinysleb.search import Compute, removable
 from tinysleb.sweep import advance
 from tinysleb.tokenizer import open_tokenizer
-from tinysleb.weights import Shortened, TensorInfo, Weights
+from tinysleb.weights import Shortened, Weights
 
 LENGTH = 256
 MEASURED = 48
@@ -50,36 +50,10 @@ SELECTION = 16
 REPLACE_ME_RIDGE = 1e-3
 
 
-@dataclass(frozen=True)
-class InFloat32:
-    """A model whose last products are said to be stored in float32, so that healing does not round them."""
-
-    source: Weights
-
-    @property
-    def path(self) -> Path:
-        return self.source.path
-
-    @property
-    def config(self):  # type: ignore[no-untyped-def]
-        return self.source.config
-
-    @property
-    def tensors(self) -> Mapping[str, TensorInfo]:
-        found = dict(self.source.tensors)
-        for name, info in found.items():
-            if name.endswith(NAME):
-                found[name] = TensorInfo(info.shape, "F32", info.nbytes)
-        return found
-
-    def tensor(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
-        return self.source.tensor(name, start, stop)
-
-
 class Bench:
     def __init__(self, model: Path, text: Path) -> None:
         source = open_model(model)
-        self.weights: Weights = InFloat32(source)
+        self.weights: Weights = Unrounded(source)
         self.compute: Compute = compute_on("auto", "auto", "6GiB")
         tokenizer, rows = open_tokenizer(source), source.config.vocab_size
         kinds = {
@@ -141,7 +115,7 @@ def replace_me(
         if index in kept and index + 1 < config.blocks and index + 1 not in kept:
             parts = [down_inputs(hidden[a:b], block, config, stack[index]) for a, b in chunks(len(hidden), 8)]
             before, inputs = (torch.cat(items).flatten(0, 1) for items in zip(*parts, strict=True))
-            down = block[NAME]
+            down = block[HEALED]
             pending = (index, before, F.linear(inputs, down).float(), down.float())
         advance(hidden, block, config, stack[index])
         if pending is not None and index not in kept and (index + 1 == config.blocks or index + 1 in kept):
@@ -150,7 +124,7 @@ def replace_me(
             gram.diagonal().add_(REPLACE_ME_RIDGE * gram.diagonal().mean())
             cross = (outputs.T @ (hidden.flatten(0, 1) - before)).double()
             merged = torch.linalg.solve(gram, cross).float().T @ down
-            name = block_prefix(kept.index(at)) + NAME
+            name = block_prefix(kept.index(at)) + HEALED
             tensors.add(
                 name, merged.shape, encode(merged, GGMLQuantizationType.F32), GGMLQuantizationType.F32
             )
@@ -170,12 +144,36 @@ def contiguous(bench: Bench, count: int) -> list[int]:
     return sorted(plan.removed)
 
 
+def by_healed_loss(bench: Bench, removed: Sequence[int]) -> list[int]:
+    """The blocks that `--search healed` would choose after a search that found `removed`."""
+    blocks, begin = bench.weights.config.blocks, time.monotonic()
+    plan = Plan(blocks, len(removed), {}, rounds=tuple(Round(index, 0.0, 0.0, {}) for index in removed))
+    sources = [
+        Source(kind, bench.fit[kind][: count // LENGTH], bench.measured["docs"][:0])
+        for kind, count in (("docs", 16384), ("sampled", 16384))
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        chosen, finalists = choose_healed(
+            bench.weights,
+            plan,
+            removable(blocks, 1, 1),
+            sources,
+            bench.compute,
+            Path(folder),
+            lambda _part: None,
+        )
+    for choice in finalists:
+        print(f"    {sorted(choice.removed)}: {perplexity(choice.loss):.2f} on docs and sampled text")
+    print(f"    chosen in {time.monotonic() - begin:.0f} s")
+    return sorted(chosen.removed)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("plan", type=Path)
     parser.add_argument("text", type=Path)
-    parser.add_argument("--blocks", type=int, nargs="+", default=[3, 6, 9])
+    parser.add_argument("--blocks", type=int, nargs="*", default=[3, 6, 9])
     options = parser.parse_args()
     removed = json.loads(options.plan.read_text())["removed"]
     bench = Bench(options.model, options.text)
@@ -187,9 +185,15 @@ def main() -> None:
     bench.row("6: 16 k of the docs", six, bench.mixed(docs=16384))
     bench.row("6: 16 k sampled", six, bench.mixed(sampled=16384))
     bench.row("6: 16 k sampled + 16 k docs", six, bench.mixed(sampled=16384, docs=16384))
+    bench.row("6: 16 k sampled, 8 k docs, 8 k text", six, bench.mixed(sampled=16384, docs=8192, text=8192))
     broad = bench.mixed(sampled=16384, docs=8192, text=8192)
     for count in options.blocks:
-        for name, chosen in (("searched", removed[:count]), ("contiguous", contiguous(bench, count))):
+        rivals = {
+            "searched": removed[:count],
+            "contiguous": contiguous(bench, count),
+            "by the healed loss": by_healed_loss(bench, removed[:count]),
+        }
+        for name, chosen in rivals.items():
             print(f"{count} blocks, {name}: {sorted(chosen)}")
             bench.row("    not repaired", chosen, None)
             bench.row("    ReplaceMe's maps, the broad 32 k", chosen, broad, peer=True)

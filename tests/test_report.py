@@ -53,7 +53,11 @@ def test_the_command_takes_a_hand_written_plan(run: Callable[..., Any], tmp_path
 def test_healing_is_shown(run: Callable[..., Any], tmp_path: Path) -> None:
     source = {"source": "a<b>.txt", "tokens": 2048, "dense": 1.0, "shortened": 3.0, "healed": 2.0}
     block = {"block": 2, "before": 0.5, "after": 0.2, "stored": 0.25, "type": "Q4_1", "healed": True}
-    plan = {"blocks": 5, "removed": [1], "healing": {"sources": [source | {"closed": 0.73}], "blocks": [block]}}
+    plan = {
+        "blocks": 5,
+        "removed": [1],
+        "healing": {"sources": [source | {"closed": 0.73}], "blocks": [block]},
+    }
     (tmp_path / "p.json").write_text(json.dumps(plan))
     assert run("report", "p.json", "-o", "r.html").exit_code == 0
     page = (tmp_path / "r.html").read_text()

@@ -8,6 +8,7 @@ import torch
 from gguf.constants import GGMLQuantizationType
 from torch import Tensor
 
+from tinysleb import cholesky
 from tinysleb.gguf_file import Bytes
 from tinysleb.healed import decode, encode
 from tinysleb.ridge import NormalEquations, solve
@@ -33,6 +34,11 @@ def equations(x: Tensor, y: Tensor, w: Tensor) -> NormalEquations:
     return found
 
 
+@pytest.fixture(autouse=True)
+def several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cholesky, "ROWS", 96)
+
+
 @pytest.mark.parametrize("direct", [True, False])
 @pytest.mark.parametrize("ridge", [0.1, 0.3, 10.0])
 def test_least_squares_with_the_penalty_as_rows(ridge: float, direct: bool) -> None:
@@ -51,6 +57,13 @@ def test_a_large_penalty_keeps_the_old_weights(direct: bool) -> None:
     x, y, w, old = problem()
     found, _ = solve(equations(x, y, w), old, 1e7, direct=direct)
     torch.testing.assert_close(found, old, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_inputs_that_are_all_zero_keep_the_old_weights(direct: bool) -> None:
+    x, y, w, old = problem()
+    found, _ = solve(equations(0 * x, y, w), old, 0.3, direct=direct)
+    torch.testing.assert_close(found, old)
 
 
 @pytest.mark.parametrize("type_", [GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q4_1])

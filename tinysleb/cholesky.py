@@ -62,4 +62,5 @@ class InPlaceFactor:
 
 
 def _triangular(factor: Tensor, right: Tensor, *, upper: bool = False) -> Tensor:
-    return torch.linalg.solve_triangular(factor, right, upper=upper)
+    found: Tensor = torch.linalg.solve_triangular(factor, right, upper=upper)
+    return found

@@ -227,8 +227,8 @@ def prune(model: Path, out: Path | None, **options: Any) -> None:
     inputs = [model, *([] if plan_path is None else [plan_path])]
     _refuse_outputs(model, out, options["force"], *inputs)
     unhealed = _why_unhealed(weights, options)
-    if unhealed and options["search"] == "healed":
-        raise TinyslebError(f"--search healed judges healed models, and there are none: {unhealed}")
+    if options["search"] == "healed":
+        _check_healed_search(options, unhealed)
     unfinished = out.with_name(out.name + ".unfinished.json")
     if plan_path is not None:
         plan = _plan_for(weights, plan_path, options)
@@ -657,6 +657,15 @@ def _why_unhealed(weights: Weights, options: dict[str, Any]) -> str | None:
             raise
         return f"{error.message} ({error.hint})" if error.hint else error.message
     return None
+
+
+def _check_healed_search(options: dict[str, Any], unhealed: str | None) -> None:
+    if options["plan_path"] is not None:
+        raise click.UsageError("With --plan there is no search: --search healed does not go with it.")
+    if options["fit"] or options["max_perplexity_increase"]:
+        raise click.UsageError("--search healed takes a number of blocks: --remove, --ratio or --speedup.")
+    if unhealed:
+        raise TinyslebError(f"--search healed judges healed models, and there are none: {unhealed}")
 
 
 def _healing_text(options: dict[str, Any]) -> HealingText:

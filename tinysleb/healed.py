@@ -22,6 +22,8 @@ from tinysleb.weights import TensorInfo, Weights
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+HEALED = "mlp.down_proj.weight"
+"""The tensor of a block that healing solves anew."""
 ENCODABLE = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")
 """What the gguf package can quantise to."""
 
@@ -42,7 +44,7 @@ def encoding_for(stored: str, columns: int) -> GGMLQuantizationType:
 
 def grown_types(weights: Weights) -> str:
     """The types of matrices that healing would store as another, by name; empty if there are none."""
-    last = [info for name, info in weights.tensors.items() if name.endswith("mlp.down_proj.weight")]
+    last = [info for name, info in weights.tensors.items() if name.endswith(HEALED)]
     return ", ".join(sorted({i.type for i in last if encoding_for(i.type, i.shape[-1]).name != i.type}))
 
 
@@ -54,6 +56,36 @@ def encode(values: Tensor, type_: GGMLQuantizationType) -> Bytes:
 def decode(data: Bytes, type_: GGMLQuantizationType) -> Tensor:
     """What `encode` made, as float32 `[rows, columns]`."""
     return torch.from_numpy(dequantize(data, type_))
+
+
+@dataclass(frozen=True)
+class Unrounded:
+    """`source`, whose last matrices are said to be float32, so that healing does not round them; is again a
+    `Weights`."""
+
+    source: Weights
+
+    @property
+    def path(self) -> Path:
+        """As in `Weights`."""
+        return self.source.path
+
+    @property
+    def config(self) -> ModelConfig:
+        """As in `Weights`."""
+        return self.source.config
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """As in `Weights`."""
+        return {
+            name: TensorInfo(info.shape, "F32", info.nbytes) if name.endswith(HEALED) else info
+            for name, info in self.source.tensors.items()
+        }
+
+    def tensor(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """As in `Weights`."""
+        return self.source.tensor(name, start, stop)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tinysleb.evaluate import evaluate
 from tinysleb.heal import heal
-from tinysleb.healed import Healed, HealedTensors
+from tinysleb.healed import Healed, HealedTensors, Unrounded
 from tinysleb.healing import divided
 from tinysleb.healing_text import Source
 from tinysleb.plan import Plan, Round
@@ -26,9 +26,9 @@ from tinysleb.search import Compute
 from tinysleb.weights import Shortened, Weights
 
 FEW_TOKENS = 4096
-JUDGES = 8
+JUDGES = 12
 """Windows of each source that are not fitted here, and that blocks are chosen by."""
-FINALISTS = 2
+FINALISTS = 3
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def choose_healed(
         kept = tuple(index for index in range(plan.blocks) if index not in removed)
         with tempfile.TemporaryDirectory(dir=folder) as name:
             tensors = HealedTensors(Path(name))
-            heal(weights, kept, *divided(windows), compute, tensors, lambda _part: None)
+            heal(Unrounded(weights), kept, *divided(windows), compute, tensors, lambda _part: None)
             model = Healed(Shortened(weights, kept), tensors)
             losses = [evaluate(model, each, compute, lambda _part: None).loss for each in judges]
         return Choice(removed, sum(losses) / len(losses))

@@ -68,7 +68,7 @@ def run_healing(
     if not memory.streams:
         say("healing: hidden states go into files beside the output, since --memory does not hold them")
     if not memory.direct:
-        say("healing: equations too wide for float64 within --memory; they are solved in float32, and refined")
+        say("healing: equations too wide for float64 within --memory are solved in float32, and refined")
     if fit.numel() < weights.config.intermediate:
         say(
             f"warning: healing on {fit.numel()} tokens, fewer than the {weights.config.intermediate} inputs "

@@ -107,7 +107,7 @@ def rotate(heads: Tensor, table: RotaryTable) -> Tensor:
     dimensions = table.cos.shape[-1]
     turning, still = heads[..., :dimensions].float(), heads[..., dimensions:]
     first, second = turning.chunk(2, dim=-1)
-    turned = (turning * table.cos).addcmul_(torch.cat((-second, first), dim=-1), table.sin)
+    turned = turning * table.cos + torch.cat((-second, first), dim=-1) * table.sin
     return torch.cat((turned, still), dim=-1) if still.shape[-1] else turned
 
 
