@@ -63,7 +63,7 @@ class Bench:
         self.measured = {kind: windows[:MEASURED] for kind, windows in kinds.items()}
         self.fit = {kind: windows[MEASURED:] for kind, windows in kinds.items()}
         begin = time.monotonic()
-        wanted = HealingText((), None, 16384, 16384, seed=0)
+        wanted = HealingText((), None, 32768, 32768, seed=0)
         self.fit["sampled"] = self_source(source, wanted, self.compute, lambda _part: None).fit
         count = self.fit["sampled"].numel()
         print(f"sampling {count} tokens (and those held back): {time.monotonic() - begin:.0f} s", flush=True)
@@ -185,6 +185,7 @@ def main() -> None:
     bench.row("6: 16 k of the docs", six, bench.mixed(docs=16384))
     bench.row("6: 16 k sampled", six, bench.mixed(sampled=16384))
     bench.row("6: 16 k sampled + 16 k docs", six, bench.mixed(sampled=16384, docs=16384))
+    bench.row("6: 32 k sampled + 16 k docs", six, bench.mixed(sampled=32768, docs=16384))
     bench.row("6: 16 k sampled, 8 k docs, 8 k text", six, bench.mixed(sampled=16384, docs=8192, text=8192))
     broad = bench.mixed(sampled=16384, docs=8192, text=8192)
     for count in options.blocks:

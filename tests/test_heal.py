@@ -29,7 +29,7 @@ from tinysleb.errors import TinyslebError
 from tinysleb.gguf_file import read_gguf
 from tinysleb.heal import HealedBlock, heal, plan_healing_memory
 from tinysleb.healed import Healed, HealedTensors, decode, encode, encoding_for
-from tinysleb.healed_search import choose_healed
+from tinysleb.healed_search import Choice, choose_healed
 from tinysleb.healing import Outcome
 from tinysleb.healing_text import Source
 from tinysleb.memory import Budget
@@ -256,10 +256,16 @@ def test_blocks_chosen_by_the_healed_loss(tmp_path: Path, monkeypatch: pytest.Mo
 
     removals = [(3, 1), (2, 1), (3, 2), (4, 3)]
     few = {removed: loss(removed, fit[:12], f"few{removed}") for removed in removals}
-    best = sorted(few, key=lambda removed: few[removed])[:3]
-    again = {removed: loss(removed, fit, f"all{removed}") for removed in best}
+    best = sorted(few, key=lambda removed: few[removed])
+    again = {removed: loss(removed, fit, f"all{removed}") for removed in best[: healed_search.FINALISTS]}
     assert {choice.removed: choice.loss for choice in finalists} == pytest.approx(again, abs=1e-4)
     assert chosen.removed == finalists[0].removed == min(again, key=lambda removed: again[removed])
+
+
+def test_finalists_share_at_most_half_of_their_blocks() -> None:
+    losses = {(3, 2, 1): 1.0, (4, 3, 2): 1.1, (6, 5, 4): 1.3, (5, 4, 3): 1.2, (9, 8, 7): 1.4}
+    choices = [Choice(removed, loss) for removed, loss in losses.items()]
+    assert healed_search._finalists(choices) == [(3, 2, 1), (5, 4, 3), (9, 8, 7)]
 
 
 def test_a_search_for_what_heals(run: Run, tiny_gguf: Path) -> None:

@@ -1,6 +1,6 @@
 """Cholesky's factor in float32 in the place of the matrix, for equations too wide to hold a copy of.
 
-Golub and Van Loan, Matrix Computations, 4.2.9 (by blocks) and 3.5.3 (refinement).
+Golub and Van Loan, Matrix Computations, 4.2 (by blocks) and 3.5 (refinement).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class InPlaceFactor:
         self.blocks = [slice(start, min(start + ROWS, size)) for start in range(0, size, ROWS)]
         self.diagonal = [matrix[block, block].clone() for block in self.blocks]
         for number, block in enumerate(self.blocks):
-            factor = torch.linalg.cholesky(matrix[block, block].double()).float()
+            factor = torch.linalg.cholesky(matrix[block, block].cpu().double()).to(matrix)
             matrix[block, block] = factor
             below = matrix[block.stop :, block]
             below[:] = torch.linalg.solve_triangular(factor.T, below, upper=True, left=False)
