@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import signal
 import sys
@@ -644,12 +645,14 @@ def _why_unhealed(weights: Weights, options: dict[str, Any]) -> str | None:
     if options["heal"] is None and options["plan_path"] is not None:
         return "a plan was applied as it is; tinysleb heal, or --heal, heals as well"
     from tinysleb.healed import grown_types
-    from tinysleb.healing import check_can_heal
+    from tinysleb.healing import check_memory, check_text
     from tinysleb.pruning import compute_on
 
-    compute = compute_on(options["device"], options["dtype"], options["memory"])
+    text = _healing_text(options)
     try:
-        check_can_heal(weights, _healing_text(options), compute)
+        check_text(weights, text)
+        compute = compute_on(options["device"], options["dtype"], options["memory"])
+        check_memory(weights, text, compute)
         if options["fit"] and (recoded := grown_types(weights)):
             raise TinyslebError(f"what is stored as {recoded} would become larger, and --fit not be kept")
     except TinyslebError as error:
@@ -690,16 +693,19 @@ def _healed_plan(weights: Weights, plan: Plan, options: dict[str, Any], healed: 
         progress.clear()
         click.echo(line, err=True)
 
-    sources = list(gathered(weights, text, compute, say, progress))
+    sources, compared = list(gathered(weights, text, compute, say, progress)), {}
     if options.get("search") == "healed":
         allowed = removable(plan.blocks, options["keep_first"], options["keep_last"])
         choosing = partial(progress, "choosing by the healed loss")
+        count = len(plan.removed)
+        say(f"choosing by the healed loss: the search's blocks, or a run of {count} neighbours")
         plan, finalists = choose_healed(weights, plan, allowed, sources, compute, healed.folder, choosing)
         for choice in finalists:
             blocks = ", ".join(map(str, choice.removed))
             say(f"healed without {blocks}: perplexity {perplexity(choice.loss):.2f} on other windows")
+        compared = {"compared": [asdict(choice) for choice in finalists]}
     report = run_healing(weights, plan, sources, text.seed, compute, healed, say, progress)
-    return replace(plan, healing=report)
+    return replace(plan, healing=report | compared)
 
 
 def _write_shortened(
@@ -746,7 +752,7 @@ def _print_pruned(weights: Weights, plan: Plan, out: Path, as_json: bool, search
     removed = ", ".join(map(str, plan.removed)) or "none"
     click.echo(f"{out}: {len(plan.kept)} of {plan.blocks} blocks, without {removed}")
     click.echo(f"parameters: {before:,} -> {after:,} ({after / before:.0%})")
-    if searched and plan.loss is not None:
+    if searched and plan.loss is not None and not math.isnan(plan.rounds[-1].loss):
         first, last = perplexity(plan.loss), perplexity(plan.rounds[-1].loss)
         what = "the calibration text, before healing" if plan.healing else "the calibration text"
         click.echo(f"perplexity on {what}: {first:.2f} -> {last:.2f}")

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from tinysleb.errors import TinyslebError
-from tinysleb.memory import Budget, resident_bytes
+from tinysleb.memory import Budget, give_back_freed, resident_bytes
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PROBE_SIZE, PROBE_RUNS = 1024, 8
@@ -45,6 +45,7 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
 def device_budget(device: torch.device, total: int) -> Budget:
     """The memory a search may use: of the process or, on a GPU, what is free of `total` there."""
     if device.type != "cuda":
+        give_back_freed()
         return Budget(total, resident_bytes())
     free, _ = torch.cuda.mem_get_info(device)
     return Budget(min(total, free), 0)

@@ -14,6 +14,7 @@ from tinysleb.evaluate import evaluate
 from tinysleb.heal import RIDGE, STEP, HealedBlock, check_healable, heal, plan_healing_memory
 from tinysleb.healed import Healed, HealedTensors
 from tinysleb.healing_text import HealingText, Source, self_source, text_sources, window_length
+from tinysleb.memory import give_back_freed
 from tinysleb.plan import Plan, perplexity
 from tinysleb.search import Compute, Progress
 from tinysleb.weights import Shortened, Weights
@@ -38,14 +39,20 @@ class Outcome:
         return (shortened - healed) / (shortened - dense) if shortened != dense else 0.0
 
 
-def check_can_heal(weights: Weights, text: HealingText, compute: Compute) -> None:
-    """Before any slow work: raise TinyslebError if a model cannot be healed, or not within the memory, or
-    if there is too little text."""
+def check_text(weights: Weights, text: HealingText) -> None:
+    """Before any slow work: raise TinyslebError if a model cannot be healed, or there is too little text."""
     check_healable(weights.config, weights)
     length = window_length(weights, text)
-    plan_healing_memory(weights.config, (max(2, text.tokens // length), length), compute)
     if text.tokens > text.sampled:
         divided(torch.cat([source.fit for source in text_sources(weights, text)]))
+    elif text.tokens < 2 * length:
+        raise TinyslebError(f"healing needs two windows of {length} tokens, --heal-tokens is {text.tokens}")
+
+
+def check_memory(weights: Weights, text: HealingText, compute: Compute) -> None:
+    """Before any slow work: raise TinyslebError if a model cannot be healed within the memory."""
+    length = window_length(weights, text)
+    plan_healing_memory(weights.config, (max(2, text.tokens // length), length), compute)
 
 
 def run_healing(
@@ -77,6 +84,7 @@ def run_healing(
     shortened = Shortened(weights, plan.kept)
     model = Healed(shortened, healed)
     before = [_loss(each, source, compute) for source in sources for each in (weights, shortened)]
+    give_back_freed()
     blocks = heal(weights, plan.kept, fit, check, compute, healed, partial(progress, "healing"))
     outcomes = [
         Outcome(source.name, before[2 * i], before[2 * i + 1], _loss(model, source, compute))
@@ -102,10 +110,12 @@ def gathered(
         if text.token_file is not None:
             raise TinyslebError("windows come from a file of tokens")
         yield self_source(weights, text, compute, partial(progress, "sampling text"))
+        give_back_freed()
     except TinyslebError as error:
         if text.tokens <= text.sampled:
             raise
-        say(f"no text is sampled from the model: {error.message}")
+        hint = f" ({error.hint})" if error.hint else ""
+        say(f"no text is sampled from the model: {error.message}{hint}")
 
 
 def divided(windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -114,7 +124,7 @@ def divided(windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     if not checked.any():
         checked[-1] = True
     if checked.all():
-        raise TinyslebError("healing needs at least two windows of text", "give more text, or --no-heal")
+        raise TinyslebError("healing needs at least two windows of text", "give more text")
     return windows[~checked], windows[checked]
 
 

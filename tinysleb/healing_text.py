@@ -114,7 +114,7 @@ def _source(found: Calibration, count: int) -> Source:
     if len(windows) < 2:
         raise TinyslebError(
             f"{found.source} has one window of {windows.shape[1]} tokens; healing needs one more to check by",
-            "give more text, or --no-heal",
+            "give more text",
         )
     held = min(HELD_BACK, max(1, len(windows) // 4))
     return Source(found.source, windows[held : held + count], windows[:held])
@@ -146,8 +146,8 @@ def self_source(
 
 
 def sampling_bytes(weights: Weights, count: int, length: int, item_bytes: int) -> int:
-    """What sampling `count` sequences at once takes: model, cache, and three copies of the logits."""
-    logits = 3 * count * weights.config.vocab_size * 4
+    """What sampling `count` sequences at once takes: model, cache, and five copies of the logits."""
+    logits = 5 * count * weights.config.vocab_size * 4
     largest = weights.config.vocab_size * weights.config.width * 4  # as read, before it is rounded
     model = resident_model_bytes(weights, item_bytes)
     return model + largest + cache_bytes(weights, count, length, item_bytes) + logits

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,6 +125,12 @@ def working_bytes(config: ModelConfig, length: int, item_bytes: int) -> int:
     activations = tokens * (3 * config.intermediate + 8 * config.width) * 4
     head = VOCABULARY_CHUNK * (config.width * (8 + item_bytes) + 2 * TOKEN_CHUNK * 4)
     return block + max(activations, head)
+
+
+def give_back_freed() -> None:
+    """Hand memory that was freed back to the system, between stages; only glibc keeps much of it."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def resident_bytes() -> int:

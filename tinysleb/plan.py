@@ -131,7 +131,7 @@ def plan_from_json(value: dict[str, Any], path: Path) -> Plan:
         raise TinyslebError(f"{path}: `loss` should be a number or null, found {loss!r}")
     try:
         return _from_json(value, blocks, removed, target)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise TinyslebError(
             f"{path}: `rounds`, `scores` or `healing` is not as tinysleb writes it ({error!r})"
         ) from error
