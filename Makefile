@@ -10,7 +10,7 @@ REMOVE ?= 6
 .PHONY: demo test install model slow check fix clean
 
 demo: .venv/.installed model
-	@echo "Pruning and healing take about 6 minutes on 2 cores."
+	@echo "Pruning and healing take 3 to 6 minutes on 2 cores."
 	$(BIN)/tinysleb prune $(MODEL) -o $(SHORTER) --remove $(REMOVE) --force
 	@echo "Perplexity on this project's own documentation, which the search has not seen:"
 	$(BIN)/tinysleb eval $(MODEL) --text docs/how-it-works.md --text README.md
