@@ -184,10 +184,11 @@ def main() -> None:
     bench.row("6: 48 k of the text", six, bench.mixed(text=49152))
     bench.row("6: 16 k of the docs", six, bench.mixed(docs=16384))
     bench.row("6: 16 k sampled", six, bench.mixed(sampled=16384))
+    bench.row("6: 32 k sampled", six, bench.mixed(sampled=32768))
     bench.row("6: 16 k sampled + 16 k docs", six, bench.mixed(sampled=16384, docs=16384))
     bench.row("6: 32 k sampled + 16 k docs", six, bench.mixed(sampled=32768, docs=16384))
-    bench.row("6: 16 k sampled, 8 k docs, 8 k text", six, bench.mixed(sampled=16384, docs=8192, text=8192))
     broad = bench.mixed(sampled=16384, docs=8192, text=8192)
+    bench.row("6: the broad 32 k: 16 k sampled, 8 k of each", six, broad)
     for count in options.blocks:
         rivals = {
             "searched": removed[:count],

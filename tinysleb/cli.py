@@ -658,7 +658,7 @@ def _why_unhealed(weights: Weights, options: dict[str, Any]) -> str | None:
     except TinyslebError as error:
         if options["heal"]:
             raise
-        return f"{error.message} ({error.hint})" if error.hint else error.message
+        return error.in_a_line
     return None
 
 

@@ -10,3 +10,8 @@ class TinyslebError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+    @property
+    def in_a_line(self) -> str:
+        """The message with its hint, where the problem is only told of."""
+        return f"{self.message} ({self.hint})" if self.hint else self.message

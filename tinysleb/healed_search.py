@@ -11,6 +11,7 @@ import math
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 
 import torch
@@ -72,19 +73,15 @@ def choose_healed(
     for number, removed in enumerate(removals, 1):
         first.append(judged(removed, few))
         progress(number * len(few) / rounds)
-    finalists = sorted((judged(removed, fit) for removed in _finalists(first)), key=_loss)
+    finalists = sorted((judged(removed, fit) for removed in _finalists(first)), key=attrgetter("loss"))
     return _plan_of(plan, finalists[0].removed), finalists
-
-
-def _loss(choice: Choice) -> float:
-    return choice.loss
 
 
 def _finalists(choices: Sequence[Choice]) -> list[tuple[int, ...]]:
     """The best few that share at most half of their blocks: few tokens tell kinds of choices apart, and
     neighbours of the best would take all places."""
     found: list[tuple[int, ...]] = []
-    for choice in sorted(choices, key=_loss):
+    for choice in sorted(choices, key=attrgetter("loss")):
         shared = (len(set(choice.removed) & set(other)) for other in found)
         if all(2 * count <= len(choice.removed) for count in shared):
             found.append(choice.removed)

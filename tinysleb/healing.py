@@ -110,12 +110,10 @@ def gathered(
         if text.token_file is not None:
             raise TinyslebError("windows come from a file of tokens")
         yield self_source(weights, text, compute, partial(progress, "sampling text"))
-        give_back_freed()
     except TinyslebError as error:
         if text.tokens <= text.sampled:
             raise
-        hint = f" ({error.hint})" if error.hint else ""
-        say(f"no text is sampled from the model: {error.message}{hint}")
+        say(f"no text is sampled from the model: {error.in_a_line}")
 
 
 def divided(windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

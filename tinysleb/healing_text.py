@@ -20,7 +20,7 @@ from tinysleb.errors import TinyslebError
 from tinysleb.files import read_json_object, read_text
 from tinysleb.gguf_source import GgufWeights
 from tinysleb.huggingface_source import HuggingfaceWeights
-from tinysleb.memory import format_bytes
+from tinysleb.memory import format_bytes, give_back_freed
 from tinysleb.sampling import cache_bytes, resident_model_bytes, sample
 from tinysleb.search import Compute
 from tinysleb.tokenizer import Tokenizer, open_tokenizer
@@ -141,6 +141,7 @@ def self_source(
         weights, prompts, length, compute.dtype, compute.device,
         seed=wanted.seed, at_once=SAMPLED_AT_ONCE, progress=progress,
     )  # fmt: skip
+    give_back_freed()
     windows = sequences.view(count + held, -1)[:, :window]
     return Source(SELF_SOURCE, windows[held:], windows[:held])
 
