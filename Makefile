@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 MODEL := models/SmolLM2-135M-Instruct.Q4_1.gguf
 SHORTER := models/SmolLM2-135M-Instruct.Q4_1-sleb.gguf
-SOURCES := pyproject.toml constraints.txt $(wildcard tinysleb/*.py export/*.py)
+SOURCES := pyproject.toml constraints.txt $(wildcard tinysleb/*.py tinysleb/*/*.py export/*.py)
 REMOVE ?= 6
 
 .PHONY: demo test install model slow check fix clean

@@ -29,16 +29,16 @@ import torch
 from gguf.constants import GGMLQuantizationType, GGUFValueType
 from gguf.quants import quantize
 
-from tinysleb.calibration import default_text
-from tinysleb.config import config_from_huggingface, tensor_shapes
+from tinysleb.checkpoint.config import config_from_huggingface, tensor_shapes
+from tinysleb.checkpoint.gguf_names import huggingface_name, interleaved, rotated_heads
+from tinysleb.checkpoint.open_model import open_model
 from tinysleb.export.gguf_copy import copy_gguf, shortened_gguf
 from tinysleb.export.gguf_model import write_gguf
 from tinysleb.export.gguf_writer import write_gguf_file
-from tinysleb.gguf_file import GgufValue, read_gguf
-from tinysleb.gguf_names import huggingface_name, interleaved, rotated_heads
-from tinysleb.memory import format_bytes
-from tinysleb.open_model import open_model
-from tinysleb.safetensors_file import write_safetensors
+from tinysleb.formats.gguf_file import GgufValue, read_gguf
+from tinysleb.formats.safetensors_file import write_safetensors
+from tinysleb.formats.units import format_bytes
+from tinysleb.text.windows import default_text
 
 RUNS = 3
 LARGE_BYTES = 4 * 10**9

@@ -23,24 +23,24 @@ from gguf.constants import GGMLQuantizationType
 from torch import Tensor
 from torch.nn import functional as F
 
-from tinysleb.calibration import from_text
-from tinysleb.config import block_prefix
-from tinysleb.evaluate import evaluate
-from tinysleb.heal import heal
-from tinysleb.healed import HEALED, Healed, HealedTensors, Unrounded, encode
-from tinysleb.healed_search import choose_healed
-from tinysleb.healing import divided
-from tinysleb.healing_text import HealingText, Source, self_source
-from tinysleb.loading import load_block
-from tinysleb.metrics import search_by_metric
-from tinysleb.model import chunks, down_inputs, embed, places
-from tinysleb.open_model import open_model
+from tinysleb.checkpoint.config import block_prefix
+from tinysleb.checkpoint.open_model import open_model
+from tinysleb.checkpoint.weights import Shortened, Weights
+from tinysleb.compute.compute import Compute, compute_on
+from tinysleb.heal.choose_blocks import choose_healed
+from tinysleb.heal.healed_weights import HEALED, Healed, HealedTensors, Unrounded, encode
+from tinysleb.heal.run import divided
+from tinysleb.heal.text import HealingText, Source, self_source
+from tinysleb.heal.walk import heal
+from tinysleb.model.blocks import load_block
+from tinysleb.model.chunks import chunks
+from tinysleb.model.forward import advance, down_inputs, embed, places
 from tinysleb.plan import Plan, Round, perplexity
-from tinysleb.pruning import compute_on
-from tinysleb.search import Compute, removable
-from tinysleb.sweep import advance
-from tinysleb.tokenizer import open_tokenizer
-from tinysleb.weights import Shortened, Weights
+from tinysleb.search.evaluate import evaluate
+from tinysleb.search.rounds import removable
+from tinysleb.search.run import search_by_metric
+from tinysleb.text.tokenizer import open_tokenizer
+from tinysleb.text.windows import from_text
 
 LENGTH = 256
 MEASURED = 48

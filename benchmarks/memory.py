@@ -25,9 +25,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tinysleb.config import config_from_huggingface, tensor_shapes
-from tinysleb.memory import format_bytes
-from tinysleb.safetensors_file import write_safetensors
+from tinysleb.checkpoint.config import config_from_huggingface, tensor_shapes
+from tinysleb.formats.safetensors_file import write_safetensors
+from tinysleb.formats.units import format_bytes
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"], "vocab_size": 32000, "max_position_embeddings": 2048,

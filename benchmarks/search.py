@@ -30,17 +30,18 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
-from tinysleb.calibration import from_text
-from tinysleb.config import block_shapes, config_from_huggingface, tensor_shapes
-from tinysleb.loading import Block, load_block
-from tinysleb.memory import Budget, resident_bytes
-from tinysleb.model import attention, block_forward, places
-from tinysleb.open_model import open_model
+from tinysleb.checkpoint.config import block_shapes, config_from_huggingface, tensor_shapes
+from tinysleb.checkpoint.open_model import open_model
+from tinysleb.checkpoint.weights import Weights
+from tinysleb.compute.compute import Compute
+from tinysleb.compute.memory import Budget, resident_bytes
+from tinysleb.formats.safetensors_file import write_safetensors
+from tinysleb.model.blocks import Block, load_block
+from tinysleb.model.forward import attention, block_forward, places
 from tinysleb.plan import Plan
-from tinysleb.safetensors_file import write_safetensors
-from tinysleb.search import Compute, removable, search
-from tinysleb.tokenizer import open_tokenizer
-from tinysleb.weights import Weights
+from tinysleb.search.rounds import removable, search
+from tinysleb.text.tokenizer import open_tokenizer
+from tinysleb.text.windows import from_text
 
 CPU = torch.device("cpu")
 DTYPES = (torch.float32, torch.bfloat16)

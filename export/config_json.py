@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from tinysleb.architectures import BY_HUGGINGFACE_NAME
-from tinysleb.config import ModelConfig, config_from_huggingface
+from tinysleb.checkpoint.architectures import BY_HUGGINGFACE_NAME
+from tinysleb.checkpoint.config import ModelConfig, config_from_huggingface
+from tinysleb.checkpoint.rotary import Rotary
 from tinysleb.errors import TinyslebError
-from tinysleb.rotary import Rotary
 
 LLAMA3_BOUNDS = (1.0, 4.0)
 """`low_freq_factor` and `high_freq_factor` of all published models: a GGUF has only what they lead to."""

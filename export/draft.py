@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tinysleb.errors import TinyslebError
-from tinysleb.gguf_file import GgufFile
+from tinysleb.formats.gguf_file import GgufFile
 
 MOST_MORE_TOKENS = 128
 FIRST_COMPARED_TOKEN = 5

@@ -13,11 +13,11 @@ from pathlib import Path
 from gguf.constants import GGUFValueType
 from gguf.utility import size_label
 
-from tinysleb.architectures import BY_GGUF_NAME
+from tinysleb.checkpoint.architectures import BY_GGUF_NAME
+from tinysleb.checkpoint.gguf_names import gguf_name
 from tinysleb.errors import TinyslebError
 from tinysleb.export.gguf_writer import tinysleb_metadata, write_all, write_gguf_file
-from tinysleb.gguf_file import GgufFile, GgufTensor, GgufValue
-from tinysleb.gguf_names import gguf_name
+from tinysleb.formats.gguf_file import GgufFile, GgufTensor, GgufValue
 
 COPY_BYTES = 1 << 20
 PER_BLOCK = frozenset(

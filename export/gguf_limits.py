@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tinysleb.config import ModelConfig, check_rotation_pattern
+from tinysleb.checkpoint.config import ModelConfig, check_rotation_pattern
 from tinysleb.errors import TinyslebError
 
 ALL_BIASES = ("llama", "granite")

@@ -13,13 +13,13 @@ from typing import Any
 import gguf
 from gguf.gguf_writer import GGUFValue, GGUFWriter
 
-from tinysleb.config import ModelConfig, parameter_count
+from tinysleb.checkpoint.config import ModelConfig, parameter_count
+from tinysleb.checkpoint.rotary import Rotary
 from tinysleb.errors import TinyslebError
 from tinysleb.export.gguf_limits import ignored_window
 from tinysleb.export.gguf_vocab import add_vocabulary
-from tinysleb.files import read_json_object
-from tinysleb.gguf_file import GgufValue
-from tinysleb.rotary import Rotary
+from tinysleb.formats.files import read_json_object
+from tinysleb.formats.gguf_file import GgufValue
 
 
 def checkpoint_metadata(

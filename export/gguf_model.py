@@ -13,21 +13,22 @@ import torch
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import quantize
 
-from tinysleb.errors import TinyslebError
-from tinysleb.export.gguf_limits import check_expressible
-from tinysleb.export.gguf_metadata import checkpoint_metadata
-from tinysleb.export.gguf_writer import TensorTypes, tinysleb_metadata, write_all, write_gguf_file
-from tinysleb.gguf_file import DEFAULT_ALIGNMENT, GgufValue
-from tinysleb.gguf_names import (
+from tinysleb.checkpoint.gguf_names import (
     ROTARY_FACTORS,
     gguf_name,
     huggingface_name,
     interleaved,
     rotated_heads,
 )
-from tinysleb.model import chunks, head_name
-from tinysleb.rotary import Rotary
-from tinysleb.weights import Weights
+from tinysleb.checkpoint.rotary import Rotary
+from tinysleb.checkpoint.weights import Weights
+from tinysleb.errors import TinyslebError
+from tinysleb.export.gguf_limits import check_expressible
+from tinysleb.export.gguf_metadata import checkpoint_metadata
+from tinysleb.export.gguf_writer import TensorTypes, tinysleb_metadata, write_all, write_gguf_file
+from tinysleb.formats.gguf_file import DEFAULT_ALIGNMENT, GgufValue
+from tinysleb.model.chunks import chunks
+from tinysleb.model.forward import head_name
 
 TYPES = {
     "f32": (GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),

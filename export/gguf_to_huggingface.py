@@ -8,25 +8,25 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tinysleb.checkpoint.gguf_source import GgufWeights
+from tinysleb.checkpoint.weights import TensorInfo
 from tinysleb.errors import TinyslebError
 from tinysleb.export.config_json import config_json
 from tinysleb.export.huggingface import CARD_NAME, write_json_file, write_shards
 from tinysleb.export.model_card import card_from_metadata
-from tinysleb.files import replaced_folder
-from tinysleb.gguf_source import GgufWeights
-from tinysleb.sentencepiece_model import CONTROL, UNKNOWN, USER_DEFINED
-from tinysleb.tokenizer import (
+from tinysleb.formats.files import replaced_folder
+from tinysleb.text.sentencepiece_model import CONTROL, UNKNOWN, USER_DEFINED
+from tinysleb.text.tokenizer import (
     ByteLevelTokenizer,
     SentencePieceTokenizer,
     import_tokenizers,
     tokenizer_from_gguf,
 )
-from tinysleb.weights import TensorInfo
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tinysleb.config import ModelConfig
+    from tinysleb.checkpoint.config import ModelConfig
 
 STORED = {"F16": ("F16", 2), "BF16": ("BF16", 2)}
 """What stays as it is; quantised and float32 tensors come out, exactly, as float32."""

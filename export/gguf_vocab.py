@@ -14,10 +14,10 @@ from gguf.constants import TokenType
 from gguf.gguf_writer import GGUFWriter
 
 from tinysleb.errors import TinyslebError
-from tinysleb.files import read_json_object
-from tinysleb.pre_tokenizers import PRE_TOKENIZERS
-from tinysleb.sentencepiece_model import BPE, model_kind, model_pieces
-from tinysleb.tokenizer import import_tokenizers, load_sentencepiece
+from tinysleb.formats.files import read_json_object
+from tinysleb.text.pre_tokenizers import PRE_TOKENIZERS
+from tinysleb.text.sentencepiece_model import BPE, model_kind, model_pieces
+from tinysleb.text.tokenizer import import_tokenizers, load_sentencepiece
 
 UNUSED_SCORE, ADDED_SCORE = -10000.0, -1000.0
 CODE_VOCABULARY = 49152

@@ -9,8 +9,8 @@ from pathlib import Path
 from gguf.constants import GGMLQuantizationType, GGUFValueType
 
 from tinysleb import __version__
-from tinysleb.files import replaced_file
-from tinysleb.gguf_file import GgufValue, pack_gguf_header, padded, stored_bytes
+from tinysleb.formats.files import replaced_file
+from tinysleb.formats.gguf_file import GgufValue, pack_gguf_header, padded, stored_bytes
 
 TensorTypes = Mapping[str, tuple[tuple[int, ...], GGMLQuantizationType]]
 

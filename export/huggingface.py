@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tinysleb.config import ModelConfig
+from tinysleb.checkpoint.config import ModelConfig
+from tinysleb.checkpoint.huggingface_source import INDEX_NAME, SINGLE_NAME
+from tinysleb.checkpoint.weights import Weights, total_bytes
 from tinysleb.export.model_card import model_card
-from tinysleb.files import read_json_object, read_text, replaced_folder
-from tinysleb.huggingface_source import INDEX_NAME, SINGLE_NAME
-from tinysleb.safetensors_file import write_safetensors
-from tinysleb.weights import Weights, total_bytes
+from tinysleb.formats.files import read_json_object, read_text, replaced_folder
+from tinysleb.formats.safetensors_file import write_safetensors
 
 SHARD_BYTES = 5 * 10**9
 COPIED_SUFFIXES = (".json", ".jinja", ".model", ".txt", ".md")

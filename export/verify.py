@@ -10,15 +10,15 @@ from pathlib import Path
 
 import torch
 
+from tinysleb.checkpoint.gguf_names import gguf_name
+from tinysleb.checkpoint.gguf_source import GgufWeights, open_gguf
+from tinysleb.checkpoint.weights import Weights
 from tinysleb.errors import TinyslebError
 from tinysleb.export.gguf_copy import copy_gguf, shortened_gguf
 from tinysleb.export.gguf_model import row_chunks
 from tinysleb.export.llama_cpp import llama_cpp_logits
-from tinysleb.gguf_file import GgufValue, pack_value, read_gguf
-from tinysleb.gguf_names import gguf_name
-from tinysleb.gguf_source import GgufWeights, open_gguf
-from tinysleb.model import forward
-from tinysleb.weights import Weights
+from tinysleb.formats.gguf_file import GgufValue, pack_value, read_gguf
+from tinysleb.model.forward import forward
 
 STEPS = {
     "F32": 0.0, "F16": 2**-11, "BF16": 2**-8, "Q8_0": 1 / 127, "Q5_0": 1 / 16, "Q5_1": 1 / 15,

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from tinysleb.export.gguf_writer import write_gguf_file
-from tinysleb.gguf_file import GgufValue, read_gguf
+from tinysleb.formats.gguf_file import GgufValue, read_gguf
 
 TEXT = (
     "def f(x):\n\treturn x ** 2  # größer, ß\n\n\n   spaces    and 7 42 123 4567 89012 numbers; "

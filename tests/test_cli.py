@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from reference import transformers_loss, transformers_model
-from tinysleb.gguf_file import read_gguf
-from tinysleb.open_model import open_model
+from tinysleb.checkpoint.open_model import open_model
+from tinysleb.formats.gguf_file import read_gguf
 
 Run = Callable[..., Any]
 FAST = ("--no-heal", "--tokens", "tokens.npy", "--dtype", "float32", "--exact")
@@ -113,7 +113,8 @@ def test_a_killed_search_resumes_to_the_same_plan(
 ) -> None:
     words = ("prune", tiny_folder, "--remove", 3, *FAST)
     assert run(*words, "-o", "whole").exit_code == 0
-    from tinysleb.sweep import sweep as real
+    from tinysleb.search import rounds
+    from tinysleb.search.sweep import sweep as real
 
     calls = []
 
@@ -123,7 +124,7 @@ def test_a_killed_search_resumes_to_the_same_plan(
             raise KeyboardInterrupt
         return real(*args, **named)
 
-    monkeypatch.setattr("tinysleb.search.sweep", dies)
+    monkeypatch.setattr(rounds, "sweep", dies)
     assert run(*words, "-o", "out").exit_code == 1
     assert not (tmp_path / "out").exists()
     fails(run(*words, "-o", "out"), f"stopped after {finished} rounds", "--resume")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from reference import FAMILIES, make_model
-from tinysleb.gguf_file import read_gguf
+from tinysleb.formats.gguf_file import read_gguf
 
 OTHER_VOCABULARY = ("olmo2",)
 """Families whose converter knows no SentencePiece, and no fingerprint of a tokenizer trained here."""

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tinysleb.distributed import Group
+from tinysleb.compute.distributed import Group
 
 DIES_IN_ROUND_TWO = """
 import os, sys
-from tinysleb import search
+from tinysleb.search import rounds as search
 from tinysleb.cli import main
 
 real, calls = search.sweep, []

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import pytest
 
-from tinysleb.architectures import ARCHITECTURES
+from tinysleb.checkpoint.architectures import ARCHITECTURES
 from tinysleb.cli import main
 
 ROOT = Path(__file__).parent.parent

@@ -14,7 +14,7 @@ from click.testing import Result
 from reference import llama_cpp_speculative, with_metadata
 from tinysleb.errors import TinyslebError
 from tinysleb.export.draft import check_draft
-from tinysleb.gguf_file import GgufValue, read_gguf
+from tinysleb.formats.gguf_file import GgufValue, read_gguf
 
 Run = Callable[..., Result]
 

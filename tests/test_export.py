@@ -30,15 +30,15 @@ from reference import (
     with_metadata,
     without_blocks,
 )
-from tinysleb.calibration import default_text
+from tinysleb.checkpoint.gguf_names import interleaved
+from tinysleb.checkpoint.open_model import open_model
 from tinysleb.cli import main
 from tinysleb.errors import TinyslebError
 from tinysleb.export.gguf_copy import cut_metadata
-from tinysleb.gguf_file import GgufValue, read_gguf
-from tinysleb.gguf_names import interleaved
-from tinysleb.model import forward
-from tinysleb.open_model import open_model
-from tinysleb.tokenizer import open_tokenizer
+from tinysleb.formats.gguf_file import GgufValue, read_gguf
+from tinysleb.model.forward import forward
+from tinysleb.text.tokenizer import open_tokenizer
+from tinysleb.text.windows import default_text
 
 Run = Callable[..., Any]
 TOKENS = torch.randint(3, 400, (1, 60), generator=torch.Generator().manual_seed(7))

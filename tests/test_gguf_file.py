@@ -11,7 +11,7 @@ import pytest
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
 from tinysleb.errors import TinyslebError
-from tinysleb.gguf_file import GgufValue, is_gguf, pack_gguf_header, read_gguf
+from tinysleb.formats.gguf_file import GgufValue, is_gguf, pack_gguf_header, read_gguf
 
 RANDOM = np.random.default_rng(0)
 QUANTISED = [

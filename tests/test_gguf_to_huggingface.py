@@ -21,10 +21,10 @@ from reference import (
     transformers_model,
     with_metadata,
 )
+from tinysleb.checkpoint.open_model import open_model
 from tinysleb.export.gguf_limits import check_expressible
-from tinysleb.gguf_file import GgufValue
-from tinysleb.open_model import open_model
-from tinysleb.tokenizer import open_tokenizer
+from tinysleb.formats.gguf_file import GgufValue
+from tinysleb.text.tokenizer import open_tokenizer
 
 Run = Callable[..., Result]
 TOKENS = torch.randint(3, 380, (1, 60), generator=torch.Generator().manual_seed(7))

@@ -3,52 +3,49 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-LAYERS = (
-    "errors",
-    "input_file files architectures config_keys pre_tokenizers sentencepiece_model settings streams cholesky",
-    "rotary safetensors_file plan",
-    "config",
-    "gguf_file memory report",
-    "gguf_names weights",
-    "huggingface_source gguf_source fingerprint device distributed loading states",
-    "model stopping",
-    "healed ridge",
-    "open_model tokenizer sweep sampling rounding",
-    "inspect calibration search",
-    "evaluate heal healing_text",
-    "metrics estimate healing",
-    "pruning healed_search",
-    "cli",
-    "__main__",
-)
-"""Each module may import only from the lines above its own (or the package itself)."""
+ROOMS = "errors formats plan checkpoint text model compute search heal export commands cli"
+"""The architecture: a room imports only from those to its left, and from itself."""
 
 
-def imports(path: Path) -> set[str]:
-    found = set()
+def modules() -> dict[str, Path]:
+    """Every module by its dotted name below `tinysleb`; packages by the name of their folder."""
+    paths = {path.relative_to(ROOT / "tinysleb"): path for path in (ROOT / "tinysleb").rglob("*.py")}
+    paths |= {path.relative_to(ROOT): path for path in (ROOT / "export").rglob("*.py")}
+    names = {
+        ".".join(name.with_suffix("").parts).removesuffix(".__init__"): path for name, path in paths.items()
+    }
+    return {name: path for name, path in names.items() if name not in ("__init__", "__main__")}
+
+
+def imported(path: Path, known: dict[str, Path]) -> Iterator[str]:
+    """The modules of tinysleb that a file imports, in whichever form it says so."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tinysleb"):
-            found.add((node.module or "").removeprefix("tinysleb").lstrip("."))
-        if isinstance(node, ast.Import):
-            found |= {a.name.removeprefix("tinysleb.") for a in node.names if a.name.startswith("tinysleb.")}
-    return found - {""}
+        names: list[str] = []
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        assert not (isinstance(node, ast.ImportFrom) and node.level), f"{path} imports relatively"
+        yield from (
+            name.removeprefix("tinysleb.") for name in names if name.removeprefix("tinysleb.") in known
+        )
 
 
-def test_modules_import_only_what_lies_below() -> None:
-    level = {name: number for number, line in enumerate(LAYERS) for name in line.split()}
-    for path in (ROOT / "tinysleb").glob("*.py"):
-        if path.stem == "__init__":
-            continue
-        for name in imports(path):
-            if name.startswith("export"):
-                assert path.stem == "cli", f"{path.name} imports {name}"
-            else:
-                assert level[name] < level[path.stem], f"{path.name} imports {name}"
+def test_rooms_import_only_what_lies_below() -> None:
+    known, order = modules(), ROOMS.split()
+    assert {name.partition(".")[0] for name in known} == set(order)
+    for name, path in known.items():
+        room = name.partition(".")[0]
+        for other in imported(path, known):
+            below = order.index(other.partition(".")[0]) <= order.index(room)
+            assert below, f"{name} imports {other}"
 
 
-def test_writers_know_nothing_of_the_search() -> None:
-    for path in (ROOT / "export").glob("*.py"):
-        assert not imports(path) & {"search", "sweep", "plan", "heal", "cli"}, path.name
+def test_no_module_imports_itself_by_a_detour() -> None:
+    known = modules()
+    TopologicalSorter({name: set(imported(path, known)) for name, path in known.items()}).prepare()

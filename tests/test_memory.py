@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from tinysleb.compute.memory import resident_bytes
 from tinysleb.errors import TinyslebError
-from tinysleb.memory import format_bytes, parse_bytes, resident_bytes
+from tinysleb.formats.units import format_bytes, parse_bytes
 
 
 def test_amounts() -> None:

@@ -8,11 +8,11 @@ import torch
 from gguf.constants import GGMLQuantizationType
 from torch import Tensor
 
-from tinysleb import cholesky
-from tinysleb.gguf_file import Bytes
-from tinysleb.healed import decode, encode
-from tinysleb.ridge import NormalEquations, solve
-from tinysleb.rounding import encode_fed_forward
+from tinysleb.formats.gguf_file import Bytes
+from tinysleb.heal import ridge
+from tinysleb.heal.healed_weights import decode, encode
+from tinysleb.heal.ridge import NormalEquations, solve
+from tinysleb.heal.rounding import encode_fed_forward
 
 RANDOM = torch.Generator().manual_seed(3)
 INPUTS, OUTPUTS, ROWS = 500, 40, 900
@@ -36,7 +36,7 @@ def equations(x: Tensor, y: Tensor, w: Tensor) -> NormalEquations:
 
 @pytest.fixture(autouse=True)
 def several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cholesky, "ROWS", 96)
+    monkeypatch.setattr(ridge, "ROWS", 96)
 
 
 @pytest.mark.parametrize("direct", [True, False])

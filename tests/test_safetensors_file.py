@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 from tinysleb.errors import TinyslebError
-from tinysleb.safetensors_file import (
+from tinysleb.formats.safetensors_file import (
     read_safetensors_header,
     read_safetensors_rows,
     write_safetensors,

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from reference import FAMILIES, make_llama, make_model, make_variant, transformers_model
-from tinysleb.model import forward
-from tinysleb.open_model import open_model
-from tinysleb.sampling import draw, sample
+from tinysleb.checkpoint.open_model import open_model
+from tinysleb.model.forward import forward
+from tinysleb.model.sampling import draw, sample
 
 CPU = torch.device("cpu")
 PROMPTS = [[5], [7, 300, 12], [9, 8]]

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from click.testing import Result
 
-from tinysleb.config import block_shapes, tensor_shapes
+from tinysleb.checkpoint.config import block_shapes, tensor_shapes
+from tinysleb.checkpoint.open_model import open_model
 from tinysleb.errors import TinyslebError
-from tinysleb.open_model import open_model
 from tinysleb.plan import Plan, Round, plan_to_json
-from tinysleb.stopping import by_count, by_perplexity, by_ratio, by_size, by_speedup, ended
+from tinysleb.search.stopping import by_count, by_perplexity, by_ratio, by_size, by_speedup, ended
 
 Run = Callable[..., Result]
 

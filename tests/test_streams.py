@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from tinysleb.streams import FileStream
+from tinysleb.model.streams import FileStream
 
 
 def test_a_file_is_read_and_written_like_a_tensor(tmp_path: Path) -> None:

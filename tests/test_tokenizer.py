@@ -14,10 +14,10 @@ import pytest
 import sentencepiece
 
 from reference import TEXT, llama_cpp_tokens, train_sentencepiece
+from tinysleb.checkpoint.open_model import open_model
 from tinysleb.errors import TinyslebError
-from tinysleb.gguf_file import read_gguf
-from tinysleb.open_model import open_model
-from tinysleb.tokenizer import open_tokenizer, tokenizer_from_gguf
+from tinysleb.formats.gguf_file import read_gguf
+from tinysleb.text.tokenizer import open_tokenizer, tokenizer_from_gguf
 
 
 @pytest.mark.parametrize("kind", ["byte-level", "sentencepiece"])

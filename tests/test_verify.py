@@ -12,12 +12,12 @@ import pytest
 from click.testing import Result
 
 from reference import make_llama, with_metadata
+from tinysleb.checkpoint.gguf_names import rotated_heads
+from tinysleb.checkpoint.open_model import open_model
 from tinysleb.errors import TinyslebError
 from tinysleb.export.gguf_model import TYPES
 from tinysleb.export.verify import check_metadata, check_tensors, compare_with_llama_cpp
-from tinysleb.gguf_file import GgufValue, read_gguf
-from tinysleb.gguf_names import rotated_heads
-from tinysleb.open_model import open_model
+from tinysleb.formats.gguf_file import GgufValue, read_gguf
 
 Run = Callable[..., Result]
 
@@ -89,7 +89,7 @@ def test_the_first_block_that_llama_cpp_sees_otherwise_is_named(
     assert compare_with_llama_cpp(Path("x.gguf")) < 0.002
     wrong = f"model.layers.{block}.self_attn.q_proj.weight"
     monkeypatch.setattr(
-        "tinysleb.gguf_source.rotated_heads",
+        "tinysleb.checkpoint.gguf_source.rotated_heads",
         lambda config, name: 0 if name == wrong else rotated_heads(config, name),
     )
     with pytest.raises(TinyslebError, match=f"the first difference is in block {block}$"):

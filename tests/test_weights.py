@@ -13,13 +13,13 @@ import safetensors.torch
 import torch
 
 from reference import LLAMA3_ROPE, make_llama, make_model, transformers_logits, transformers_model
-from tinysleb.config import tensor_shapes
+from tinysleb.checkpoint.config import tensor_shapes
+from tinysleb.checkpoint.gguf_source import GgufWeights
+from tinysleb.checkpoint.open_model import open_model
+from tinysleb.checkpoint.weights import Shortened, Weights
 from tinysleb.errors import TinyslebError
 from tinysleb.export.gguf_copy import copy_gguf
-from tinysleb.gguf_source import GgufWeights
-from tinysleb.model import forward
-from tinysleb.open_model import open_model
-from tinysleb.weights import Shortened, Weights
+from tinysleb.model.forward import forward
 
 
 def same_tensors(one: Weights, other: Weights) -> bool:

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from tinysleb import __version__
-from tinysleb.architectures import BY_GGUF_NAME
-from tinysleb.config import block_parameter_count, check_rotation_pattern, parameter_count
+from tinysleb.checkpoint.architectures import BY_GGUF_NAME
+from tinysleb.checkpoint.config import block_parameter_count, check_rotation_pattern, parameter_count
+from tinysleb.checkpoint.weights import total_bytes
 from tinysleb.errors import TinyslebError
-from tinysleb.files import (
+from tinysleb.formats.files import (
     read_json_object,
     refuse_existing,
     refuse_full_disk,
@@ -29,18 +30,17 @@ from tinysleb.files import (
     temporary_folder,
     write_json,
 )
-from tinysleb.memory import format_bytes, parse_bytes
+from tinysleb.formats.units import format_bytes, parse_bytes
 from tinysleb.plan import METRICS, PERPLEXITY, Plan, perplexity, plan_to_json, read_plan
-from tinysleb.weights import total_bytes
 
 if TYPE_CHECKING:
-    from tinysleb.distributed import Group
-    from tinysleb.gguf_file import GgufFile, GgufValue
-    from tinysleb.healed import HealedTensors
-    from tinysleb.healing_text import HealingText
-    from tinysleb.pruning import Windows
-    from tinysleb.stopping import StoppingRule
-    from tinysleb.weights import Weights
+    from tinysleb.checkpoint.weights import Weights
+    from tinysleb.compute.distributed import Group
+    from tinysleb.formats.gguf_file import GgufFile, GgufValue
+    from tinysleb.heal.healed_weights import HealedTensors
+    from tinysleb.heal.text import HealingText
+    from tinysleb.search.stopping import StoppingRule
+    from tinysleb.text.windows import Windows
 
 WINDOW_LENGTH = 1024
 HEAL_TOKENS = 32768
@@ -213,8 +213,8 @@ def prune(model: Path, out: Path | None, **options: Any) -> None:
     Under torchrun (torchrun --nproc-per-node N -m tinysleb prune …) the processes share the search, on one
     machine or several; --memory is for each of them.
     """
-    from tinysleb.gguf_source import gguf_weights
-    from tinysleb.open_model import open_model
+    from tinysleb.checkpoint.gguf_source import gguf_weights
+    from tinysleb.checkpoint.open_model import open_model
 
     out, plan_path = out or _default_output(model), options["plan_path"]
     if plan_path is not None and any(options[name] for name in SEARCH_ONLY):
@@ -260,7 +260,7 @@ def prune(model: Path, out: Path | None, **options: Any) -> None:
 @json_option
 def heal(model: Path, plan_path: Path, out: Path, as_json: bool, **options: Any) -> None:
     """Apply a plan to MODEL and heal it, without a search; with other text than before, for instance."""
-    from tinysleb.open_model import open_model
+    from tinysleb.checkpoint.open_model import open_model
 
     weights = open_model(model)
     _refuse_outputs(model, out, options["force"], model, plan_path)
@@ -333,9 +333,10 @@ def export(
 @json_option
 def eval_(model: Path, as_json: bool, **options: Any) -> None:
     """Print MODEL's perplexity on a text, its windows taken in order."""
-    from tinysleb.evaluate import evaluate
-    from tinysleb.open_model import open_model
-    from tinysleb.pruning import calibrate, compute_on
+    from tinysleb.checkpoint.open_model import open_model
+    from tinysleb.compute.compute import compute_on
+    from tinysleb.search.evaluate import evaluate
+    from tinysleb.text.windows import calibrate
 
     if not options["texts"] and options["token_file"] is None:
         raise click.UsageError("Give a text with --text, or windows with --tokens.")
@@ -365,8 +366,8 @@ def eval_(model: Path, as_json: bool, **options: Any) -> None:
 @json_option
 def inspect(model: Path, memory: str | None, windows: int | None, window_length: int, as_json: bool) -> None:
     """Print what MODEL is, from its headers alone; with --memory, what prune would need."""
-    from tinysleb.inspect import describe
-    from tinysleb.open_model import open_model
+    from tinysleb.checkpoint.open_model import open_model
+    from tinysleb.commands.describe import describe
 
     if memory is not None:
         _print_estimate(open_model(model), memory, windows, window_length, as_json)
@@ -388,7 +389,7 @@ def inspect(model: Path, memory: str | None, windows: int | None, window_length:
 @force_option
 def report(plan_path: Path, out: Path, force: bool) -> None:
     """Show PLAN as a page: the perplexity curve, every candidate of every round, and what healing did."""
-    from tinysleb.report import report_html
+    from tinysleb.commands.report_page import report_html
 
     plan = read_plan(plan_path)
     refuse_existing(out, force, plan_path)
@@ -400,9 +401,10 @@ def report(plan_path: Path, out: Path, force: bool) -> None:
 def _print_estimate(
     weights: Weights, memory: str, windows: int | None, window_length: int, as_json: bool
 ) -> None:
-    from tinysleb.estimate import estimate
-    from tinysleb.pruning import DEFAULT_WINDOWS, Windows, calibrate, compute_on
-    from tinysleb.search import removable
+    from tinysleb.compute.compute import compute_on
+    from tinysleb.search.estimate import estimate
+    from tinysleb.search.rounds import removable
+    from tinysleb.text.windows import DEFAULT_WINDOWS, Windows, calibrate
 
     count, length = windows or DEFAULT_WINDOWS, min(window_length, weights.config.context_length)
     with suppress(TinyslebError):  # without a tokenizer, it would be windows from a file
@@ -465,7 +467,7 @@ def _only_shortened_folder() -> Path:
 
 def _plan_for(weights: Weights, path: Path, options: dict[str, Any]) -> Plan:
     """The plan in a file, cut to where a stopping rule ends it if there is one."""
-    from tinysleb.stopping import ended
+    from tinysleb.search.stopping import ended
 
     plan = read_plan(path)
     _check_blocks(plan, path, weights)
@@ -499,8 +501,8 @@ def _refuse_outputs(model: Path, out: Path, force: bool, *inputs: Path) -> None:
 
 def _refuse_uncuttable(weights: Weights, unknown_arrays: str | None) -> None:
     """Before the search: a GGUF whose rotation follows from a block's position, or with unknown arrays."""
+    from tinysleb.checkpoint.gguf_source import GgufWeights
     from tinysleb.export.gguf_copy import cut_metadata
-    from tinysleb.gguf_source import GgufWeights
 
     if isinstance(weights, GgufWeights):
         kept = range(1, weights.config.blocks)
@@ -511,7 +513,7 @@ def _refuse_uncuttable(weights: Weights, unknown_arrays: str | None) -> None:
 
 def _searched_together(weights: Weights, out: Path, unfinished: Path, options: dict[str, Any]) -> Plan | None:
     """What `_searched` finds; None in all processes but the first, which writes."""
-    from tinysleb.distributed import joined
+    from tinysleb.compute.distributed import joined
 
     with joined() as group:
         try:
@@ -527,8 +529,8 @@ def _searched_together(weights: Weights, out: Path, unfinished: Path, options: d
 
 
 def _searched(weights: Weights, out: Path, unfinished: Path, options: dict[str, Any], group: Group) -> Plan:
-    from tinysleb.pruning import SearchRequest, run_search
-    from tinysleb.search import removable
+    from tinysleb.search.rounds import removable
+    from tinysleb.search.run import SearchRequest, run_search
 
     _refuse_uncuttable(weights, options["unknown_arrays"])
     allowed = removable(weights.config.blocks, options["keep_first"], options["keep_last"])
@@ -556,14 +558,14 @@ def _searched(weights: Weights, out: Path, unfinished: Path, options: dict[str, 
 
 
 def _windows(options: dict[str, Any]) -> Windows:
-    from tinysleb.pruning import Windows
+    from tinysleb.text.windows import Windows
 
     return Windows(options["texts"], options["token_file"], options["windows"], options["window_length"])
 
 
 def _stopping_rule(weights: Weights, allowed: range, options: dict[str, Any]) -> StoppingRule:
     """The one rule that the options name; a fifth of the blocks without one."""
-    from tinysleb import stopping
+    from tinysleb.search import stopping
 
     given = {name: options[name] for name in STOPPING_OPTIONS if options[name] is not None}
     if len(given) > 1:
@@ -585,7 +587,7 @@ def _stopping_rule(weights: Weights, allowed: range, options: dict[str, Any]) ->
 
 def _header_to_cut(model: Path, options: dict[str, Any]) -> GgufFile | None:
     """The header of a GGUF that a plan is applied to, read once; None for other models."""
-    from tinysleb.gguf_file import is_gguf, read_gguf
+    from tinysleb.formats.gguf_file import is_gguf, read_gguf
 
     return read_gguf(model) if options["unknown_arrays"] or is_gguf(model) else None
 
@@ -626,7 +628,7 @@ def _finish(weights: Weights, plan: Plan, out: Path, options: dict[str, Any], he
     if not heal or not plan.removed:
         _write_shortened(weights, plan, out, options["unknown_arrays"], None)
         return plan
-    from tinysleb.healed import HealedTensors
+    from tinysleb.heal.healed_weights import HealedTensors
 
     with temporary_folder(out) as folder:
         healed = HealedTensors(folder)
@@ -644,9 +646,9 @@ def _why_unhealed(weights: Weights, options: dict[str, Any]) -> str | None:
         return "--no-heal"
     if options["heal"] is None and options["plan_path"] is not None:
         return "a plan was applied as it is; tinysleb heal, or --heal, heals as well"
-    from tinysleb.healed import grown_types
-    from tinysleb.healing import check_memory, check_text
-    from tinysleb.pruning import compute_on
+    from tinysleb.compute.compute import compute_on
+    from tinysleb.heal.healed_weights import grown_types
+    from tinysleb.heal.run import check_memory, check_text
 
     text = _healing_text(options)
     try:
@@ -672,7 +674,7 @@ def _check_healed_search(options: dict[str, Any], unhealed: str | None) -> None:
 
 
 def _healing_text(options: dict[str, Any]) -> HealingText:
-    from tinysleb.healing_text import HealingText
+    from tinysleb.heal.text import HealingText
 
     tokens, sampled = options["heal_tokens"], options["self_text"]
     sampled = tokens // 2 if sampled is None else min(sampled, tokens)
@@ -680,10 +682,10 @@ def _healing_text(options: dict[str, Any]) -> HealingText:
 
 
 def _healed_plan(weights: Weights, plan: Plan, options: dict[str, Any], healed: HealedTensors) -> Plan:
-    from tinysleb.healed_search import choose_healed
-    from tinysleb.healing import gathered, run_healing
-    from tinysleb.pruning import compute_on
-    from tinysleb.search import removable
+    from tinysleb.compute.compute import compute_on
+    from tinysleb.heal.choose_blocks import choose_healed
+    from tinysleb.heal.run import gathered, run_healing
+    from tinysleb.search.rounds import removable
 
     text = _healing_text(options)
     compute = compute_on(options["device"], options["dtype"], options["memory"])
@@ -711,8 +713,8 @@ def _healed_plan(weights: Weights, plan: Plan, options: dict[str, Any], healed: 
 def _write_shortened(
     weights: Weights, plan: Plan, out: Path, unknown_arrays: str | None, healed: HealedTensors | None
 ) -> None:
-    from tinysleb.gguf_source import GgufWeights
-    from tinysleb.huggingface_source import HuggingfaceWeights
+    from tinysleb.checkpoint.gguf_source import GgufWeights
+    from tinysleb.checkpoint.huggingface_source import HuggingfaceWeights
 
     values = _plan_values(plan, _plan_inside(weights))
     if isinstance(weights, GgufWeights):
@@ -726,12 +728,12 @@ def _write_shortened(
         _note_importance_matrix(weights.file)
         write_json(_plan_path(out), values)
     elif isinstance(weights, HuggingfaceWeights):
+        from tinysleb.checkpoint.weights import Shortened
         from tinysleb.export.huggingface import write_huggingface
-        from tinysleb.weights import Shortened
 
         model: Weights = Shortened(weights, plan.kept)
         if healed is not None:
-            from tinysleb.healed import Healed
+            from tinysleb.heal.healed_weights import Healed
 
             model = Healed(model, healed)
         write_huggingface(model, weights.folder, plan.kept, out, values)
@@ -759,11 +761,11 @@ def _print_pruned(weights: Weights, plan: Plan, out: Path, as_json: bool, search
 
 
 def _export_folder(model: Path, out: Path, shard_bytes: int, force: bool) -> None:
+    from tinysleb.checkpoint.gguf_source import GgufWeights
+    from tinysleb.checkpoint.huggingface_source import HuggingfaceWeights
+    from tinysleb.checkpoint.open_model import open_model
     from tinysleb.export.gguf_to_huggingface import write_huggingface_from_gguf
     from tinysleb.export.huggingface import write_huggingface
-    from tinysleb.gguf_source import GgufWeights
-    from tinysleb.huggingface_source import HuggingfaceWeights
-    from tinysleb.open_model import open_model
 
     weights = open_model(model)
     refuse_existing(out, force, model)
@@ -779,9 +781,9 @@ def _export_folder(model: Path, out: Path, shard_bytes: int, force: bool) -> Non
 
 
 def _verify(model: Path, out: Path, metadata: Mapping[str, GgufValue]) -> None:
+    from tinysleb.checkpoint.open_model import open_model
     from tinysleb.export.llama_cpp import is_installed
     from tinysleb.export.verify import check_metadata, check_tensors, compare_with_llama_cpp
-    from tinysleb.open_model import open_model
 
     check_metadata(out, metadata)
     checks = list(check_tensors(out, open_model(model)))
@@ -797,7 +799,7 @@ def _verify(model: Path, out: Path, metadata: Mapping[str, GgufValue]) -> None:
 
 def _check_draft(out: Path, target: Path) -> None:
     from tinysleb.export.draft import check_draft
-    from tinysleb.gguf_file import read_gguf
+    from tinysleb.formats.gguf_file import read_gguf
 
     check_draft(read_gguf(out), read_gguf(target))
     command = shlex.join(["llama-server", "-m", str(target), "-md", str(out)])
@@ -808,11 +810,11 @@ def _export_gguf(
     model: Path, out: Path, type_name: str, pre: str | None, force: bool, draft: Path | None
 ) -> Mapping[str, GgufValue]:
     """Write the GGUF, and say so. Returns its metadata."""
+    from tinysleb.checkpoint.gguf_source import GgufWeights
+    from tinysleb.checkpoint.huggingface_source import HuggingfaceWeights
+    from tinysleb.checkpoint.open_model import open_model
     from tinysleb.export.gguf_copy import copy_gguf
-    from tinysleb.gguf_file import read_gguf
-    from tinysleb.gguf_source import GgufWeights
-    from tinysleb.huggingface_source import HuggingfaceWeights
-    from tinysleb.open_model import open_model
+    from tinysleb.formats.gguf_file import read_gguf
 
     weights = open_model(model)
     refuse_existing(out, force, model, *([] if draft is None else [draft]))
@@ -843,8 +845,8 @@ def _export_gguf(
 
 def _plan_inside(weights: Weights) -> dict[str, Any]:
     """The plan that a model was shortened by already, if it was."""
-    from tinysleb.gguf_source import GgufWeights
-    from tinysleb.huggingface_source import HuggingfaceWeights
+    from tinysleb.checkpoint.gguf_source import GgufWeights
+    from tinysleb.checkpoint.huggingface_source import HuggingfaceWeights
 
     if isinstance(weights, GgufWeights):
         return _plan_of_gguf(weights.file)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tinysleb.errors import TinyslebError
-from tinysleb.files import read_json_object
+from tinysleb.formats.files import read_json_object
 
 MOST_BLOCKS = 10_000
 PERPLEXITY = "perplexity"

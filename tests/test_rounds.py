@@ -1,0 +1,222 @@
+"""The search against brute force: rebuild the model without the block, whole forward, sum the loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from statistics import NormalDist
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import Tensor
+
+from reference import (
+    make_llama,
+    make_variant,
+    transformers_loss,
+    transformers_model,
+    transformers_sample,
+    without_blocks,
+)
+from tinysleb.checkpoint.config import ModelConfig, block_parameter_count
+from tinysleb.checkpoint.open_model import open_model
+from tinysleb.checkpoint.weights import Weights
+from tinysleb.cli import main
+from tinysleb.compute.compute import Compute
+from tinysleb.compute.memory import SPARE_STREAMS, Budget, MemoryPlan, plan_memory, rounded_up, working_bytes
+from tinysleb.errors import TinyslebError
+from tinysleb.formats.units import format_bytes
+from tinysleb.plan import Plan, read_plan
+from tinysleb.search.rounds import heats, paired_z, removable, search
+from tinysleb.text.tokenizer import open_tokenizer
+from tinysleb.text.windows import from_text
+
+
+def windows(seed: int, count: int = 3, length: int = 40) -> Tensor:
+    return torch.randint(0, 512, (count, length), generator=torch.Generator().manual_seed(seed))
+
+
+def run_search(
+    weights: Weights, tokens: Tensor, target: int, exact: bool = True, memory: int = 2**33
+) -> Plan:
+    blocks = weights.config.blocks
+    compute = Compute(torch.device("cpu"), torch.float32, Budget(memory, 0))
+    *_, plan = search(
+        weights, tokens, Plan(blocks, target, {}), compute,
+        allowed=removable(blocks, 1, 1), exact=exact, progress=lambda _what, _part: None,
+    )  # fmt: skip
+    return plan
+
+
+def brute_force(folder: Path, tokens: Tensor, target: int) -> tuple[list[int], list[dict[int, float]]]:
+    """SLEB as plainly as it can be written, on transformers' own model."""
+    model = transformers_model(folder)
+    removed: list[int] = []
+    rounds = []
+    for _ in range(target):
+        losses = {
+            index: transformers_loss(without_blocks(model, [*removed, index]), tokens)
+            for index in range(1, len(model.model.layers) - 1)
+            if index not in removed
+        }
+        removed.append(min(losses, key=lambda index: (losses[index], index)))
+        rounds.append(losses)
+    return removed, rounds
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("fitting", [3, 2, 1])
+def test_same_removals_and_losses_as_brute_force(seed: int, fitting: int, tmp_path: Path) -> None:
+    """With memory for all three windows and kept states, for two windows at a time, and for one."""
+    folder = make_llama(tmp_path, seed=seed, num_hidden_layers=8, tie_word_embeddings=seed == 1)
+    tokens, weights = windows(seed), open_model(folder)
+    removed, rounds = brute_force(folder, tokens, 3)
+    memory = 2**33 if fitting == 3 else memory_for(fitting, weights.config)
+    plan = run_search(weights, tokens, 3, memory=memory)
+    assert list(plan.removed) == removed
+    for found, expected in zip(plan.rounds, rounds, strict=True):
+        losses = {index: score.loss for index, score in found.candidates.items()}
+        assert losses == pytest.approx(expected, abs=1e-4)
+        assert {score.windows for score in found.candidates.values()} == {len(tokens)}
+    assert plan.loss == pytest.approx(transformers_loss(transformers_model(folder), tokens), abs=1e-4)
+
+
+def memory_for(count: int, config: ModelConfig) -> int:
+    """Just enough bytes for sweeps over `count` windows of 40 tokens and all candidates."""
+    streams = (6 + SPARE_STREAMS) * count * 40 * 64 * 4
+    following = 4 * block_parameter_count(config) if count > 1 else 0
+    total = working_bytes(config, 40, 4) + streams + following
+    assert plan_memory(config, 6, (3, 40), 4, Budget(total, 0)).windows == count
+    return total
+
+
+@pytest.mark.parametrize("name", ["qwen3", "phi3", "granite", "olmo2", "smollm3"])
+def test_every_kind_of_block_is_searched_as_by_brute_force(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through the command line: what a family's block is made of must not matter to it."""
+    folder, tokens = make_variant(name, tmp_path / "m"), windows(3)
+    monkeypatch.chdir(tmp_path)
+    np.save("tokens.npy", tokens.numpy().astype(np.int32))
+    words = [
+        "prune",
+        str(folder),
+        "-o",
+        "out",
+        "--remove",
+        "2",
+        "--tokens",
+        "tokens.npy",
+        "--exact",
+        "--no-heal",
+    ]
+    result = CliRunner().invoke(main, [*words, "--dtype", "float32"])
+    assert result.exit_code == 0, result.output
+    removed, _ = brute_force(folder, tokens, 2)
+    assert list(read_plan(tmp_path / "out" / "plan.json").removed) == removed
+
+
+def test_memory_is_divided_in_order(tiny_folder: Path) -> None:
+    """First one window, then the next block, then more windows, then states: by hand for width 64."""
+    config = open_model(tiny_folder).config
+    resident, block = 10**8, 4 * block_parameter_count(config)
+    window = (6 + 3) * 40 * 64 * 4
+    least = resident + working_bytes(config, 40, 4) + window
+
+    def plan(total: int) -> MemoryPlan:
+        return plan_memory(config, 6, (5, 40), 4, Budget(total, resident))
+
+    with pytest.raises(TinyslebError, match="too little") as caught:
+        plan(least - 1)
+    assert f"at least {format_bytes(rounded_up(least))}" in caught.value.hint
+    assert plan(least) == MemoryPlan(1, False, 0)
+    assert plan(least + block) == MemoryPlan(1, True, 0)
+    assert plan(least + block + 3 * window) == MemoryPlan(4, True, 0)
+    assert plan(least + block + 4 * window + 77) == MemoryPlan(5, True, 77)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_racing_finds_the_same_winner_on_less_work(seed: int, tmp_path: Path) -> None:
+    folder = make_llama(tmp_path, seed=seed, num_hidden_layers=8, initializer_range=0.1)
+    weights, model = open_model(folder), transformers_model(folder)
+    tokens = transformers_sample(model, count=8, length=385, seed=seed)
+    raced, exact = (run_search(weights, tokens, 2, exact=exact) for exact in (False, True))
+    assert raced.removed == exact.removed
+    assert raced.rounds[-1].loss == pytest.approx(exact.rounds[-1].loss, rel=1e-5)
+    seen = [score.windows for round_ in raced.rounds for score in round_.candidates.values()]
+    assert min(seen) < len(tokens)
+
+
+def student_cdf(t: float, freedom: int) -> float:
+    """Student's distribution, its density summed numerically."""
+    points = np.linspace(0, t, 100_001)
+    density = (1 + points**2 / freedom) ** (-(freedom + 1) / 2)
+    scale = math.gamma((freedom + 1) / 2) / (math.sqrt(freedom * math.pi) * math.gamma(freedom / 2))
+    return 0.5 + scale * float(np.trapezoid(density, points))
+
+
+def test_paired_z_by_hand() -> None:
+    generator = torch.Generator().manual_seed(0)
+    best = torch.rand(2, 1000, generator=generator)
+    worse = best + 0.1 + torch.rand(2, 1000, generator=generator)
+    worse -= worse.mean() - best.mean() - 0.02
+    sums = (worse - best).numpy().astype(np.float64)[:, :992].reshape(-1, 32).sum(1)
+    t = sums.mean() / (sums.std(ddof=1) * math.sqrt(1 - 0.25) / math.sqrt(len(sums)))
+    assert 2 < t < 4
+    expected = NormalDist().inv_cdf(student_cdf(t, len(sums) - 1))
+    assert paired_z(worse, best, 0.25) == pytest.approx(expected, abs=2e-3)
+    assert paired_z(worse[:1, :180], best[:1, :180], 0.25) == 0, "too few observations to judge"
+    assert paired_z(best, best, 0.25) == 0
+
+
+def test_heats_cover_all_windows() -> None:
+    assert list(heats(11, growing=True)) == [1, 1, 1, 1, 2, 3, 2]
+    assert list(heats(11, growing=False)) == [11]
+
+
+def test_more_blocks_than_may_go(tiny_folder: Path) -> None:
+    with pytest.raises(TinyslebError, match="5 blocks cannot be removed: only 4 of 6 may go"):
+        run_search(open_model(tiny_folder), windows(0), 5)
+
+
+def test_a_loss_that_is_not_finite_names_the_block(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tinysleb.search import rounds
+    from tinysleb.search import sweep as module
+
+    real: Callable[..., dict[int, Tensor]] = module.sweep
+
+    def broken(*args: object, **named: object) -> dict[int, Tensor]:
+        losses = real(*args, **named)
+        return losses | {3: losses[3] * math.nan}
+
+    monkeypatch.setattr(rounds, "sweep", broken)
+    with pytest.raises(TinyslebError, match="without block 3 is not a finite number"):
+        run_search(open_model(tiny_folder), windows(0), 1)
+
+
+@pytest.mark.slow
+def test_smollm2_first_round_equals_brute_force(smollm2: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(smollm2.parent, gguf_file=smollm2.name, dtype=torch.float32)
+    tokens = torch.randint(0, 49152, (2, 64), generator=torch.Generator().manual_seed(0))
+    losses = {i: transformers_loss(without_blocks(model, [i]), tokens) for i in range(1, 29)}
+    plan = run_search(open_model(smollm2), tokens, 1)
+    assert plan.removed == (min(losses, key=lambda index: losses[index]),)
+    found = {index: score.loss for index, score in plan.rounds[0].candidates.items()}
+    assert found == pytest.approx(losses, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_smollm2_racing_removes_what_exact_scoring_does(smollm2: Path) -> None:
+    weights = open_model(smollm2)
+    tokens = from_text(open_tokenizer(weights), [], 512, 4, 0, weights.config.vocab_size).tokens
+    raced, exact = (run_search(weights, tokens, 2, exact=exact) for exact in (False, True))
+    assert raced.removed == exact.removed
+    assert raced.rounds[-1].loss == pytest.approx(exact.rounds[-1].loss, abs=1e-5)
+    assert min(score.windows for score in raced.rounds[0].candidates.values()) < len(tokens)

@@ -1,0 +1,323 @@
+"""The numbers that define a model, read from `config.json` or from GGUF metadata.
+
+Every key is either read here, listed as harmless in `config_keys.py`, or refused by name and value: a
+feature that is silently ignored is a wrong model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tinysleb.checkpoint.architectures import BY_GGUF_NAME, BY_HUGGINGFACE_NAME, Architecture
+from tinysleb.checkpoint.config_keys import HARMLESS_KEYS, READ_KEYS
+from tinysleb.checkpoint.rotary import Rotary, rotary_from_gguf, rotary_from_huggingface
+from tinysleb.checkpoint.settings import SettingsReader, not_modelled
+from tinysleb.errors import TinyslebError
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A model's shape. Sizes are numbers of rows, columns, heads or tokens."""
+
+    architecture: Architecture
+    blocks: int
+    width: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab_size: int
+    context_length: int
+    norm_eps: float
+    rotary: Rotary
+    tied: bool
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    """What attention and feed-forward give is multiplied by this before it is added."""
+    attention_scale: float = 0.0
+    """Of the dot products of queries and keys; 0 for 1 / sqrt(head_dim)."""
+    logit_divisor: float = 1.0
+    unrotated: tuple[bool, ...] = ()
+    """For each block, whether it goes without rotary embedding; empty if none does."""
+    attention_windows: tuple[int, ...] = ()
+    """For each block, how many tokens back it sees, itself included; 0 for all. Empty if all see all."""
+
+    def shortened(self, kept: Sequence[int]) -> ModelConfig:
+        """The same with only the blocks `kept`: what is said for each block follows."""
+        return replace(
+            self,
+            blocks=len(kept),
+            unrotated=tuple(self.unrotated[index] for index in kept if self.unrotated),
+            attention_windows=tuple(self.attention_windows[i] for i in kept if self.attention_windows),
+        )
+
+
+MOST_BLOCKS = 10_000
+HARMLESS_GGUF_KEYS = frozenset({"tensor_data_layout", "rope.scaling.finetuned"})
+
+
+def config_from_huggingface(values: Mapping[str, Any], where: str) -> ModelConfig:
+    """The model described by a parsed `config.json`; `where` names the file in errors.
+
+    Raises TinyslebError for an unknown family, a missing or ill-typed key, or a feature not modelled.
+    """
+    architecture = _architecture(values, where)
+    _refuse_unmodelled(values, architecture, where)
+    values = {**architecture.defaults, **values}
+    read = SettingsReader(values, where)
+    heads, width = read.integer("num_attention_heads"), read.integer("hidden_size")
+    blocks = read.integer("num_hidden_layers", most=MOST_BLOCKS)
+    if width % heads and values.get("head_dim") is None:
+        raise not_modelled(where, "num_attention_heads", heads, f"a divisor of hidden_size, {width}")
+    head_dim = read.integer("head_dim", default=width // heads)
+    context_length = read.integer("max_position_embeddings", default=2048)
+    attention_bias = read.switch("attention_bias")
+    return _checked(
+        ModelConfig(
+            architecture=architecture,
+            blocks=blocks,
+            width=width,
+            intermediate=read.integer("intermediate_size"),
+            heads=heads,
+            kv_heads=read.integer("num_key_value_heads", default=heads),
+            head_dim=head_dim,
+            vocab_size=read.integer("vocab_size"),
+            context_length=context_length,
+            norm_eps=read.real("rms_norm_eps", default=1e-6),
+            rotary=rotary_from_huggingface(values, architecture, head_dim, context_length, where),
+            tied=read.switch("tie_word_embeddings"),
+            qkv_bias=attention_bias if architecture.qkv_bias is None else architecture.qkv_bias,
+            output_bias=attention_bias if architecture.qkv_bias is None else False,
+            mlp_bias=read.switch("mlp_bias"),
+            embedding_scale=read.real("embedding_multiplier", default=1.0),
+            residual_scale=read.real("residual_multiplier", default=1.0),
+            attention_scale=read.real("attention_multiplier", default=0.0),
+            logit_divisor=read.real("logits_scaling", default=1.0),
+            unrotated=_unrotated(values, architecture, blocks, where),
+            attention_windows=_attention_windows(values, architecture, blocks, context_length, where),
+        ),
+        where,
+    )
+
+
+def config_from_gguf(
+    metadata: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    factors: Mapping[str, tuple[float, ...]],
+    where: str,
+) -> ModelConfig:
+    """The model described by GGUF metadata (key → value) and tensor shapes (GGUF names, row first).
+
+    `factors`: the rotary factors the file holds as tensors, by `freqs`, `short` and `long`.
+    Raises TinyslebError as `config_from_huggingface` does.
+    """
+    name = metadata.get("general.architecture")
+    architecture = BY_GGUF_NAME.get(str(name))
+    if architecture is None:
+        raise _unknown_family(where, "general.architecture", name, BY_GGUF_NAME)
+    prefix = f"{name}."
+    values = {key.removeprefix(prefix): metadata[key] for key in metadata if key.startswith(prefix)}
+    read = SettingsReader(values, where, prefix)
+    heads, width = read.integer("attention.head_count"), read.integer("embedding_length")
+    blocks = read.integer("block_count", most=MOST_BLOCKS)
+    head_dim = read.integer("attention.key_length", default=width // heads)
+    context_length = read.integer("context_length")
+    period = architecture.unrotated_period
+    window = read.value("attention.sliding_window", default=0)
+    config = ModelConfig(
+        architecture=architecture,
+        blocks=blocks,
+        width=width,
+        intermediate=read.integer("feed_forward_length"),
+        heads=heads,
+        kv_heads=read.integer("attention.head_count_kv", default=heads),
+        head_dim=head_dim,
+        vocab_size=shapes.get("token_embd.weight", (0,))[0],
+        context_length=context_length,
+        norm_eps=read.real("attention.layer_norm_rms_epsilon"),
+        rotary=rotary_from_gguf(read, head_dim, factors),
+        tied="output.weight" not in shapes,
+        qkv_bias="blk.0.attn_q.bias" in shapes,
+        output_bias="blk.0.attn_output.bias" in shapes,
+        mlp_bias="blk.0.ffn_down.bias" in shapes,
+        embedding_scale=read.real("embedding_scale", default=1.0),
+        residual_scale=read.real("residual_scale", default=1.0),
+        attention_scale=read.real("attention.scale", default=0.0),
+        logit_divisor=read.real("logit_scale", default=1.0),
+        unrotated=periodic(period, blocks),
+        attention_windows=(window,) * blocks if 0 < window < context_length else (),
+    )
+    read.require("attention.value_length", head_dim, default=head_dim)
+    read.require("vocab_size", config.vocab_size, default=config.vocab_size)
+    read.refuse_unread(HARMLESS_GGUF_KEYS)
+    return _checked(config, where)
+
+
+def periodic(period: int, blocks: int) -> tuple[bool, ...]:
+    """True for every `period`-th of `blocks`; empty for no period."""
+    return tuple((index + 1) % period == 0 for index in range(blocks)) if period else ()
+
+
+def check_rotation_pattern(config: ModelConfig, where: Path) -> None:
+    """Raise TinyslebError if a GGUF of this model would rotate other blocks than the model does."""
+    period = config.architecture.unrotated_period
+    if config.unrotated != periodic(period, config.blocks):
+        raise TinyslebError(
+            f"{where}: llama.cpp leaves every {period}th block of this family without rotary embedding; "
+            "with these blocks removed, that would be others than in the model",
+            "prune the Hugging Face folder to a folder, which can say it",
+        )
+
+
+def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor the model needs, by its Hugging Face name, with its shape (rows first)."""
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, config.width)}
+    for index in range(config.blocks):
+        for name, shape in block_shapes(config).items():
+            shapes[block_prefix(index) + name] = shape
+    shapes["model.norm.weight"] = (config.width,)
+    if not config.tied:
+        shapes["lm_head.weight"] = (config.vocab_size, config.width)
+    return shapes
+
+
+def block_prefix(index: int) -> str:
+    """What the names of block `index`'s tensors begin with."""
+    return f"model.layers.{index}."
+
+
+def block_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The tensors of one block, by their names within it."""
+    queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    width, intermediate = config.width, config.intermediate
+    architecture = config.architecture
+    shapes: dict[str, tuple[int, ...]] = {
+        "post_attention_layernorm.weight": (width,),
+        "self_attn.o_proj.weight": (width, queries),
+        "mlp.down_proj.weight": (width, intermediate),
+    }
+    if architecture.fused:
+        shapes["self_attn.qkv_proj.weight"] = (queries + 2 * keys, width)
+        shapes["mlp.gate_up_proj.weight"] = (2 * intermediate, width)
+    else:
+        shapes["self_attn.q_proj.weight"] = (queries, width)
+        shapes["self_attn.k_proj.weight"] = shapes["self_attn.v_proj.weight"] = (keys, width)
+        shapes["mlp.gate_proj.weight"] = shapes["mlp.up_proj.weight"] = (intermediate, width)
+    other_norm = "post_feedforward" if architecture.post_norm else "input"
+    shapes[f"{other_norm}_layernorm.weight"] = (width,)
+    if architecture.qk_norm:
+        whole = architecture.qk_norm == "all"
+        shapes["self_attn.q_norm.weight"] = (queries if whole else config.head_dim,)
+        shapes["self_attn.k_norm.weight"] = (keys if whole else config.head_dim,)
+    biased = [f"self_attn.{name}_proj" for name in "qkv"] if config.qkv_bias else []
+    biased += ["self_attn.o_proj"] if config.output_bias else []
+    biased += [f"mlp.{name}_proj" for name in ("gate", "up", "down")] if config.mlp_bias else []
+    return shapes | {f"{name}.bias": shapes[f"{name}.weight"][:1] for name in biased}
+
+
+def parameter_count(config: ModelConfig) -> int:
+    """The number of weights, tied embeddings counted once."""
+    return sum(math.prod(shape) for shape in tensor_shapes(config).values())
+
+
+def block_parameter_count(config: ModelConfig) -> int:
+    """The number of weights in one block."""
+    return sum(math.prod(shape) for shape in block_shapes(config).values())
+
+
+def _architecture(values: Mapping[str, Any], where: str) -> Architecture:
+    names = values.get("architectures")
+    name = names[0] if isinstance(names, list) and names else None
+    architecture = BY_HUGGINGFACE_NAME.get(str(name))
+    if architecture is None:
+        raise _unknown_family(where, "architectures", names, BY_HUGGINGFACE_NAME)
+    return architecture
+
+
+def _unknown_family(where: str, key: str, value: Any, known: Mapping[str, Any]) -> TinyslebError:
+    return TinyslebError(
+        f"{where}: `{key}` is {value!r}, a model family that tinysleb does not know",
+        f"known families: {', '.join(known)}",
+    )
+
+
+def _refuse_unmodelled(values: Mapping[str, Any], architecture: Architecture, where: str) -> None:
+    quantization = values.get("quantization_config") or {}
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+    if quantization and method != "fp8":
+        raise TinyslebError(
+            f"{where}: `quantization_config` says the weights are stored by {method!r}",
+            "take the unquantised checkpoint, or a GGUF of the model",
+        )
+    if (activation := values.get("hidden_act", "silu")) != "silu":
+        raise not_modelled(where, "hidden_act", activation, "'silu'")
+    known = READ_KEYS | HARMLESS_KEYS | set(architecture.keys)
+    for key, value in values.items():
+        neutral = value in (None, False, 0, "", [], {}) or (value == 1 and key.startswith("partial_rotary"))
+        if key not in known and not key.startswith("_") and not neutral:
+            raise not_modelled(where, key, value, "a model without it")
+
+
+def _unrotated(
+    values: Mapping[str, Any], architecture: Architecture, blocks: int, where: str
+) -> tuple[bool, ...]:
+    """SmolLM3's `no_rope_layers`, which has 1 for blocks that rotate."""
+    if not architecture.unrotated_period:
+        return ()
+    rotated = values.get("no_rope_layers")
+    if rotated is None:
+        return periodic(SettingsReader(values, where).integer("no_rope_layer_interval", default=4), blocks)
+    if not isinstance(rotated, list) or len(rotated) != blocks or any(item not in (0, 1) for item in rotated):
+        raise not_modelled(where, "no_rope_layers", rotated, f"a list of {blocks} ones and zeros")
+    return tuple(not item for item in rotated) if not all(rotated) else ()
+
+
+def _attention_windows(
+    values: Mapping[str, Any], architecture: Architecture, blocks: int, context_length: int, where: str
+) -> tuple[int, ...]:
+    """How far back each block sees; empty if no window is shorter than the context."""
+    kinds = values.get("layer_types") or ["full_attention"] * blocks
+    known = ("full_attention", "sliding_attention")
+    if not isinstance(kinds, list) or len(kinds) != blocks or any(kind not in known for kind in kinds):
+        raise not_modelled(where, "layer_types", kinds, f"{blocks} of {' and '.join(known)}")
+    listed = values.get("layer_types") is not None
+    if "sliding_attention" in kinds and "sliding_window" not in architecture.keys:
+        raise not_modelled(where, "layer_types", kinds, "'full_attention' in all blocks")
+    read = SettingsReader(values, where)
+    if values.get("sliding_window") is None or read.switch("use_sliding_window", default=True) is False:
+        return ()
+    window = read.integer("sliding_window")
+    if listed:
+        slides = [kind == "sliding_attention" for kind in kinds]
+    else:
+        first = values.get("max_window_layers", 0)
+        if type(first) is not int:
+            raise not_modelled(where, "max_window_layers", first, "a number of blocks")
+        slides = [index >= first for index in range(blocks)]
+    if window >= context_length or not any(slides):
+        return ()
+    return tuple(window if slide else 0 for slide in slides)
+
+
+def _checked(config: ModelConfig, where: str) -> ModelConfig:
+    if config.heads % config.kv_heads:
+        raise TinyslebError(
+            f"{where}: {config.heads} attention heads do not divide into {config.kv_heads} key/value heads "
+            "(num_key_value_heads, attention.head_count_kv)"
+        )
+    rotated = config.rotary.dimensions
+    if rotated % 2 or not 0 < rotated <= config.head_dim:
+        raise TinyslebError(f"{where}: {rotated} of {config.head_dim} dimensions rotate, which must be even")
+    for factors in (config.rotary.frequency_factors, config.rotary.long_factors):
+        if factors and len(factors) != config.rotary.dimensions // 2:
+            raise TinyslebError(
+                f"{where}: {len(factors)} rotary factors for {config.rotary.dimensions} rotated dimensions"
+            )
+    return config

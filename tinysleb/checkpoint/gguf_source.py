@@ -1,0 +1,93 @@
+"""A GGUF as `Weights`: Hugging Face names and row order, dequantised one tensor at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tinysleb.checkpoint.config import ModelConfig, config_from_gguf
+from tinysleb.checkpoint.gguf_names import ROTARY_FACTORS, gguf_name, halved, huggingface_name, rotated_heads
+from tinysleb.checkpoint.weights import TensorInfo, check_complete
+from tinysleb.formats.gguf_file import GgufFile, GgufTensor, read_gguf
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+HALF_TYPES = {"F16": "float16", "BF16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class GgufWeights:
+    """A model opened by `open_gguf`; `file` is the parsed container."""
+
+    path: Path
+    file: GgufFile
+    config: ModelConfig
+
+    @cached_property
+    def tensors(self) -> dict[str, TensorInfo]:
+        """As in `Weights`."""
+        return {
+            huggingface_name(name, self.config.architecture): TensorInfo(
+                tensor.shape, tensor.type.name, tensor.nbytes
+            )
+            for name, tensor in self.file.tensors.items()
+            if name not in ROTARY_FACTORS.values()
+        }
+
+    def tensor(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """As in `Weights`. Half precision stays as stored; everything else comes in float32."""
+        info = self.tensors[name]
+        if heads := rotated_heads(self.config, name):
+            rows: Tensor = halved(self._rows(name, 0, None).reshape(info.shape), heads)
+            return rows[start:stop]
+        if len(info.shape) == 1:
+            return self._rows(name, 0, None).flatten()[start:stop]
+        return self._rows(name, start, stop)
+
+    def _rows(self, name: str, start: int, stop: int | None) -> Tensor:
+        import torch
+
+        stored = gguf_name(name, self.config.architecture)
+        half = half_rows(self.file.tensors[stored], start, stop)
+        return torch.from_numpy(self.file.read_floats(stored, start, stop)) if half is None else half
+
+
+def half_rows(tensor: GgufTensor, start: int = 0, stop: int | None = None) -> Tensor | None:
+    """Rows of a tensor in the half precision it is stored in; None if it is stored otherwise."""
+    import torch
+
+    half = HALF_TYPES.get(tensor.type.name)
+    if half is None:
+        return None
+    return torch.from_numpy(tensor.read_bytes(start, stop)).view(getattr(torch, half))
+
+
+def open_gguf(path: Path) -> GgufWeights:
+    """Open a GGUF, reading only its header. Raises TinyslebError as `open_model` does."""
+    return gguf_weights(read_gguf(path))
+
+
+def gguf_weights(file: GgufFile) -> GgufWeights:
+    """A GGUF whose header was read. Raises TinyslebError as `open_model` does."""
+    path = file.path
+    values = file.values()
+    shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
+    config = config_from_gguf(values, shapes, _rotary_factors(file), str(path))
+    found = {
+        huggingface_name(name, config.architecture): shape
+        for name, shape in shapes.items()
+        if name not in ROTARY_FACTORS.values()
+    }
+    check_complete(config, found, path)
+    return GgufWeights(path, file, config)
+
+
+def _rotary_factors(file: GgufFile) -> dict[str, tuple[float, ...]]:
+    return {
+        kind: tuple(file.read_floats(name)[0].tolist())
+        for kind, name in ROTARY_FACTORS.items()
+        if name in file.tensors
+    }

@@ -1,0 +1,189 @@
+"""A Hugging Face folder, or one `.safetensors` file with its `config.json` beside it, as `Weights`."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tinysleb.checkpoint.config import ModelConfig, config_from_huggingface
+from tinysleb.checkpoint.settings import not_modelled
+from tinysleb.checkpoint.weights import TensorInfo, check_complete
+from tinysleb.errors import TinyslebError
+from tinysleb.formats.files import read_json_object
+from tinysleb.formats.safetensors_file import (
+    SafetensorsEntry,
+    read_safetensors_header,
+    read_safetensors_rows,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+SCALE_SUFFIXES = (".weight_scale_inv", ".weight_scale")
+"""What follows a matrix's name in the name of its FP8 scales; either way the matrix is multiplied by them."""
+
+
+@dataclass(frozen=True)
+class HuggingfaceWeights:
+    """A checkpoint opened by `open_huggingface`. `folder` holds the config and tokenizer files.
+
+    `scales` has, for each matrix stored in FP8, what its blocks of `scale_block` rows and columns (or, if
+    there is but one scale, all of it) are multiplied by.
+    """
+
+    path: Path
+    folder: Path
+    config: ModelConfig
+    entries: Mapping[str, SafetensorsEntry]
+    scales: Mapping[str, SafetensorsEntry]
+    scale_block: tuple[int, int]
+
+    @property
+    def tensors(self) -> dict[str, TensorInfo]:
+        """As in `Weights`. FP8 comes out, and counts, as bfloat16."""
+        return {
+            name: TensorInfo(entry.shape, "BF16", 2 * entry.nbytes)
+            if name in self.scales
+            else TensorInfo(entry.shape, entry.dtype, entry.nbytes)
+            for name, entry in self.entries.items()
+        }
+
+    def tensor(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """As in `Weights`."""
+        rows = read_safetensors_rows(self.entries[name], start, stop)
+        if name not in self.scales:
+            return rows
+        import torch
+
+        scales = read_safetensors_rows(self.scales[name]).float().reshape(self._grid(name))
+        row = torch.arange(start, start + len(rows)) // self.scale_block[0]
+        column = torch.arange(rows.shape[1]) // self.scale_block[1]
+        whole = scales.numel() == 1
+        return (rows.float() * (scales if whole else scales[row][:, column])).bfloat16()
+
+    def _grid(self, name: str) -> tuple[int, int]:
+        shape, block = self.entries[name].shape, self.scale_block
+        if math.prod(self.scales[name].shape) == 1:
+            return (1, 1)
+        return (-(-shape[0] // block[0]), -(-shape[1] // block[1]))
+
+
+def open_huggingface(path: Path) -> HuggingfaceWeights:
+    """Open a folder or a `.safetensors` file. Raises TinyslebError as `open_model` does."""
+    folder = path if path.is_dir() else path.parent
+    config_path = folder / "config.json"
+    if not config_path.is_file():
+        raise TinyslebError(
+            f"there is no config.json in {folder}",
+            "it comes with the model; put it beside the weights",
+        )
+    values = read_json_object(config_path)
+    entries = _read_shards(path) if path.is_dir() else _read_file(path)
+    values.setdefault("tie_word_embeddings", "lm_head.weight" not in entries)
+    config = config_from_huggingface(values, str(config_path))
+    scales = {_scaled(name): entry for name, entry in entries.items() if name.endswith(SCALE_SUFFIXES)}
+    needed = {
+        name: entry
+        for name, entry in entries.items()
+        if not _unused(name, config) and not name.endswith(SCALE_SUFFIXES)
+    }
+    check_complete(config, {name: entry.shape for name, entry in needed.items()}, path)
+    _check_scales(needed, scales, path)
+    quantization = values.get("quantization_config") or {}
+    block = quantization.get("weight_block_size") or [1, 1]
+    if not isinstance(block, list) or len(block) != 2 or any(type(i) is not int or i < 1 for i in block):
+        raise not_modelled(str(config_path), "weight_block_size", block, "two numbers of rows and columns")
+    weights = HuggingfaceWeights(path, folder, config, needed, scales, (block[0], block[1]))
+    _check_grids(weights)
+    return weights
+
+
+def _scaled(name: str) -> str:
+    return name.rpartition("_scale")[0]
+
+
+def _check_scales(
+    entries: Mapping[str, SafetensorsEntry], scales: Mapping[str, SafetensorsEntry], path: Path
+) -> None:
+    for name, entry in entries.items():
+        if (entry.dtype == "F8_E4M3") != (name in scales):
+            found = "no scale" if name not in scales else f"a scale, but is stored as {entry.dtype}"
+            raise TinyslebError(f"{path}: tensor {name!r} has {found}; FP8 weights need one, others none")
+
+
+def _check_grids(weights: HuggingfaceWeights) -> None:
+    for name, entry in weights.scales.items():
+        expected = math.prod(weights._grid(name))
+        if math.prod(entry.shape) != expected:
+            raise TinyslebError(
+                f"{weights.path}: the scales of {name!r} have the shape {list(entry.shape)}, "
+                f"its blocks of {list(weights.scale_block)} need {expected}"
+            )
+
+
+def _unused(name: str, config: ModelConfig) -> bool:
+    """Buffers that older checkpoints store, and a head that is tied to the embedding."""
+    return name.endswith(".rotary_emb.inv_freq") or (config.tied and name == "lm_head.weight")
+
+
+def _read_file(path: Path) -> dict[str, SafetensorsEntry]:
+    if re.search(r"-\d{5}-of-\d{5}\.safetensors$", path.name):
+        raise TinyslebError(f"{path} is one shard of several", f"give the folder: {path.parent}")
+    return read_safetensors_header(path)
+
+
+def _read_shards(folder: Path) -> dict[str, SafetensorsEntry]:
+    if (folder / INDEX_NAME).is_file():
+        return _read_indexed(folder, folder / INDEX_NAME)
+    if (folder / SINGLE_NAME).is_file():
+        return read_safetensors_header(folder / SINGLE_NAME)
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) == 1:
+        return read_safetensors_header(files[0])
+    if list(folder.glob("*.bin")) or list(folder.glob("*.pth")):
+        raise TinyslebError(
+            f"{folder} holds pickled weights, which can run code when loaded and are not read",
+            "take the safetensors version of the model",
+        )
+    found = ", ".join(file.name for file in files) or "none"
+    raise TinyslebError(f"{folder} has no {SINGLE_NAME} and no {INDEX_NAME}; .safetensors files: {found}")
+
+
+def _read_indexed(folder: Path, index_path: Path) -> dict[str, SafetensorsEntry]:
+    weight_map = read_json_object(index_path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise TinyslebError(f"{index_path}: `weight_map` should be an object, found {weight_map!r}")
+    shards = sorted({_shard_name(value, index_path) for value in weight_map.values()})
+    if absent := [shard for shard in shards if not (folder / shard).is_file()]:
+        raise TinyslebError(
+            f"{index_path} names {len(absent)} shards that are not there: {', '.join(absent)}",
+            "fetch the missing files into the same folder",
+        )
+    entries: dict[str, SafetensorsEntry] = {}
+    for shard in shards:
+        for name, entry in read_safetensors_header(folder / shard).items():
+            if weight_map.get(name) != shard:
+                raise TinyslebError(
+                    f"{folder / shard} holds {name!r}, which {index_path.name} places in "
+                    f"{weight_map.get(name)!r}"
+                )
+            entries[name] = entry
+    for name, shard in weight_map.items():
+        if name not in entries:
+            raise TinyslebError(f"{folder / shard} lacks {name!r}, which {index_path.name} places there")
+    return entries
+
+
+def _shard_name(value: object, index_path: Path) -> str:
+    if not isinstance(value, str) or Path(value).name != value or not value.endswith(".safetensors"):
+        raise TinyslebError(
+            f"{index_path} names the shard {value!r}",
+            "a shard must be a .safetensors file in the same folder",
+        )
+    return value

@@ -1,0 +1,188 @@
+"""Rotary position embedding and its scalings, as numbers: what each frequency is divided by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from tinysleb.checkpoint.architectures import Architecture
+from tinysleb.checkpoint.settings import LARGEST_REAL, SettingsReader, not_modelled
+
+HARMLESS_KEYS = frozenset({"finetuned", "original_max_position_embeddings"})
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Rotary position embedding (arXiv 2104.09864) of the first `dimensions` values of a head.
+
+    Frequency i turns by `position / linear_factor * theta^(-2i / dimensions) / frequency_factors[i]`
+    radians, and the result is multiplied by `attention_factor`. Llama 3's and YaRN's scalings are sets of
+    frequency factors; LongRoPE has a second set for windows longer than `original_context`.
+    """
+
+    theta: float
+    dimensions: int
+    linear_factor: float = 1.0
+    frequency_factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
+    original_context: int = 0
+    attention_factor: float = 1.0
+    yarn_factor: float = 0.0
+    """YaRN's factor, which a GGUF states instead of the frequency factors it leads to; 0 for none."""
+
+
+def rotary_from_huggingface(
+    values: Mapping[str, Any], architecture: Architecture, head_dim: int, context_length: int, where: str
+) -> Rotary:
+    """The rotation a `config.json` asks for: `rope_theta` and `rope_scaling`, or newer `rope_parameters`."""
+    parameters = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    if not isinstance(parameters, dict):
+        raise not_modelled(where, "rope_scaling", parameters, "an object")
+    shared = ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
+    outer = {key: values[key] for key in shared if values.get(key) is not None}
+    read = SettingsReader(outer | {k: v for k, v in parameters.items() if v is not None}, where, "rope: ")
+    part = read.real("partial_rotary_factor", default=1.0)
+    if part != 1 and "partial_rotary_factor" not in architecture.keys:
+        raise read.not_modelled("partial_rotary_factor", part, "1 in this family")
+    plain = Rotary(read.real("rope_theta", default=10000.0), int(head_dim * part))
+    rotary = _scaled(plain, read, context_length)
+    read.refuse_unread(HARMLESS_KEYS)
+    return rotary
+
+
+def _scaled(plain: Rotary, read: SettingsReader, context_length: int) -> Rotary:
+    kind = read.value("rope_type", default=read.value("type", default="default"))
+    if kind == "default":
+        return plain
+    if kind == "dynamic":  # acts only beyond the original length
+        read.real("factor", default=1.0)
+        return plain
+    if kind == "linear":
+        return replace(plain, linear_factor=read.real("factor"))
+    if kind == "llama3":
+        return replace(plain, frequency_factors=_llama3_factors(plain, read))
+    if kind == "yarn":
+        return _yarn_from_huggingface(plain, read, context_length)
+    if kind in ("longrope", "su"):
+        return _longrope(plain, context_length, read)
+    raise read.not_modelled("rope_type", kind, "default, linear, llama3, yarn or longrope")
+
+
+def rotary_from_gguf(read: SettingsReader, head_dim: int, factors: Mapping[str, tuple[float, ...]]) -> Rotary:
+    """The rotation a GGUF asks for. `factors`: those it holds as tensors, by `freqs`, `short` and `long`."""
+    theta = read.real("rope.freq_base", default=10000.0)
+    plain = Rotary(theta, read.integer("rope.dimension_count", default=head_dim))
+    kind = read.value("rope.scaling.type", default="longrope" if factors.get("long") else "none")
+    factor = read.real("rope.scaling.factor", default=1.0)
+    attention = read.real("rope.scaling.attn_factor", default=1.0)
+    context_length = read.integer("context_length")
+    original = read.integer("rope.scaling.original_context_length", default=context_length)
+    if kind == "linear":
+        return replace(plain, linear_factor=factor)
+    if kind == "yarn":
+        fast = read.real("rope.scaling.yarn_beta_fast", default=32.0)
+        return _yarn(plain, factor, original, fast, read.real("rope.scaling.yarn_beta_slow", default=1.0))
+    if kind == "longrope":
+        return replace(
+            plain,
+            frequency_factors=factors.get("short", ()),
+            long_factors=factors.get("long", ()),
+            original_context=original,
+            attention_factor=attention,
+        )
+    if kind != "none":
+        raise read.not_modelled("rope.scaling.type", kind, "none, linear, yarn or longrope")
+    return replace(plain, frequency_factors=factors.get("freqs", ()))
+
+
+def _llama3_factors(plain: Rotary, read: SettingsReader) -> tuple[float, ...]:
+    """Llama 3.1's scaling as divisors of the frequencies, in float32 (Hugging Face's `llama3`).
+
+    High frequencies stay, low ones are divided by `factor`, those between are blended.
+    """
+    factor = read.real("factor")
+    low, high = read.real("low_freq_factor"), read.real("high_freq_factor")
+    original = read.real("original_max_position_embeddings")
+    if not low < high:
+        raise read.not_modelled("low_freq_factor", low, f"less than high_freq_factor, {high}")
+    wavelengths = np.float32(2 * math.pi) * _inverse_frequencies(plain)
+    smooth = (np.float32(original) / wavelengths - np.float32(low)) / np.float32(high - low)
+    blended = 1 / ((1 - smooth) / np.float32(factor) + smooth)
+    factors = np.where(
+        wavelengths < original / high, 1.0, np.where(wavelengths > original / low, factor, blended)
+    )
+    return tuple(factors.astype(np.float32).tolist())
+
+
+def _yarn_from_huggingface(plain: Rotary, read: SettingsReader, context_length: int) -> Rotary:
+    original = read.integer("original_max_position_embeddings", default=context_length)
+    fast, slow = read.real("beta_fast", default=32.0), read.real("beta_slow", default=1.0)
+    for key, neutral in (("mscale", 0), ("mscale_all_dim", 0), ("truncate", True)):
+        read.require(key, neutral, default=neutral)
+    rotary = _yarn(plain, read.real("factor"), original, fast, slow)
+    read.require("attention_factor", rotary.attention_factor, default=rotary.attention_factor)
+    return rotary
+
+
+def _yarn(plain: Rotary, factor: float, original: int, fast: float, slow: float) -> Rotary:
+    """YaRN (arXiv 2309.00071, section 3.2): low frequencies are divided by `factor`, high ones stay.
+
+    Between the dimensions that turn `fast` and `slow` times over the original context lies a linear ramp.
+    Results are multiplied by 0.1 ln(factor) + 1.
+    """
+
+    logarithm = math.log(plain.theta) or 1e-30
+
+    def dimension(turns: float) -> float:
+        turned = math.log(original / (turns * 2 * math.pi))
+        return plain.dimensions * turned / (2 * logarithm)
+
+    first = max(math.floor(dimension(fast)), 0)
+    last = min(math.ceil(dimension(slow)), plain.dimensions - 1)
+    ramp = (np.arange(plain.dimensions // 2, dtype=np.float32) - first) / ((last - first) or 0.001)
+    stay = 1 - np.clip(ramp, 0, 1)
+    factors = 1 / ((1 - stay) / np.float32(factor) + stay)
+    return replace(
+        plain,
+        frequency_factors=tuple(factors.astype(np.float32).tolist()),
+        original_context=original,
+        attention_factor=float(np.float32(0.1 * math.log(factor) + 1)) if factor > 1 else 1.0,
+        yarn_factor=factor,
+    )
+
+
+def _longrope(plain: Rotary, context_length: int, read: SettingsReader) -> Rotary:
+    """LongRoPE (arXiv 2402.13753): factors given for windows up to and beyond the original context."""
+    original = read.integer("original_max_position_embeddings", default=context_length)
+    if original == 1:
+        raise read.not_modelled("original_max_position_embeddings", original, "a context length")
+    scale = read.real("factor", default=context_length / original)
+    attention = math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0
+    return replace(
+        plain,
+        frequency_factors=_floats(read, "short_factor"),
+        long_factors=_floats(read, "long_factor"),
+        original_context=original,
+        attention_factor=float(np.float32(read.real("attention_factor", default=attention))),
+    )
+
+
+def _floats(read: SettingsReader, key: str) -> tuple[float, ...]:
+    values = read.value(key)
+    if not isinstance(values, list) or not values or not all(map(_is_positive, values)):
+        raise read.not_modelled(key, values, "a list of positive numbers")
+    return tuple(float(np.float32(item)) for item in values)
+
+
+def _is_positive(item: Any) -> bool:
+    return isinstance(item, (int, float)) and not isinstance(item, bool) and 0 < item < LARGEST_REAL
+
+
+def _inverse_frequencies(rotary: Rotary) -> np.ndarray[Any, np.dtype[np.float32]]:
+    exponents = np.arange(0, rotary.dimensions, 2, dtype=np.float32) / np.float32(rotary.dimensions)
+    inverse: np.ndarray[Any, np.dtype[np.float32]] = np.float32(rotary.theta) ** exponents
+    return inverse

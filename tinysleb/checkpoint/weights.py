@@ -1,0 +1,111 @@
+"""A model as the rest of the program sees it: a config, and tensors read one at a time.
+
+`Shortened` leaves blocks out and is again a `Weights`, so that a writer does not know about pruning and the
+search does not know about files.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from tinysleb.checkpoint.config import ModelConfig, block_prefix, tensor_shapes
+from tinysleb.errors import TinyslebError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MOST_NAMES_LISTED = 6
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a header says of a tensor: shape (rows first), stored type such as `BF16` or `Q4_1`, bytes."""
+
+    shape: tuple[int, ...]
+    type: str
+    nbytes: int
+
+
+class Weights(Protocol):
+    """A model's weights by their Hugging Face names."""
+
+    @property
+    def path(self) -> Path:
+        """The file or folder the model was opened from."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's shape."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Every tensor of the model, from the headers alone."""
+
+    def tensor(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """Rows [start, stop) of a tensor, in its stored float type or, if quantised, in float32."""
+
+
+@dataclass(frozen=True)
+class Shortened:
+    """`source` with only the blocks in `kept` (original indices, ascending), renumbered from 0."""
+
+    source: Weights
+    kept: tuple[int, ...]
+
+    @property
+    def path(self) -> Path:
+        """The path of the uncut model."""
+        return self.source.path
+
+    @property
+    def config(self) -> ModelConfig:
+        """The shorter model's shape."""
+        return self.source.config.shortened(self.kept)
+
+    @property
+    def tensors(self) -> dict[str, TensorInfo]:
+        """The tensors of the kept blocks, and all that belong to no block."""
+        return {name: self.source.tensors[self._original(name)] for name in tensor_shapes(self.config)}
+
+    def tensor(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """As in `Weights`."""
+        return self.source.tensor(self._original(name), start, stop)
+
+    def _original(self, name: str) -> str:
+        match = re.match(r"model\.layers\.(\d+)\.", name)
+        return block_prefix(self.kept[int(match[1])]) + name[match.end() :] if match else name
+
+
+def total_bytes(weights: Weights) -> int:
+    """The bytes that all tensors take as stored."""
+    return sum(info.nbytes for info in weights.tensors.values())
+
+
+def check_complete(config: ModelConfig, found: Mapping[str, Sequence[int]], where: Path) -> None:
+    """Compare the tensors found with those the config asks for; raises one error that lists all."""
+    expected = tensor_shapes(config)
+    wrong = [
+        f"{name} is {list(found[name])}, should be {list(shape)}"
+        for name, shape in expected.items()
+        if name in found and tuple(found[name]) != shape
+    ]
+    problems = (
+        ("missing", [name for name in expected if name not in found]),
+        ("not part of this family", [name for name in found if name not in expected]),
+        ("of the wrong shape", wrong),
+    )
+    parts = [f"{len(names)} {what}: {_some(names)}" for what, names in problems if names]
+    if parts:
+        raise TinyslebError(
+            f"{where} does not hold the tensors its config asks for; {'; '.join(parts)}",
+            "the files may be incomplete, or belong to different models",
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - MOST_NAMES_LISTED
+    return ", ".join(names[:MOST_NAMES_LISTED]) + (f" and {more} more" if more > 0 else "")

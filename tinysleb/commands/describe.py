@@ -1,0 +1,60 @@
+"""What a model is, from its headers alone: plain values for `tinysleb inspect`. Needs no torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from tinysleb.checkpoint.config import block_parameter_count, parameter_count
+from tinysleb.checkpoint.rotary import Rotary
+from tinysleb.checkpoint.weights import Weights
+from tinysleb.compute.memory import ASSUMED_RESIDENT_BYTES, SPARE_STREAMS, working_bytes
+from tinysleb.text.tokenizer import tokenizer_kind
+
+
+def describe(weights: Weights, window_length: int) -> dict[str, Any]:
+    """Family, shape, sizes, tokenizer, and what `prune` would need.
+
+    `prune_memory_bytes`: about the least `--memory` for one window and all candidates in float32.
+    `prune_block_passes`: how often a window goes through a block in the first round of an exact search.
+    """
+    config = weights.config
+    blocks, rotary = config.blocks, config.rotary
+    types: Counter[str] = Counter()
+    for info in weights.tensors.values():
+        types[info.type] += info.nbytes
+    streams = (blocks + SPARE_STREAMS) * window_length * config.width * 4
+    return {
+        "path": str(weights.path),
+        "architecture": config.architecture.huggingface,
+        "blocks": blocks,
+        "width": config.width,
+        "intermediate": config.intermediate,
+        "heads": config.heads,
+        "kv_heads": config.kv_heads,
+        "head_dim": config.head_dim,
+        "vocabulary": config.vocab_size,
+        "context_length": config.context_length,
+        "rope_theta": rotary.theta,
+        "rope_scaling": _rope_scaling(rotary),
+        "attention_windows": sorted(set(config.attention_windows)),
+        "blocks_without_rotary": [i for i, still in enumerate(config.unrotated) if still],
+        "tied_embeddings": config.tied,
+        "parameters": parameter_count(config),
+        "block_parameters": block_parameter_count(config),
+        "bytes": sum(types.values()),
+        "bytes_by_type": dict(types.most_common()),
+        "tokenizer": tokenizer_kind(weights),
+        "prune_memory_bytes": ASSUMED_RESIDENT_BYTES + streams + working_bytes(config, window_length, 4),
+        "prune_block_passes": blocks * (blocks + 1) // 2,
+    }
+
+
+def _rope_scaling(rotary: Rotary) -> str:
+    if rotary.long_factors:
+        return f"longrope beyond {rotary.original_context}"
+    if rotary.yarn_factor:
+        return f"yarn {rotary.yarn_factor:g}"
+    if rotary.linear_factor != 1:
+        return f"linear {rotary.linear_factor:g}"
+    return f"up to {max(rotary.frequency_factors):g}" if rotary.frequency_factors else "none"

@@ -1,0 +1,41 @@
+"""Where and how to compute, as one value that every stage is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from tinysleb.checkpoint.weights import Weights
+from tinysleb.compute.device import choose_device, choose_dtype, device_budget
+from tinysleb.compute.distributed import Group, local_rank
+from tinysleb.compute.memory import Budget, MemoryPlan, plan_memory
+from tinysleb.formats.units import parse_bytes
+
+Progress = Callable[[str, float], None]
+"""Told what is being done and which part of it is done, from 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and how to compute: device, dtype of the matrix products, memory, the processes that share."""
+
+    device: torch.device
+    dtype: torch.dtype
+    memory: Budget
+    group: Group = field(default_factory=Group)
+
+    def memory_plan(
+        self, weights: Weights, candidates: int, count: int, length: int, held: int = 0
+    ) -> MemoryPlan:
+        """How sweeps over `candidates` on `count` windows of `length` tokens use the memory, of which
+        `held` bytes are taken by states."""
+        left = replace(self.memory, total=self.memory.total - held)
+        return plan_memory(weights.config, candidates, (count, length), self.dtype.itemsize, left)
+
+
+def compute_on(device_name: str, dtype_name: str, memory: str) -> Compute:
+    """Device, dtype and memory by their names; what the process holds is measured here."""
+    total, device = parse_bytes(memory), choose_device(device_name, local_rank())
+    return Compute(device, choose_dtype(dtype_name, device), device_budget(device, total))

@@ -1,0 +1,121 @@
+"""How many windows fit into the memory the user gives: one formula, used before any slow work."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from tinysleb.checkpoint.config import ModelConfig, block_parameter_count, block_shapes
+from tinysleb.errors import TinyslebError
+from tinysleb.formats.units import format_bytes
+from tinysleb.model.chunks import CALL_TOKENS, TOKEN_CHUNK, VOCABULARY_CHUNK
+
+SPARE_STREAMS = 3
+"""Streams besides the candidates': the base twice, while it is copied, and the copy that scoring makes."""
+ASSUMED_RESIDENT_BYTES = 400 * 2**20
+"""What the program takes before it begins, where that cannot be measured."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A limit for the whole process, and what it held before the work began, in bytes.
+
+    What is held is measured once: memory that was freed and kept for reuse would count as taken later.
+    """
+
+    total: int
+    resident: int
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What a search does with its memory.
+
+    `windows`: how many at a time; each group of them costs a sweep. `ahead`: whether the next block is read
+    while one computes. `states`: bytes left for hidden states kept between rounds.
+    """
+
+    windows: int
+    ahead: bool
+    states: int
+
+
+def plan_memory(
+    config: ModelConfig, candidates: int, shape: tuple[int, int], item_bytes: int, budget: Budget
+) -> MemoryPlan:
+    """Divide the budget for a sweep over `candidates` and windows of `shape` `(n, T)`.
+
+    Counted are what is resident already, one block with matrices of `item_bytes` per value, or two, the
+    tensor being read, the activations of one call, the head's chunk, and the streams. First comes one
+    window, then reading ahead, then more windows; what is left when all fit is for states. Raises
+    TinyslebError with the least that would do.
+    """
+    count, length = shape
+    streams = candidates + SPARE_STREAMS
+    window = streams * length * config.width * 4
+    free = budget.total - budget.resident - working_bytes(config, length, item_bytes)
+    if free < window:
+        raise TinyslebError(
+            f"--memory {format_bytes(budget.total)} is too little for one window of {length} tokens "
+            f"in {streams} variants of the model",
+            f"at least {format_bytes(rounded_up(budget.total - free + window))} would do, "
+            "or a shorter --window-length",
+        )
+    block = block_parameter_count(config) * item_bytes
+    ahead = free >= window + block
+    free -= block if ahead else 0
+    fitting = min(count, free // window)
+    return MemoryPlan(fitting, ahead, free - count * window if fitting == count else 0)
+
+
+def rounded_up(count: int) -> int:
+    """To the next 16 MiB: what a process holds before it begins differs a little from run to run."""
+    return -(-count // 2**24) * 2**24
+
+
+def describe_memory(plan: MemoryPlan, windows: int, sweeps: int, model_bytes: int) -> str:
+    """What a plan for so many windows and sweeps a round means, in a line."""
+    groups = "all windows" if plan.windows == windows else f"{plan.windows} of {windows} windows"
+    times = "once" if sweeps == 1 else f"up to {sweeps} times"
+    ahead = "the next block is read while one computes" if plan.ahead else "one block at a time"
+    states = f"; up to {format_bytes(plan.states)} for states kept between rounds" if plan.states else ""
+    return (
+        f"memory: {groups} fit into a sweep; {format_bytes(model_bytes)} of weights are read {times} "
+        f"to choose a block; {ahead}{states}"
+    )
+
+
+def working_bytes(config: ModelConfig, length: int, item_bytes: int) -> int:
+    """Memory besides the hidden states: a block, its reading, one call's activations, the head's chunk."""
+    largest = max(shape[0] * shape[-1] for shape in block_shapes(config).values())
+    block = block_parameter_count(config) * item_bytes + largest * 8
+    tokens = max(length, CALL_TOKENS)
+    activations = tokens * (3 * config.intermediate + 8 * config.width) * 4
+    head = VOCABULARY_CHUNK * (config.width * (8 + item_bytes) + 2 * TOKEN_CHUNK * 4)
+    return block + max(activations, head)
+
+
+def give_back_freed() -> None:
+    """Hand memory that was freed back to the system, between stages; only glibc keeps much of it."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def resident_bytes() -> int:
+    """The memory this process holds now: resident pages on Linux, the peak so far on other Unixes."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        import resource
+
+        return pages * resource.getpagesize()
+    except (OSError, ImportError):
+        pass
+    try:
+        import resource
+    except ImportError:
+        return ASSUMED_RESIDENT_BYTES
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

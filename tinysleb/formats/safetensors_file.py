@@ -1,0 +1,180 @@
+"""Read and write one safetensors file: 8 bytes of length, a JSON header, then the tensors' bytes.
+
+The header is untrusted: everything in it is checked before anything is allocated from it. Tensors are
+read with plain reads into fresh buffers, never mapped, so that resident memory is what was asked for.
+Format: the README of the safetensors project.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+import numpy as np
+
+from tinysleb.errors import TinyslebError
+from tinysleb.formats.input_file import InputFile, input_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LARGEST_HEADER_BYTES = 100_000_000
+ITEM_SIZES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
+    "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "U32": 4, "U64": 8,
+}  # fmt: skip
+FLOAT_TYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+}
+
+
+@dataclass(frozen=True)
+class SafetensorsEntry:
+    """Where one tensor lies: its file, safetensors dtype name, shape, and first byte in the file."""
+
+    file: InputFile
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes it takes in the file."""
+        return math.prod(self.shape) * ITEM_SIZES[self.dtype]
+
+
+def read_safetensors_header(path: Path) -> dict[str, SafetensorsEntry]:
+    """All tensors of a file by name. Raises TinyslebError naming what is wrong with the header."""
+    try:
+        with path.open("rb") as file:
+            found = input_file(path, file.fileno())
+            header_bytes = _header_bytes(file.read(8), found.size, path)
+            text = file.read(header_bytes)
+    except OSError as error:
+        raise TinyslebError(f"cannot read {path}: {error.strerror}") from error
+    header = _parse_header(text, path)
+    header.pop("__metadata__", None)
+    start = 8 + header_bytes
+    entries = {name: _entry(name, value, start, found) for name, value in header.items()}
+    _check_layout(entries, start, found.size, path)
+    return entries
+
+
+def read_safetensors_rows(entry: SafetensorsEntry, start: int = 0, stop: int | None = None) -> Tensor:
+    """Rows [start, stop) of a tensor (all by default), in the dtype the file has.
+
+    Raises TinyslebError if the file changed since its header was read.
+    """
+    import torch
+
+    if entry.dtype not in FLOAT_TYPES:
+        raise TinyslebError(
+            f"{entry.file.path} stores weights as {entry.dtype}", f"supported: {', '.join(FLOAT_TYPES)}"
+        )
+    rows = entry.shape[0] if entry.shape else 1
+    stop = rows if stop is None else stop
+    row_bytes = entry.nbytes // max(rows, 1)
+    buffer = np.empty((stop - start) * row_bytes, dtype=np.uint8)
+    entry.file.read(entry.offset + start * row_bytes, buffer)
+    tensor = torch.from_numpy(buffer).view(getattr(torch, FLOAT_TYPES[entry.dtype]))
+    return tensor.reshape(stop - start, *entry.shape[1:])
+
+
+def write_safetensors(
+    path: Path,
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]],
+    read: Callable[[str], Tensor],
+) -> None:
+    """Write `tensors` (name → dtype name and shape), asking `read` for one at a time."""
+    import torch
+
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, (dtype, shape) in tensors.items():
+        end = offset + math.prod(shape) * ITEM_SIZES[dtype]
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name in tensors:
+            file.write(read(name).contiguous().flatten().view(torch.uint8).numpy().data)
+
+
+def _header_bytes(prefix: bytes, size: int, path: Path) -> int:
+    if len(prefix) < 8:
+        raise TinyslebError(f"{path} is not a safetensors file: it has only {size} bytes")
+    length: int = struct.unpack("<Q", prefix)[0]
+    if length > min(size - 8, LARGEST_HEADER_BYTES):
+        raise TinyslebError(
+            f"{path} is not a safetensors file, or is truncated: "
+            f"its header should take {length} bytes, the file has {size}"
+        )
+    return length
+
+
+def _parse_header(text: bytes, path: Path) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) < len(pairs):
+            names = [name for name, _ in pairs]
+            double = next(name for name in names if names.count(name) > 1)
+            raise TinyslebError(f"{path}: its header names {double!r} twice")
+        return result
+
+    try:
+        header = json.loads(text, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise TinyslebError(f"{path} is not a safetensors file: its header is no JSON ({error})") from error
+    if not isinstance(header, dict):
+        raise TinyslebError(f"{path} is not a safetensors file: its header is no JSON object")
+    return header
+
+
+def _entry(name: str, value: Any, start: int, file: InputFile) -> SafetensorsEntry:
+    path = file.path
+    fields: dict[str, Any] = value if isinstance(value, dict) else {}
+    dtype, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
+    if not isinstance(dtype, str) or dtype not in ITEM_SIZES:
+        raise TinyslebError(f"{path}: tensor {name!r} has the dtype {dtype!r}, which is unknown")
+    if not _whole_numbers(shape):
+        raise TinyslebError(f"{path}: tensor {name!r} has the shape {shape!r}")
+    if not _whole_numbers(offsets) or len(offsets) != 2:
+        raise TinyslebError(f"{path}: tensor {name!r} has the data offsets {offsets!r}")
+    entry = SafetensorsEntry(file, dtype, tuple(shape), start + offsets[0])
+    if offsets[1] - offsets[0] != entry.nbytes:
+        raise TinyslebError(
+            f"{path}: tensor {name!r} of shape {shape} in {dtype} needs {entry.nbytes} bytes, "
+            f"its offsets {offsets} hold {offsets[1] - offsets[0]}"
+        )
+    return entry
+
+
+def _whole_numbers(value: Any) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+
+
+def _check_layout(entries: Mapping[str, SafetensorsEntry], start: int, size: int, path: Path) -> None:
+    """The tensors' bytes must follow one another without overlap or hole, up to the end of the file."""
+    position = start
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
+        if entry.offset != position:
+            raise TinyslebError(
+                f"{path}: tensor {name!r} begins at byte {entry.offset}, the one before ends at {position}"
+            )
+        position += entry.nbytes
+    if position != size:
+        raise TinyslebError(
+            f"{path} should have {position} bytes by its header, found {size}",
+            "the file is truncated or damaged; fetch it again",
+        )

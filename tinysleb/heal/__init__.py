@@ -1,0 +1,4 @@
+"""Repair of a shortened model.
+
+May import everything from `errors` to `search`.
+"""

@@ -1,0 +1,138 @@
+"""Healed tensors, encoded and kept in files until the model is written; and a model that has them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.quants import dequantize, quantize
+from torch import Tensor
+
+from tinysleb.checkpoint.config import ModelConfig
+from tinysleb.checkpoint.gguf_source import half_rows
+from tinysleb.checkpoint.weights import TensorInfo, Weights
+from tinysleb.formats.gguf_file import Bytes, GgufTensor
+from tinysleb.formats.input_file import input_file
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+HEALED = "mlp.down_proj.weight"
+"""The tensor of a block that healing solves anew."""
+ENCODABLE = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")
+"""What the gguf package can quantise to."""
+
+
+def encoding_for(stored: str, columns: int) -> GGMLQuantizationType:
+    """The type that a healed tensor has in place of one stored as `stored`: the same, or the next best.
+
+    What cannot be quantised to becomes Q8_0 (F16, if rows of so many `columns` do not divide into its
+    blocks); float64 becomes float32.
+    """
+    if stored in ENCODABLE:
+        return GGMLQuantizationType[stored]
+    if stored == "F64":
+        return GGMLQuantizationType.F32
+    fits = columns % GGML_QUANT_SIZES[GGMLQuantizationType.Q8_0][0] == 0
+    return GGMLQuantizationType.Q8_0 if fits else GGMLQuantizationType.F16
+
+
+def grown_types(weights: Weights) -> str:
+    """The types of matrices that healing would store as another, by name; empty if there are none."""
+    last = [info for name, info in weights.tensors.items() if name.endswith(HEALED)]
+    return ", ".join(sorted({i.type for i in last if encoding_for(i.type, i.shape[-1]).name != i.type}))
+
+
+def encode(values: Tensor, type_: GGMLQuantizationType) -> Bytes:
+    """A matrix as stored in a type: uint8 `[rows, bytes per row]`."""
+    return np.ascontiguousarray(quantize(values.float().cpu().numpy(), type_)).view(np.uint8)
+
+
+def decode(data: Bytes, type_: GGMLQuantizationType) -> Tensor:
+    """What `encode` made, as float32 `[rows, columns]`."""
+    return torch.from_numpy(dequantize(data, type_))
+
+
+@dataclass(frozen=True)
+class Unrounded:
+    """`source`, whose last matrices are said to be float32, so that healing does not round them; is again a
+    `Weights`."""
+
+    source: Weights
+
+    @property
+    def path(self) -> Path:
+        """As in `Weights`."""
+        return self.source.path
+
+    @property
+    def config(self) -> ModelConfig:
+        """As in `Weights`."""
+        return self.source.config
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """As in `Weights`."""
+        return {
+            name: TensorInfo(info.shape, "F32", info.nbytes) if name.endswith(HEALED) else info
+            for name, info in self.source.tensors.items()
+        }
+
+    def tensor(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """As in `Weights`."""
+        return self.source.tensor(name, start, stop)
+
+
+@dataclass(frozen=True)
+class HealedTensors:
+    """Encoded tensors by their names in the shortened model, each in a file of its own in `folder`."""
+
+    folder: Path
+    tensors: dict[str, GgufTensor] = field(default_factory=dict)
+
+    def add(self, name: str, shape: Sequence[int], data: Bytes, type_: GGMLQuantizationType) -> None:
+        """Keep what `encode` made of a tensor."""
+        path = self.folder / name
+        data.tofile(path)
+        with path.open("rb") as file:
+            self.tensors[name] = GgufTensor(tuple(shape), type_, input_file(path, file.fileno()), 0)
+
+
+@dataclass(frozen=True)
+class Healed:
+    """`source`, a shortened model, with some tensors replaced; is again a `Weights`."""
+
+    source: Weights
+    healed: HealedTensors
+
+    @property
+    def path(self) -> Path:
+        """The path of the uncut model."""
+        return self.source.path
+
+    @property
+    def config(self) -> ModelConfig:
+        """The shape of the shortened model."""
+        return self.source.config
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """As in `Weights`."""
+        replaced = {
+            name: TensorInfo(tensor.shape, tensor.type.name, tensor.nbytes)
+            for name, tensor in self.healed.tensors.items()
+        }
+        return {**self.source.tensors, **replaced}
+
+    def tensor(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """As in `Weights`."""
+        found = self.healed.tensors.get(name)
+        if found is None:
+            return self.source.tensor(name, start, stop)
+        half = half_rows(found, start, stop)
+        return torch.from_numpy(found.read_floats(start, stop)) if half is None else half

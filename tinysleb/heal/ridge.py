@@ -1,0 +1,116 @@
+"""Ridge regression towards given weights, from normal equations: the maths of healing, as pure functions.
+
+Minimised over W `[out, in]` is the sum over rows of w |y - W x|², plus a penalty on the distance from W₀ of
+`ridge` times the mean of the diagonal of Σ w x xᵀ. Sums are float32; the factor is float64.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+COLUMNS = 384
+"""Columns of the Gram matrix computed at a time: what lies below the diagonal blocks is spared."""
+OUTPUTS = 1024
+"""Columns of the right-hand side that are solved for at a time where memory is scarce."""
+ROWS = 512
+REFINEMENTS = 2
+"""Steps that make up for the factor's float32: each divides what is left by thousands."""
+
+
+class NormalEquations:
+    """Σ w x xᵀ `[in, in]` (its upper part), and Σ w x yᵀ `[in, out]`, in float32."""
+
+    def __init__(self, inputs: int, outputs: int, device: torch.device) -> None:
+        self.gram = torch.zeros(inputs, inputs, device=device)
+        self.cross = torch.zeros(inputs, outputs, device=device)
+
+    def add(self, inputs: Tensor, outputs: Tensor, weight: Tensor) -> None:
+        """Add rows: x `[m, in]`, y `[m, out]`, w `[m]`."""
+        root = weight.sqrt().unsqueeze(1)
+        x, y = inputs * root, outputs * root
+        for start in range(0, x.shape[1], COLUMNS):
+            self.gram[start : start + COLUMNS, start:].addmm_(x[:, start : start + COLUMNS].T, x[:, start:])
+        self.cross.addmm_(x.T, y)
+
+    @property
+    def finite(self) -> bool:
+        """Whether all sums are numbers; a weight that is not would show on the diagonal."""
+        return bool(self.gram.diagonal().isfinite().all() and self.cross.isfinite().all())
+
+
+def solve(
+    equations: NormalEquations, old: Tensor, ridge: float, *, direct: bool = True
+) -> tuple[Tensor, Tensor | None]:
+    """The solution W `[out, in]` in float32, and the factor of Σ w x xᵀ with the penalty, if there is one.
+
+    `old` is W₀ `[out, in]`. The equations are used up. `direct`: by Cholesky's factor, lower, in float64 on
+    the CPU; else by one in float32 in the matrix's place, a fifth of the memory, and refined.
+    """
+    gram, right, old = equations.gram, equations.cross, old.T.to(equations.cross)
+    penalty = max(ridge * gram.diagonal().mean().item(), torch.finfo(torch.float32).tiny)
+    right.add_(old, alpha=penalty)
+    for start in range(0, len(gram), COLUMNS):  # the lower part from the upper, without a copy of all
+        gram[start:, start : start + COLUMNS] = gram[start : start + COLUMNS, start:].T.clone()
+    gram.diagonal().add_(penalty)
+    if not direct:
+        refined = InPlaceFactor(gram)
+        for first in range(0, right.shape[1], OUTPUTS):
+            part = slice(first, first + OUTPUTS)
+            right[:, part] = refined.solve(right[:, part])
+        return right.T, None
+    factor = torch.linalg.cholesky(gram.cpu().double())
+    return torch.cholesky_solve(right.cpu().double(), factor).float().to(right.device).T, factor
+
+
+class InPlaceFactor:
+    """The factor of a symmetric, positive definite `matrix` `[n, n]`, float32, which is used up.
+
+    Its lower part becomes the factor; the upper part stays, and with copies of the blocks on the diagonal it
+    is still the matrix, by which solutions are refined. Raises torch.linalg.LinAlgError if the matrix is not
+    positive definite.
+    """
+
+    def __init__(self, matrix: Tensor) -> None:
+        self.matrix = matrix
+        size = len(matrix)
+        self.blocks = [slice(start, min(start + ROWS, size)) for start in range(0, size, ROWS)]
+        self.diagonal = [matrix[block, block].clone() for block in self.blocks]
+        for number, block in enumerate(self.blocks):
+            factor = torch.linalg.cholesky(matrix[block, block].cpu().double()).to(matrix)
+            matrix[block, block] = factor
+            below = matrix[block.stop :, block]
+            below[:] = torch.linalg.solve_triangular(factor.T, below, upper=True, left=False)
+            for other in self.blocks[number + 1 :]:
+                left = matrix[other.start :, block]
+                matrix[other.start :, other].addmm_(left, matrix[other, block].T, alpha=-1)
+
+    def solve(self, right: Tensor) -> Tensor:
+        """The solution for each column of `right` `[n, m]`."""
+        solution = self._substituted(right)
+        for _ in range(REFINEMENTS):
+            solution += self._substituted(right - self._product(solution))
+        return solution
+
+    def _substituted(self, right: Tensor) -> Tensor:
+        found, matrix = right.clone(), self.matrix
+        for block in self.blocks:
+            known = matrix[block, : block.start] @ found[: block.start]
+            found[block] = _triangular(matrix[block, block], found[block] - known)
+        for block in reversed(self.blocks):
+            known = matrix[block.stop :, block].T @ found[block.stop :]
+            found[block] = _triangular(matrix[block, block].T, found[block] - known, upper=True)
+        return found
+
+    def _product(self, vectors: Tensor) -> Tensor:
+        found = torch.zeros_like(vectors)
+        for block, diagonal in zip(self.blocks, self.diagonal, strict=True):
+            right = self.matrix[block, block.stop :]
+            found[block] += diagonal @ vectors[block] + right @ vectors[block.stop :]
+            found[block.stop :] += right.T @ vectors[block]
+        return found
+
+
+def _triangular(factor: Tensor, right: Tensor, *, upper: bool = False) -> Tensor:
+    found: Tensor = torch.linalg.solve_triangular(factor, right, upper=upper)
+    return found

@@ -1,0 +1,210 @@
+"""The windows that healing is fitted to: each text a source of its own, and text the model writes itself.
+
+Healing on one kind of text harms the others, so the sources are mixed, and each has windows held back, on
+which it is seen what healing does to it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from tinysleb.checkpoint.gguf_source import GgufWeights
+from tinysleb.checkpoint.huggingface_source import HuggingfaceWeights
+from tinysleb.checkpoint.weights import Weights
+from tinysleb.compute.compute import Compute
+from tinysleb.compute.memory import give_back_freed
+from tinysleb.errors import TinyslebError
+from tinysleb.formats.files import read_json_object, read_text
+from tinysleb.formats.units import format_bytes
+from tinysleb.model.sampling import cache_bytes, resident_model_bytes, sample
+from tinysleb.text.tokenizer import Tokenizer, open_tokenizer
+from tinysleb.text.windows import Calibration, from_text, from_token_file
+
+WINDOW_LENGTH = 256
+HELD_BACK = 16
+"""Windows of a source that it is evaluated on; never more than a quarter of them."""
+SAMPLED_LENGTH = 128
+"""Tokens of a sampled sequence, so that windows hold more than one: more sequences have more topics."""
+SAMPLED_AT_ONCE = 128
+SELF_SOURCE = "text sampled from the model"
+END_OF_TEXT = "<|endoftext|>"
+TURNS = (
+    "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n",
+    "<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+    "<|start_of_role|>user<|end_of_role|>{}<|end_of_text|>\n<|start_of_role|>assistant<|end_of_role|>",
+    "<|user|>\n{}<|end|>\n<|assistant|>\n",
+    "[INST] {} [/INST]",
+)
+"""How a question looks in common chat templates; which one a template has is told by its first marker."""
+FORMS = (
+    "Write an encyclopedia article about {}.", "Tell a story about {}.", "Write a news report about {}.",
+    "Explain what one should know about {}.", "Write a long letter about {}.",
+    "Write a chapter of a book about {}.", "Write a technical manual about {}.",
+    "Write a review of a book about {}.",
+)  # fmt: skip
+TOPICS = (
+    "a river", "an old city", "the history of a war", "a scientist", "a football season", "a piece of music",
+    "birds", "a ship", "the economy", "a storm", "a computer program", "a famous painting", "the human body",
+    "a king", "a village school", "a film", "trees", "a long journey", "a law", "a bridge", "cooking",
+    "the stars", "a machine", "a family",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Source:
+    """Windows of one kind of text: to fit `[n, T]`, and held back `[m, T]`."""
+
+    name: str
+    fit: Tensor
+    held_back: Tensor
+
+    @property
+    def sha256(self) -> str:
+        """Identifies the windows that were fitted."""
+        return Calibration(self.fit, self.name).sha256
+
+
+@dataclass(frozen=True)
+class HealingText:
+    """What to heal on: `tokens` in all, `sampled` of them by the model itself, the rest from texts.
+
+    Windows are of `length` tokens, or as in `token_file`; `seed` chooses them.
+    """
+
+    texts: Sequence[Path]
+    token_file: Path | None
+    tokens: int
+    sampled: int
+    seed: int
+    length: int = WINDOW_LENGTH
+
+
+def text_sources(weights: Weights, wanted: HealingText) -> list[Source]:
+    """A source for each text (the default text, if there is none) or for the token file, with equal shares.
+
+    Raises TinyslebError for a text without two windows.
+    """
+    vocab_size = weights.config.vocab_size
+    if wanted.token_file is not None:
+        found = from_token_file(wanted.token_file, vocab_size)
+        length = found.tokens.shape[1]
+        return [_source(found, max(1, (wanted.tokens - wanted.sampled) // length))]
+    tokenizer = open_tokenizer(weights)
+    length = window_length(weights, wanted)
+    texts: list[Sequence[Path]] = [[path] for path in wanted.texts] or [[]]
+    share = max(1, (wanted.tokens - wanted.sampled) // length // len(texts))
+    return [
+        _source(from_text(tokenizer, files, length, None, wanted.seed, vocab_size), share) for files in texts
+    ]
+
+
+def window_length(weights: Weights, wanted: HealingText) -> int:
+    """Tokens in a window of text."""
+    return min(wanted.length, weights.config.context_length)
+
+
+def _source(found: Calibration, count: int) -> Source:
+    windows = found.tokens
+    if len(windows) < 2:
+        raise TinyslebError(
+            f"{found.source} has one window of {windows.shape[1]} tokens; healing needs one more to check by",
+            "give more text",
+        )
+    held = min(HELD_BACK, max(1, len(windows) // 4))
+    return Source(found.source, windows[held : held + count], windows[:held])
+
+
+def self_source(
+    weights: Weights, wanted: HealingText, compute: Compute, progress: Callable[[float], None]
+) -> Source:
+    """What the model writes. Raises TinyslebError if it has no tokenizer, or does not fit into memory."""
+    window = window_length(weights, wanted)
+    count = max(1, wanted.sampled // window)
+    held = min(HELD_BACK, max(1, count // 4))
+    in_a_window = max(1, window // SAMPLED_LENGTH)
+    length = -(-window // in_a_window)
+    prompts = self_prompts(weights, (count + held) * in_a_window, wanted.seed)
+    least = sampling_bytes(weights, min(SAMPLED_AT_ONCE, len(prompts)), length, compute.dtype.itemsize)
+    if compute.memory.resident + least > compute.memory.total:
+        raise TinyslebError(
+            f"the whole model does not fit into --memory {format_bytes(compute.memory.total)}, "
+            "and sampling would read it once for every token",
+            f"--memory {format_bytes(compute.memory.resident + least)} would do",
+        )
+    sequences = sample(
+        weights, prompts, length, compute.dtype, compute.device,
+        seed=wanted.seed, at_once=SAMPLED_AT_ONCE, progress=progress,
+    )  # fmt: skip
+    give_back_freed()
+    windows = sequences.view(count + held, -1)[:, :window]
+    return Source(SELF_SOURCE, windows[held:], windows[:held])
+
+
+def sampling_bytes(weights: Weights, count: int, length: int, item_bytes: int) -> int:
+    """What sampling `count` sequences at once takes: model, cache, and five copies of the logits."""
+    logits = 5 * count * weights.config.vocab_size * 4
+    largest = weights.config.vocab_size * weights.config.width * 4  # as read, before it is rounded
+    model = resident_model_bytes(weights, item_bytes)
+    return model + largest + cache_bytes(weights, count, length, item_bytes) + logits
+
+
+def self_prompts(weights: Weights, count: int, seed: int) -> list[list[int]]:
+    """What each sampled sequence begins with: half with nothing, and of a model that chats, a quarter with
+    a user's turn that it writes itself, a quarter with a question."""
+    tokenizer = open_tokenizer(weights)
+    start = _start(tokenizer)
+    turn = _turn(_chat_template(weights))
+    if turn is None:
+        return [start] * count
+    opening, _, _ = turn.partition("{}")
+    questions = [turn.format(form.format(topic)) for form in FORMS for topic in TOPICS]
+    random.Random(seed).shuffle(questions)
+    asked = _cycled([start, tokenizer.encode(opening), start, None], count)
+    following = iter(_cycled(questions, count))
+    return [tokenizer.encode(next(following)) if prompt is None else prompt for prompt in asked]
+
+
+def _cycled(items: Sequence[Any], count: int) -> list[Any]:
+    return [items[index % len(items)] for index in range(count)]
+
+
+def _start(tokenizer: Tokenizer) -> list[int]:
+    """The token between texts, or the one that a text begins with."""
+    between = tokenizer.encode(END_OF_TEXT)
+    first = tokenizer.encode("")
+    if len(between) == len(first) + 1:
+        return between[-1:]
+    if not first:
+        raise TinyslebError("the tokenizer has no token that a text begins with")
+    return first
+
+
+def _turn(template: str) -> str | None:
+    return next((turn for turn in TURNS if marker(turn) in template), None)
+
+
+def marker(turn: str) -> str:
+    """`<|im_start|>` or `[INST]`: up to the first bracket that closes."""
+    return turn[: min(turn.index(end) for end in ">]" if end in turn) + 1]
+
+
+def _chat_template(weights: Weights) -> str:
+    if isinstance(weights, GgufWeights):
+        return str(weights.file.values().get("tokenizer.chat_template", ""))
+    if not isinstance(weights, HuggingfaceWeights):
+        return ""
+    return next(_folder_templates(weights.folder), "")
+
+
+def _folder_templates(folder: Path) -> Iterator[str]:
+    if (folder / "chat_template.jinja").is_file():
+        yield read_text(folder / "chat_template.jinja")
+    with suppress(TinyslebError):
+        yield str(read_json_object(folder / "tokenizer_config.json").get("chat_template", ""))

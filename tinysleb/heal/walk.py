@@ -1,0 +1,254 @@
+"""Healing: one walk up two stacks, the whole model and the shortened one, repairing the latter on the way.
+
+Leaving blocks out shifts the hidden states. For each kept block from the first gap on, `mlp.down_proj`
+becomes the ridge solution that brings the shortened model's states nearest to the whole model's, just before
+the next kept block. Rows count by the inverse mean square of the whole model's state. Nothing is trained.
+Related: ReplaceMe (arXiv 2505.02819), which fits one linear map at one cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from gguf.constants import GGMLQuantizationType
+from torch import Tensor
+from torch.nn import functional as F
+
+from tinysleb.checkpoint.config import ModelConfig, block_parameter_count, block_prefix
+from tinysleb.checkpoint.weights import Weights
+from tinysleb.compute.compute import Compute
+from tinysleb.compute.memory import rounded_up, working_bytes
+from tinysleb.errors import TinyslebError
+from tinysleb.formats.gguf_file import Bytes
+from tinysleb.formats.units import format_bytes
+from tinysleb.heal.healed_weights import HEALED, HealedTensors, decode, encode, encoding_for
+from tinysleb.heal.ridge import OUTPUTS, NormalEquations, solve
+from tinysleb.heal.rounding import FEW_BITS, encode_fed_forward
+from tinysleb.model.blocks import Block, load_blocks
+from tinysleb.model.chunks import CALL_TOKENS, chunks
+from tinysleb.model.forward import Place, advance, down_inputs, embed, linear, places
+from tinysleb.model.streams import FileStream, Stream
+
+RIDGE, STEP = 0.07, 0.5
+"""How much the solution is pulled to the old weights, and how far to go towards it: half of the way. The
+blocks above make up for the rest from the states that this leaves them, which serves text of other kinds
+better than going all the way with a stronger pull."""
+
+
+@dataclass(frozen=True)
+class HealedBlock:
+    """What healing did to a block, by its original index.
+
+    Errors are mean squares, relative to the whole model's states, on windows held back from the fit: with
+    the old weights, with the solution, and with the solution as it is stored (in `type`). `healed` is False
+    if the old weights were as good, and stayed.
+    """
+
+    block: int
+    before: float
+    after: float
+    stored: float
+    type: str
+    healed: bool
+
+
+@dataclass(frozen=True)
+class HealingMemory:
+    """How healing uses its memory.
+
+    `streams`: whether hidden states are in memory, or in files; `ahead`: whether the next block is read while
+    one computes; `direct`: whether equations are solved by a factor in float64; `inputs`: whether what a
+    block computed for the equations is kept until it is used again.
+    """
+
+    streams: bool
+    ahead: bool
+    direct: bool
+    inputs: bool
+
+
+def plan_healing_memory(config: ModelConfig, shape: tuple[int, int], compute: Compute) -> HealingMemory:
+    """Divide the budget for windows of `shape` `(n, T)`. Raises TinyslebError with the least that would do.
+
+    Always counted are two blocks (the one that is healed, the one above), one call's activations, and the
+    normal equations. What is left goes to two streams, a third block, a factor in float64, which takes five
+    times the equations' own size, and the inputs, each if it fits.
+    """
+    tokens, item = shape[0] * shape[1], compute.dtype.itemsize
+    block = block_parameter_count(config) * item
+    equations = config.intermediate * (config.intermediate + 3 * config.width) * 4
+    equations += config.intermediate * 4 * min(config.width, OUTPUTS) * 4  # while they are solved
+    least = compute.memory.resident + working_bytes(config, shape[1], item) + block + equations
+    left = compute.memory.total - least
+    if left < 0:
+        raise TinyslebError(
+            f"--memory {format_bytes(compute.memory.total)} is too little for healing",
+            f"at least {format_bytes(rounded_up(least))} would do",
+        )
+    granted = []
+    inputs = tokens * (config.intermediate * item + config.width * 4)
+    for needed in (2 * tokens * config.width * 4, block, 4 * equations, inputs):
+        granted.append(left >= needed)
+        left -= needed if granted[-1] else 0
+    return HealingMemory(*granted)
+
+
+@torch.inference_mode()
+def heal(
+    weights: Weights,
+    kept: Sequence[int],
+    fit: Tensor,
+    check: Tensor,
+    compute: Compute,
+    healed: HealedTensors,
+    progress: Callable[[float], None],
+) -> list[HealedBlock]:
+    """Heal the model made of the blocks `kept` (ascending) of `weights`, storing tensors in `healed`.
+
+    `fit` `[n, T]` are the windows to solve for, `check` `[m, T]` those held back. Blocks are read one after
+    the other. Raises TinyslebError if there is too little memory, if a family's feed-forward is not the
+    last thing added to the states, or if a number is not finite; then `healed` is of no use.
+    """
+    config = weights.config
+    check_healable(config, weights)
+    tokens = torch.cat([fit, check]).to(compute.device)
+    walk = _Walk(weights, tokens, len(fit), compute, healed)
+    first_gap = next((index for index in range(config.blocks) if index not in kept), config.blocks)
+    blocks = load_blocks(weights, range(config.blocks), compute.dtype, compute.device, walk.memory.ahead)
+    results: list[HealedBlock] = []
+    pending: tuple[int, Block] | None = None
+    for index in range(config.blocks):
+        block = next(blocks)
+        if index == max(first_gap - 1, 0):
+            walk.part()
+        if index in kept:
+            pending = (index, block)
+        advance(walk.teacher, block, config, walk.stack[index])
+        del block
+        if pending is not None and walk.parted and (index + 1 in kept or index + 1 == config.blocks):
+            results.append(walk.repair(*pending, name=block_prefix(kept.index(pending[0])) + HEALED))
+            pending = None
+        progress((index + 1) / config.blocks)
+    return results
+
+
+def check_healable(config: ModelConfig, weights: Weights) -> None:
+    """Raise TinyslebError for a family whose `mlp.down_proj` is followed by a norm."""
+    if config.architecture.post_norm:
+        raise TinyslebError(
+            f"{weights.path}: {config.architecture.huggingface} norms what a block adds, and cannot be healed"
+        )
+
+
+class _Walk:
+    """The states of both stacks, `[n + m, T, width]`; the same ones until the first gap is near."""
+
+    def __init__(
+        self, weights: Weights, tokens: Tensor, fitted: int, compute: Compute, healed: HealedTensors
+    ) -> None:
+        self.weights, self.config, self.fitted, self.healed = weights, weights.config, fitted, healed
+        self.memory = plan_healing_memory(self.config, (tokens.shape[0], tokens.shape[1]), compute)
+        self.stack = places(self.config, tokens.shape[1], tokens.device)
+        size = max(1, CALL_TOKENS // tokens.shape[1])
+        self.teacher: Stream
+        if self.memory.streams:
+            self.teacher = embed(weights, tokens)
+        else:
+            self.teacher = FileStream(
+                healed.folder / "teacher", (*tokens.shape, self.config.width), tokens.device
+            )
+            for first, last in chunks(len(tokens), size):
+                self.teacher[first:last] = embed(weights, tokens[first:last])
+        self.student = self.teacher
+        self.fit_groups = list(chunks(fitted, size))
+        rest = chunks(len(tokens) - fitted, size)
+        self.check_groups = [(fitted + first, fitted + last) for first, last in rest]
+
+    @property
+    def parted(self) -> bool:
+        """Whether the shortened model's states are its own."""
+        return self.student is not self.teacher
+
+    def part(self) -> None:
+        """From here on, the two differ."""
+        if isinstance(self.teacher, FileStream):
+            self.student = self.teacher.copied_to(self.healed.folder / "student")
+        else:
+            self.student = self.teacher.clone()
+
+    def repair(self, index: int, block: Block, name: str) -> HealedBlock:
+        """Solve for a block's last product, store it, and send the shortened model's states through."""
+        place, old = self.stack[index], block[HEALED].float()
+        equations = NormalEquations(old.shape[1], old.shape[0], old.device)
+        inputs: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        for group in self.fit_groups:
+            states, x = self._inputs(group, block, place)
+            missing, weight = self._missing(group, states, block)
+            equations.add(x.flatten(0, 1), missing, weight)
+            if self.memory.inputs:
+                inputs[group] = (states, x)
+        if not equations.finite:
+            raise TinyslebError(
+                f"{self.weights.path}: what block {index} computes is not finite, and cannot be healed",
+                "the weights may be damaged, or need --dtype float32; --no-heal leaves healing out",
+            )
+        found, factor = solve(equations, old, RIDGE, direct=self.memory.direct)
+        solution = old + STEP * (found - old)
+        type_ = encoding_for(self.weights.tensors[block_prefix(index) + HEALED].type, solution.shape[1])
+        if factor is None or type_.name not in FEW_BITS:
+            data = encode(solution, type_)
+        else:
+            data = encode_fed_forward(solution, factor, type_)
+        del equations, factor
+        return self._finish(index, block, place, name, solution, (data, type_), inputs)
+
+    def _finish(
+        self,
+        index: int,
+        block: Block,
+        place: Place,
+        name: str,
+        solution: Tensor,
+        encoded: tuple[Bytes, GGMLQuantizationType],
+        inputs: dict[tuple[int, int], tuple[Tensor, Tensor]],
+    ) -> HealedBlock:
+        data, type_ = encoded
+        stored = decode(data, type_).to(solution.device)
+        before, after, as_stored = self._errors(block, place, (block[HEALED].float(), solution, stored))
+        better = as_stored < before
+        if better:
+            self.healed.add(name, solution.shape, data, type_)
+            block = block | {HEALED: stored.to(block[HEALED].dtype)}
+        for group in (*self.fit_groups, *self.check_groups):
+            states, x = inputs.pop(group) if group in inputs else self._inputs(group, block, place)
+            added = linear(x, block, "mlp.down_proj")
+            self.student[slice(*group)] = states + added * self.config.residual_scale
+        return HealedBlock(index, before, after, as_stored, type_.name, better)
+
+    def _inputs(self, group: tuple[int, int], block: Block, place: Place) -> tuple[Tensor, Tensor]:
+        return down_inputs(self.student[slice(*group)], block, self.config, place)
+
+    def _missing(self, group: tuple[int, int], states: Tensor, block: Block) -> tuple[Tensor, Tensor]:
+        """What the product should add to reach the whole model's states, `[rows, width]`; rows' weights."""
+        target = self.teacher[slice(*group)]
+        missing = (target - states) / self.config.residual_scale
+        if (bias := block.get("mlp.down_proj.bias")) is not None:
+            missing -= bias.float()
+        weight = target.square().mean(-1).clamp_min(torch.finfo(torch.float32).tiny).reciprocal()
+        return missing.flatten(0, 1), weight.flatten()
+
+    def _errors(self, block: Block, place: Place, weights: Sequence[Tensor]) -> list[float]:
+        """The relative error with each of `weights` on the windows held back."""
+        totals, rows = [0.0] * len(weights), 0
+        for group in self.check_groups:
+            states, x = self._inputs(group, block, place)
+            missing, weight = self._missing(group, states, block)
+            x = x.flatten(0, 1).float()
+            rows += len(x)
+            for slot, each in enumerate(weights):
+                square = (missing - F.linear(x, each)).square().mean(1) * weight
+                totals[slot] += square.double().sum().item()
+        scale = self.config.residual_scale**2
+        return [scale * total / rows for total in totals]

@@ -1,0 +1,19 @@
+"""How much is computed at a time: what bounds memory while a block or the head is at work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+VOCABULARY_CHUNK = 2048
+"""Rows of the head (or the embedding) read at a time."""
+TOKEN_CHUNK = 1024
+"""Tokens whose logits over one chunk of the vocabulary are held at a time."""
+QUERY_CHUNK = 128
+"""Queries whose attention scores are held at a time, where attention is computed in chunks."""
+CALL_TOKENS = 2048
+"""Tokens that go through a block in one call, unless one window is longer."""
+
+
+def chunks(total: int, size: int) -> Iterable[tuple[int, int]]:
+    """Bounds of consecutive ranges of at most `size` that cover 0 … total-1."""
+    return ((start, min(start + size, total)) for start in range(0, total, size))

@@ -1,0 +1,326 @@
+"""The maths of a Llama-family model, as pure functions on tensors.
+
+One forward pass is `embed`, then `block_forward` for each block, each at its `Place` in the stack, then
+`final_norm` and `token_losses` (or `logits`).
+A block's weights are a dict from the checkpoint's own names within the block to tensors. Hidden states
+(the residual stream) are float32; the weights' dtype is the dtype of the matrix products; norms, softmax
+and losses are float32. Leaving a block out is not calling it: nothing here knows about pruning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tinysleb.checkpoint.config import ModelConfig
+from tinysleb.checkpoint.weights import Weights
+from tinysleb.model.blocks import Block, load_block
+from tinysleb.model.chunks import CALL_TOKENS, QUERY_CHUNK, TOKEN_CHUNK, VOCABULARY_CHUNK, chunks
+from tinysleb.model.streams import Stream
+
+
+@dataclass(frozen=True)
+class RotaryTable:
+    """Cosines and sines of the rotation angles, float32 `[T, rotated dimensions]`, halves repeated."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a block's position in the stack decides: its rotation (None for none), and how far it sees.
+
+    `mask` is True where a query (row) sees a key (column), `[T, T]`; None for plain causal attention.
+    """
+
+    table: RotaryTable | None
+    mask: Tensor | None
+
+
+@dataclass
+class KeyValueCache:
+    """One block's keys and values of the tokens so far, `[B, kv_heads, T, head_dim]` with room for T."""
+
+    keys: Tensor
+    values: Tensor
+    length: int = 0
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Add those of new tokens `[B, kv_heads, t, head_dim]`; returns all so far."""
+        end = self.length + keys.shape[2]
+        self.keys[:, :, self.length : end] = keys
+        self.values[:, :, self.length : end] = values
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+
+def empty_cache(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> KeyValueCache:
+    """Room for keys and values of `shape` `[B, kv_heads, T, head_dim]`."""
+    keys, values = torch.empty(2, *shape, dtype=dtype, device=device)
+    return KeyValueCache(keys, values)
+
+
+def places(config: ModelConfig, length: int, device: torch.device) -> list[Place]:
+    """The place of every block, for windows of `length` tokens. Tables and masks are shared."""
+    table = rotary_table(config, length, device)
+    masks = {size: _window_mask(size, length, device) for size in {0, *config.attention_windows}}
+    unrotated = config.unrotated or (False,) * config.blocks
+    windows = config.attention_windows or (0,) * config.blocks
+    return [
+        Place(None if still else table, masks[window])
+        for still, window in zip(unrotated, windows, strict=True)
+    ]
+
+
+def _window_mask(window: int, length: int, device: torch.device) -> Tensor | None:
+    if not 0 < window < length:
+        return None
+    ones = torch.ones(length, length, dtype=torch.bool, device=device)
+    return ones.tril() & ones.triu(1 - window)
+
+
+def rotary_table(config: ModelConfig, length: int, device: torch.device) -> RotaryTable:
+    """The rotation of positions 0 … length-1 (see `config.Rotary`)."""
+    rotary = config.rotary
+    exponents = torch.arange(0, rotary.dimensions, 2, dtype=torch.float32) / rotary.dimensions
+    frequencies = 1.0 / rotary.theta**exponents
+    beyond = rotary.long_factors and length > rotary.original_context
+    factors = rotary.long_factors if beyond else rotary.frequency_factors
+    if factors:
+        frequencies = frequencies / torch.tensor(factors)
+    positions = torch.arange(length, dtype=torch.float32) / rotary.linear_factor
+    angles = torch.outer(positions, frequencies).repeat(1, 2).to(device)
+    return RotaryTable(angles.cos() * rotary.attention_factor, angles.sin() * rotary.attention_factor)
+
+
+def rms_norm(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Root-mean-square norm over the last dimension, in float32 (arXiv 1910.07467)."""
+    return F.rms_norm(hidden, weight.shape, weight, eps)
+
+
+def rotate(heads: Tensor, table: RotaryTable) -> Tensor:
+    """Turn `[…, T, head_dim]` by position; the halves of the rotated dimensions turn together."""
+    dimensions = table.cos.shape[-1]
+    turning, still = heads[..., :dimensions].float(), heads[..., dimensions:]
+    first, second = turning.chunk(2, dim=-1)
+    turned = turning * table.cos + torch.cat((-second, first), dim=-1) * table.sin
+    return torch.cat((turned, still), dim=-1) if still.shape[-1] else turned
+
+
+def linear(hidden: Tensor, block: Mapping[str, Tensor], name: str) -> Tensor:
+    """`block[name]` applied to `[…, in]`; bias added if the block has one. Result in the weight's dtype."""
+    return F.linear(hidden, block[name + ".weight"], block.get(name + ".bias"))
+
+
+def at_position(place: Place, position: int) -> Place:
+    """The place of a block for the one token at `position`, which sees those before it in a cache."""
+    table, mask = place.table, place.mask
+    if table is not None:
+        table = RotaryTable(table.cos[position : position + 1], table.sin[position : position + 1])
+    return Place(table, None if mask is None else mask[position : position + 1, : position + 1])
+
+
+def attention(
+    hidden: Tensor,
+    block: Mapping[str, Tensor],
+    config: ModelConfig,
+    place: Place,
+    cache: KeyValueCache | None = None,
+) -> Tensor:
+    """Causal grouped-query attention (arXiv 2305.13245): `[B, T, width]` → the same.
+
+    With a `cache`, `hidden` is of one new token (T = 1), which sees all that the cache holds.
+    """
+    batch, length, _ = hidden.shape
+
+    def heads(name: str, count: int) -> Tensor:
+        projected = linear(hidden, block, f"self_attn.{name}_proj")
+        norm = block.get(f"self_attn.{name}_norm.weight")
+        if norm is not None and config.architecture.qk_norm == "all":
+            projected = rms_norm(projected.float(), norm, config.norm_eps)
+        split = projected.view(batch, length, count, config.head_dim)
+        if norm is not None and config.architecture.qk_norm == "head":
+            split = rms_norm(split.float(), norm, config.norm_eps)
+        return split.transpose(1, 2)
+
+    queries, keys = heads("q", config.heads), heads("k", config.kv_heads)
+    if place.table is not None:
+        queries, keys = rotate(queries, place.table), rotate(keys, place.table)
+    queries, keys, values = queries.to(hidden.dtype), keys.to(hidden.dtype), heads("v", config.kv_heads)
+    scale = config.attention_scale or config.head_dim**-0.5
+    if cache is not None:
+        mixed = mixed_for_one(queries, *cache.append(keys, values), place.mask, scale)
+    elif hidden.device.type == "cpu" and hidden.dtype != torch.float32:
+        mixed = mixed_in_chunks(queries, keys, values, place.mask, scale)
+    else:
+        mixed = F.scaled_dot_product_attention(
+            queries, keys, values, place.mask, is_causal=place.mask is None, scale=scale, enable_gqa=True
+        )
+    return linear(mixed.transpose(1, 2).reshape(batch, length, -1), block, "self_attn.o_proj")
+
+
+def mixed_in_chunks(
+    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float
+) -> Tensor:
+    """`scaled_dot_product_attention`, some queries at a time: in bfloat16 on a CPU it takes two thirds of the
+    time, and is as near to float32.
+
+    `queries`: `[B, heads, T, head_dim]`; `keys` and `values`: `[B, kv_heads, T, head_dim]`; `mask` as in
+    `Place`. Returns the shape of `queries`.
+    """
+    batch, heads, length, head_dim = queries.shape
+    groups = batch * keys.shape[1]
+    queries = (queries * scale).reshape(groups, -1, length, head_dim)
+    keys, values = keys.reshape(groups, length, head_dim).mT, values.reshape(groups, length, head_dim)
+    mixed = torch.empty_like(queries)
+    for start, stop in chunks(length, QUERY_CHUNK):
+        chunk = queries[:, :, start:stop].flatten(1, 2)
+        scores = (chunk @ keys[:, :, :stop]).view(groups, -1, stop - start, stop)
+        if mask is None:
+            future = torch.ones(stop - start, stop - start, dtype=torch.bool, device=queries.device).triu(1)
+            scores[..., start:].masked_fill_(future, -torch.inf)
+        else:
+            scores.masked_fill_(~mask[start:stop, :stop], -torch.inf)
+        weighted = scores.softmax(-1).flatten(1, 2) @ values[:, :stop]
+        mixed[:, :, start:stop] = weighted.view(groups, -1, stop - start, head_dim)
+    return mixed.view(batch, heads, length, head_dim)
+
+
+def mixed_for_one(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """`scaled_dot_product_attention` for one query in each row, several times as fast on a CPU.
+
+    `queries`: `[B, heads, 1, head_dim]`; `keys` and `values`: `[B, kv_heads, T, head_dim]`; `mask`: `[1, T]`.
+    """
+    grouped = (queries * scale).view(*keys.shape[:2], -1, keys.shape[-1])
+    scores = (grouped @ keys.mT).float()
+    if mask is not None:
+        scores.masked_fill_(~mask, -torch.inf)
+    return (scores.softmax(-1).to(values.dtype) @ values).view(queries.shape)
+
+
+def gated(hidden: Tensor, block: Mapping[str, Tensor]) -> Tensor:
+    """The inputs of `mlp.down_proj` in SwiGLU (arXiv 2002.05202): silu(gate) * up, `[…, intermediate]`."""
+    gate = F.silu(linear(hidden, block, "mlp.gate_proj"), inplace=True)
+    return gate.mul_(linear(hidden, block, "mlp.up_proj"))
+
+
+def down_inputs(
+    hidden: Tensor,
+    block: Mapping[str, Tensor],
+    config: ModelConfig,
+    place: Place,
+    cache: KeyValueCache | None = None,
+) -> tuple[Tensor, Tensor]:
+    """A block up to its last product, where norms come first: the states `[B, T, width]` that the product
+    will be added to, in float32, and its inputs `[B, T, intermediate]`."""
+    dtype = block["self_attn.o_proj.weight"].dtype
+    normed = rms_norm(hidden.float(), block["input_layernorm.weight"], config.norm_eps).to(dtype)
+    mixed = attention(normed, block, config, place, cache)
+    hidden = hidden + (mixed if config.residual_scale == 1 else mixed * config.residual_scale)
+    normed = rms_norm(hidden, block["post_attention_layernorm.weight"], config.norm_eps).to(dtype)
+    return hidden, gated(normed, block)
+
+
+def block_forward(
+    hidden: Tensor,
+    block: Mapping[str, Tensor],
+    config: ModelConfig,
+    place: Place,
+    cache: KeyValueCache | None = None,
+) -> Tensor:
+    """One transformer block: `[B, T, width]` float32 → the same, as a new tensor; `cache` as there."""
+    if not config.architecture.post_norm:
+        hidden, inputs = down_inputs(hidden, block, config, place, cache)
+        added = linear(inputs, block, "mlp.down_proj")
+        return hidden.add_(added if config.residual_scale == 1 else added * config.residual_scale)
+    dtype = block["self_attn.o_proj.weight"].dtype
+
+    def norm(states: Tensor, name: str) -> Tensor:
+        return rms_norm(states.float(), block[f"{name}_layernorm.weight"], config.norm_eps)
+
+    hidden = hidden + norm(attention(hidden.to(dtype), block, config, place, cache), "post_attention")
+    added = linear(gated(hidden.to(dtype), block), block, "mlp.down_proj")
+    return hidden.add_(norm(added, "post_feedforward"))
+
+
+def advance(streams: Stream, block: Block, config: ModelConfig, place: Place) -> None:
+    """Send streams `[m, T, width]` through a block, in place, a few windows of them at a time."""
+    windows = max(1, CALL_TOKENS // streams.shape[1])
+    for first, last in chunks(len(streams), windows):
+        streams[first:last] = block_forward(streams[first:last], block, config, place)
+
+
+def embed(weights: Weights, tokens: Tensor) -> Tensor:
+    """Embedding rows of `tokens` `[n, T]` as float32 `[n, T, width]`, read in chunks of the vocabulary."""
+    name = "model.embed_tokens.weight"
+    hidden = torch.empty(*tokens.shape, weights.config.width, device=tokens.device)
+    for start, stop in chunks(weights.config.vocab_size, VOCABULARY_CHUNK):
+        inside = (tokens >= start) & (tokens < stop)
+        if inside.any():
+            rows = weights.tensor(name, start, stop).to(tokens.device, torch.float32)
+            hidden[inside] = rows[tokens[inside] - start]
+    return hidden.mul_(weights.config.embedding_scale)
+
+
+def head_name(config: ModelConfig) -> str:
+    """The tensor that maps hidden states to logits."""
+    return "model.embed_tokens.weight" if config.tied else "lm_head.weight"
+
+
+def final_norm(weights: Weights, hidden: Tensor, dtype: torch.dtype) -> Tensor:
+    """What the head is applied to, in `dtype`: the states, normed and divided as the logits are to be."""
+    weight = weights.tensor("model.norm.weight").to(hidden.device, torch.float32)
+    return rms_norm(hidden, weight / weights.config.logit_divisor, weights.config.norm_eps).to(dtype)
+
+
+def logits(weights: Weights, hidden: Tensor, dtype: torch.dtype) -> Tensor:
+    """All logits, float32 `[…, vocabulary]`, of hidden states after the last block."""
+    head = weights.tensor(head_name(weights.config)).to(hidden.device, dtype)
+    return F.linear(final_norm(weights, hidden, dtype), head).float()
+
+
+def token_losses(weights: Weights, states: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
+    """Negative log-likelihood of `targets` `[m]` under each variant, float32 `[variants, m]`.
+
+    `states`: normed, as `final_norm` gives them, float32 `[variants, m, width]`. The head is read once, in
+    chunks of the vocabulary; the log-sum-exp is carried from chunk to chunk, so all logits are never held.
+    """
+    hidden = states.flatten(0, 1)
+    targets = targets.repeat(len(states))
+    log_sum = torch.full(targets.shape, -torch.inf, device=targets.device)
+    target_logit = torch.zeros(targets.shape, device=targets.device)
+    for start, stop in chunks(weights.config.vocab_size, VOCABULARY_CHUNK):
+        head = weights.tensor(head_name(weights.config), start, stop).to(targets.device, dtype)
+        for first, last in chunks(len(targets), TOKEN_CHUNK):
+            part = slice(first, last)
+            chunk = F.linear(hidden[part].to(dtype), head).float()
+            _gather_targets(target_logit[part], chunk, targets[part] - start)
+            log_sum[part] = torch.logaddexp(log_sum[part], _log_sum_exp_(chunk))
+    return (log_sum - target_logit).view(len(states), -1)
+
+
+def forward(weights: Weights, tokens: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Logits `[n, T, vocabulary]` of a whole forward pass, one block in memory at a time."""
+    with torch.inference_mode():
+        hidden = embed(weights, tokens)
+        for index, place in enumerate(places(weights.config, tokens.shape[1], tokens.device)):
+            block = load_block(weights, index, dtype, tokens.device)
+            hidden = block_forward(hidden, block, weights.config, place)
+        return logits(weights, hidden, dtype)
+
+
+def _gather_targets(target_logit: Tensor, chunk: Tensor, targets: Tensor) -> None:
+    """Write the logits of those targets that lie inside this chunk of the vocabulary."""
+    inside = ((targets >= 0) & (targets < chunk.shape[1])).nonzero().flatten()
+    target_logit[inside] = chunk[inside, targets[inside]]
+
+
+def _log_sum_exp_(chunk: Tensor) -> Tensor:
+    """`logsumexp` over the last dimension that overwrites its argument instead of copying it."""
+    largest = chunk.amax(dim=-1, keepdim=True)
+    return chunk.sub_(largest).exp_().sum(dim=-1).log_().add_(largest.squeeze(-1))

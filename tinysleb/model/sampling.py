@@ -1,0 +1,110 @@
+"""Text that a model writes itself: broad, free, offline; what healing is fitted to where no text is given.
+
+Many sequences are sampled at once, one token a step, with a key/value cache. The whole model is in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tinysleb.checkpoint.config import block_parameter_count
+from tinysleb.checkpoint.weights import Weights
+from tinysleb.model.blocks import Block, load_block
+from tinysleb.model.forward import at_position, block_forward, empty_cache, final_norm, head_name, places
+
+
+@dataclass(frozen=True)
+class _Resident:
+    """A model in memory: its blocks, embedding and head."""
+
+    blocks: list[Block]
+    embedding: Tensor
+    head: Tensor
+
+
+@torch.inference_mode()
+def sample(
+    weights: Weights,
+    prompts: Sequence[Sequence[int]],
+    length: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    seed: int,
+    temperature: float = 1.0,
+    at_once: int = 64,
+    progress: Callable[[float], None] = lambda _part: None,
+) -> Tensor:
+    """Continue each of `prompts` (at least one token each) to `length` tokens: int64 `[n, length]`.
+
+    Tokens are drawn from the softmax of the logits divided by `temperature`; the most probable ones are
+    taken if it is 0. `at_once`: sequences in a batch. The same seed gives the same tokens.
+    """
+    model = _load(weights, dtype, device)
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.full((len(prompts), length), -1, dtype=torch.int64)
+    for row, prompt in zip(tokens, prompts, strict=True):
+        row[: len(prompt)] = torch.tensor(prompt[:length])
+    for first in range(0, len(prompts), at_once):
+        batch = tokens[first : first + at_once]
+        for position, logits in _steps(weights, model, batch, device):
+            drawn = draw(logits, temperature, generator)
+            following = batch[:, position + 1]
+            batch[:, position + 1] = torch.where(following < 0, drawn, following)
+            done = first + len(batch) * (position + 2) / length
+            progress(done / len(prompts))
+    return tokens
+
+
+def _steps(
+    weights: Weights, model: _Resident, tokens: Tensor, device: torch.device
+) -> Iterator[tuple[int, Tensor]]:
+    """Each position but the last, and the logits `[n, vocabulary]` after it; by then the caller has filled
+    in the token there."""
+    config, (count, length) = weights.config, tokens.shape
+    dtype = model.embedding.dtype
+    stack = places(config, length, device)
+    shape = (count, config.kv_heads, length, config.head_dim)
+    caches = [empty_cache(shape, dtype, device) for _ in stack]
+    for position in range(length - 1):
+        hidden = F.embedding(tokens[:, position : position + 1].to(device), model.embedding).float()
+        hidden = hidden * config.embedding_scale
+        for block, place, cache in zip(model.blocks, stack, caches, strict=True):
+            hidden = block_forward(hidden, block, config, at_position(place, position), cache)
+        normed = final_norm(weights, hidden[:, 0], dtype)
+        yield position, F.linear(normed, model.head).float()
+
+
+def resident_model_bytes(weights: Weights, item_bytes: int) -> int:
+    """What `sample` holds of a model, in bytes."""
+    config = weights.config
+    matrices = config.blocks * block_parameter_count(config)
+    return (matrices + (1 if config.tied else 2) * config.vocab_size * config.width) * item_bytes
+
+
+def cache_bytes(weights: Weights, count: int, length: int, item_bytes: int) -> int:
+    """What the key/value cache of so many sequences takes, in bytes."""
+    config = weights.config
+    return 2 * config.blocks * count * config.kv_heads * length * config.head_dim * item_bytes
+
+
+def _load(weights: Weights, dtype: torch.dtype, device: torch.device) -> _Resident:
+    config = weights.config
+    embedding = weights.tensor("model.embed_tokens.weight").to(device, dtype)
+    head = embedding if config.tied else weights.tensor(head_name(config)).to(device, dtype)
+    blocks = [load_block(weights, index, dtype, device) for index in range(config.blocks)]
+    return _Resident(blocks, embedding, head)
+
+
+def draw(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
+    """One token for each row of logits `[n, vocabulary]`, on the CPU."""
+    if temperature == 0:
+        return logits.argmax(-1).cpu()
+    # Gumbel's trick: the largest of logit + noise is a draw from the softmax, without one
+    uniform = torch.rand(logits.shape, generator=generator).clamp_min_(torch.finfo(torch.float32).tiny)
+    return (logits.cpu() / temperature - uniform.log_().neg_().log_()).argmax(-1)

@@ -1,0 +1,70 @@
+"""What a search will need, before it is run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tinysleb.checkpoint.config import ModelConfig, block_parameter_count
+from tinysleb.checkpoint.weights import Weights, total_bytes
+from tinysleb.compute.compute import Compute
+from tinysleb.compute.device import dtype_name, product_rate
+from tinysleb.search.rounds import sweeps_in_a_round
+
+PART_IN_PRODUCTS = 0.6
+"""The part of a block's time that goes into matrix products, about (docs/performance.md)."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The first round of an exact search, the longest there is.
+
+    `windows_in_a_sweep`: how many fit into memory at once; `sweeps`: walks up the stack, each reading all
+    weights; `bytes_read`: by all of them; `reads_ahead`: whether the next block is read while one computes;
+    `state_bytes`: left for states kept between rounds; `block_passes`: how often a window goes through a
+    block; `seconds`: by the rate of matrix products measured here.
+    """
+
+    dtype: str
+    device: str
+    windows: int
+    window_length: int
+    windows_in_a_sweep: int
+    sweeps: int
+    bytes_read: int
+    reads_ahead: bool
+    state_bytes: int
+    block_passes: int
+    seconds: float
+
+
+def estimate(weights: Weights, compute: Compute, allowed: range, windows: int, length: int) -> Estimate:
+    """What scoring all of `allowed` needs. Raises TinyslebError if memory is too little."""
+    config = weights.config
+    plan = compute.memory_plan(weights, len(allowed), windows, length)
+    sweeps = sweeps_in_a_round(windows, plan.windows, exact=True)
+    passes = windows * (config.blocks + sum(config.blocks - 1 - block for block in allowed))
+    heads = windows * (len(allowed) + 1)
+    rate = product_rate(compute.dtype, compute.device) * PART_IN_PRODUCTS
+    return Estimate(
+        dtype=dtype_name(compute.dtype),
+        device=compute.device.type,
+        windows=windows,
+        window_length=length,
+        windows_in_a_sweep=plan.windows,
+        sweeps=sweeps,
+        bytes_read=sweeps * total_bytes(weights),
+        reads_ahead=plan.ahead,
+        state_bytes=plan.states,
+        block_passes=passes,
+        seconds=(passes * block_operations(config) + heads * head_operations(config)) * length / rate,
+    )
+
+
+def block_operations(config: ModelConfig) -> int:
+    """Multiplications and additions for one token in the matrix products of a block."""
+    return 2 * block_parameter_count(config)
+
+
+def head_operations(config: ModelConfig) -> int:
+    """The same for the logits of one token."""
+    return 2 * config.vocab_size * config.width

@@ -1,0 +1,52 @@
+"""Perplexity of a model on windows of tokens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tinysleb.checkpoint.weights import Weights
+from tinysleb.compute.compute import Compute
+from tinysleb.model.chunks import chunks
+from tinysleb.plan import perplexity
+from tinysleb.search.kept_states import BASE
+from tinysleb.search.sweep import sweep
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean negative log-likelihood per predicted token, in nats, and how fast it was measured."""
+
+    loss: float
+    windows: int
+    tokens: int
+    tokens_per_second: float
+
+    @property
+    def perplexity(self) -> float:
+        """`exp(loss)`."""
+        return perplexity(self.loss)
+
+
+def evaluate(
+    weights: Weights, tokens: Tensor, compute: Compute, progress: Callable[[float], None]
+) -> Evaluation:
+    """Score windows `[n, T]`, tokens 1 … T-1 of each, as many at a time as fit into memory."""
+    begin = time.monotonic()
+    kept = range(weights.config.blocks)
+    plan = compute.memory_plan(weights, 0, *tokens.shape)
+    total = 0.0
+    for start, stop in chunks(len(tokens), plan.windows):
+        windows = tokens[start:stop].to(compute.device)
+
+        def part(done: float, start: int = start, stop: int = stop) -> None:
+            progress((start + done * (stop - start)) / len(tokens))
+
+        losses = sweep(weights, kept, (), windows, compute.dtype, ahead=plan.ahead, progress=part)
+        total += losses[BASE].double().sum().item()
+    seconds = time.monotonic() - begin
+    count = tokens.shape[0] * (tokens.shape[1] - 1)
+    return Evaluation(total / count, len(tokens), count, tokens.numel() / seconds)

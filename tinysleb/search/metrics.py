@@ -1,0 +1,106 @@
+"""Cheaper ways to choose blocks, to compare with: each looks at the uncut model once, or not at all."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tinysleb.checkpoint.weights import Weights
+from tinysleb.compute.compute import Compute, Progress
+from tinysleb.errors import TinyslebError
+from tinysleb.model.blocks import load_blocks
+from tinysleb.model.chunks import chunks
+from tinysleb.model.forward import advance, embed, places
+from tinysleb.plan import Plan
+from tinysleb.search.rounds import search
+
+
+def score_blocks(
+    metric: str,
+    weights: Weights,
+    tokens: Tensor,
+    plan: Plan,
+    compute: Compute,
+    allowed: range,
+    progress: Progress,
+) -> dict[int, float]:
+    """The metric's value for each block, the lowest to go first; for `cosine`, for the run it begins."""
+    if metric == "last":
+        return {index: float(-index) for index in allowed}
+    if metric == "random":
+        order = list(allowed)
+        random.Random(plan.settings.get("seed", 0)).shuffle(order)
+        return {index: float(place) for place, index in enumerate(order)}
+    if metric == "perplexity-once":
+        first = replace(plan, target=1)
+        (scored,) = search(weights, tokens, first, compute, allowed=allowed, exact=True, progress=progress)
+        return {index: score.loss for index, score in scored.rounds[0].candidates.items()}
+    measure, span = (_angle, plan.target) if metric == "cosine" else (_influence, 1)
+    values = _compared(weights, tokens, compute, span, measure, partial(progress, f"scoring by {metric}"))
+    return {index: values[index] for index in allowed if index + span - 1 in allowed}
+
+
+def best_run(scores: dict[int, float], length: int) -> list[int]:
+    """The blocks of the best run, from the top down."""
+    first = min(scores, key=lambda index: (scores[index], index))
+    return list(range(first, first + length))[::-1]
+
+
+def _influence(before: Tensor, after: Tensor) -> Tensor:
+    """1 - cosine of each token's states (ShortGPT's block influence)."""
+    return 1 - F.cosine_similarity(before, after, dim=-1)
+
+
+def _angle(before: Tensor, after: Tensor) -> Tensor:
+    """The angle of each token's states, as a part of half a turn (arXiv 2403.17887, which takes the last
+    token of many texts; here all tokens of the windows)."""
+    return F.cosine_similarity(before, after, dim=-1).clamp(-1, 1).arccos() / math.pi
+
+
+@torch.inference_mode()
+def _compared(
+    weights: Weights,
+    tokens: Tensor,
+    compute: Compute,
+    span: int,
+    measure: Callable[[Tensor, Tensor], Tensor],
+    progress: Callable[[float], None],
+) -> list[float]:
+    """The mean `measure` of the states before block i and after block i + span - 1, for every i, in one walk
+    of the uncut model, windows divided among processes and into groups that fit the memory."""
+    config = weights.config
+    share, mine = compute.group.share(range(len(tokens)), [0])
+    copies = 3  # that comparing two states makes
+    plan = compute.memory_plan(weights, span + copies, *tokens.shape)
+    sums = torch.zeros(config.blocks - span + 1, dtype=torch.float64)
+    for first, last in chunks(len(share) if mine else 0, plan.windows):
+        windows = tokens[share.start + first : share.start + last].to(compute.device)
+        stack = places(config, windows.shape[1], compute.device)
+        states = deque([embed(weights, windows)], maxlen=span + 1)
+        blocks = load_blocks(weights, range(config.blocks), compute.dtype, compute.device, plan.ahead)
+        for index, block in enumerate(blocks):
+            states.append(states[-1].clone())
+            advance(states[-1], block, config, stack[index])
+            del block
+            if len(states) > span:
+                sums[index - span + 1] += measure(states[0], states[-1]).double().sum().item()
+            progress((first + (index + 1) / config.blocks * len(windows)) / len(share))
+    compute.group.add_up(sums)
+    return [round(value, 6) for value in (sums / tokens.numel()).tolist()]
+
+
+def check_metric(metric: str, count_is_known: bool) -> None:
+    """Raise TinyslebError if the metric must know how many blocks go, and the stopping rule does not say."""
+    if metric == "cosine" and not count_is_known:
+        raise TinyslebError(
+            "--metric cosine chooses one run of blocks, and must know how long it is to be",
+            "use it with --remove, --ratio or --speedup",
+        )

@@ -1,0 +1,128 @@
+"""Text into calibration windows: tokens `[n, T]`, int64."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tinysleb.checkpoint.weights import Weights
+from tinysleb.errors import TinyslebError
+from tinysleb.formats.files import read_text
+from tinysleb.text.tokenizer import Tokenizer, open_tokenizer
+
+DEFAULT_WINDOWS = 4
+DEFAULT_SOURCE = "Python's own documentation (pydoc_data.topics)"
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Where windows come from: texts or a token file, how many (None: as many as usual), how long."""
+
+    texts: Sequence[Path]
+    token_file: Path | None
+    count: int | None
+    length: int
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Windows `[n, T]`, where they came from, and a hash of their tokens."""
+
+    tokens: Tensor
+    source: str
+
+    @property
+    def sha256(self) -> str:
+        """Identifies the windows, whatever text and tokenizer they came from."""
+        return hashlib.sha256(self.tokens.to(torch.int32).numpy().tobytes()).hexdigest()
+
+
+def calibrate(weights: Weights, windows: Windows, seed: int | None) -> Calibration:
+    """The windows asked for: sampled with a seed, in order and all of them without one.
+
+    Windows are never longer than the model's context. Raises TinyslebError if there are none.
+    """
+    config = weights.config
+    if windows.token_file is not None:
+        found = from_token_file(windows.token_file, config.vocab_size, windows.count)
+        if (length := found.tokens.shape[1]) > config.context_length:
+            raise TinyslebError(
+                f"{windows.token_file} has windows of {length} tokens, "
+                f"the model's context has {config.context_length}"
+            )
+        return found
+    count = windows.count or (DEFAULT_WINDOWS if seed is not None else None)
+    length = min(windows.length, config.context_length)
+    return from_text(open_tokenizer(weights), windows.texts, length, count, seed, config.vocab_size)
+
+
+def default_text() -> str:
+    """The offline default: about 465 kB of English prose and code that comes with CPython."""
+    from pydoc_data.topics import topics
+
+    return "\n\n".join(topics[key] for key in sorted(topics))
+
+
+def from_text(
+    tokenizer: Tokenizer,
+    files: Sequence[Path],
+    length: int,
+    count: int | None,
+    seed: int | None,
+    vocab_size: int,
+) -> Calibration:
+    """Windows of the files' text (the default text if there are none).
+
+    The texts are tokenised one by one and cut into consecutive windows of `length` tokens; a rest
+    shorter than that is left out. With a seed, `count` of them in random order; without, the first
+    `count`; all if `count` is None. Raises TinyslebError if there is not even one, or if the tokenizer
+    gives tokens that the model has no row for.
+    """
+    texts = [read_text(path) for path in files] if files else [default_text()]
+    source = ", ".join(path.name for path in files) or DEFAULT_SOURCE
+    encoded = [tokenizer.encode(text) for text in texts]
+    windows = torch.cat([_cut(tokens, length) for tokens in encoded])
+    if not len(windows):
+        found = max(map(len, encoded))
+        raise TinyslebError(
+            f"{source}: {found} tokens are too few for one window of {length}",
+            "give more text, or shorter windows",
+        )
+    if (largest := int(windows.max())) >= vocab_size:
+        raise TinyslebError(
+            f"the tokenizer gives token {largest} for {source}; the model's vocabulary has {vocab_size} rows",
+            "the tokenizer belongs to another model",
+        )
+    order = list(range(len(windows)))
+    if seed is not None:
+        random.Random(seed).shuffle(order)
+    return Calibration(windows[order[:count]], source)
+
+
+def from_token_file(path: Path, vocab_size: int, count: int | None = None) -> Calibration:
+    """Windows from an int32 `[n, T]` array in a .npy file, as they are (the first `count`)."""
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise TinyslebError(f"cannot read {path} as a .npy array: {error}") from error
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu" or array.ndim != 2:
+        found = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else "an archive"
+        raise TinyslebError(f"{path} should hold whole numbers [windows, tokens], found {found}")
+    if array.shape[0] < 1 or array.shape[1] < 2:
+        raise TinyslebError(f"{path} has the shape {list(array.shape)}; a window needs two tokens")
+    if array.min() < 0 or array.max() >= vocab_size:
+        outside = array.min() if array.min() < 0 else array.max()
+        raise TinyslebError(f"{path} holds token {outside}; the vocabulary has 0 … {vocab_size - 1}")
+    return Calibration(torch.from_numpy(array[:count].astype(np.int64)), path.name)
+
+
+def _cut(tokens: Sequence[int], length: int) -> Tensor:
+    count = len(tokens) // length
+    return torch.tensor(tokens[: count * length], dtype=torch.int64).view(count, length)
