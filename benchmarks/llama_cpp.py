@@ -74,7 +74,7 @@ def main() -> None:
     blocks = json.loads(tinysleb("inspect", model, "--json"))["blocks"]
     with tempfile.TemporaryDirectory() as name:
         paths = {}
-        for count in map(int, counts or [0, 3, 6]):
+        for count in map(int, counts or ["0", "3", "6"]):
             cut = Path(name) / "plan.json"
             cut.write_text(json.dumps({"blocks": blocks, "removed": removed[:count]}))
             paths[count] = Path(name) / f"{count}.gguf"

@@ -29,11 +29,11 @@ from tinysleb.checkpoint.config import config_from_huggingface, tensor_shapes
 from tinysleb.formats.safetensors_file import write_safetensors
 from tinysleb.formats.units import format_bytes
 
-LLAMA = {
+LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"], "vocab_size": 32000, "max_position_embeddings": 2048,
     "rms_norm_eps": 1e-5, "num_attention_heads": 32,
 }  # fmt: skip
-SHAPES = {
+SHAPES: dict[str, dict[str, Any]] = {
     "7b": LLAMA | {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32},
     "tinyllama": LLAMA
     | {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_key_value_heads": 4},

@@ -122,7 +122,7 @@ def naive_loss(model: Any, layers: Sequence[Any], removed: set[int], tokens: Ten
     model.model.layers = torch.nn.ModuleList(b for i, b in enumerate(layers) if i not in removed)
     total = 0.0
     with torch.no_grad():
-        for window in tokens.split(1):
+        for window in tokens[:, None]:
             logits = model(window, use_cache=False).logits[:, :-1]
             total += F.cross_entropy(logits.flatten(0, 1).float(), window[:, 1:].flatten()).item()
     return total / len(tokens)

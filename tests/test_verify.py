@@ -14,7 +14,7 @@ from click.testing import Result
 from reference import make_llama, with_metadata
 from tinysleb.checkpoint.gguf_names import rotated_heads
 from tinysleb.checkpoint.open_model import open_model
-from tinysleb.errors import TinyslebError
+from tinysleb.errors import TinyslebError, pip_install
 from tinysleb.export.gguf_model import TYPES
 from tinysleb.export.verify import check_metadata, check_tensors, compare_with_llama_cpp
 from tinysleb.formats.gguf_file import GgufValue, read_gguf
@@ -103,4 +103,4 @@ def test_without_llama_cpp_the_file_is_read_back_all_the_same(
     result = run("export", tiny_folder, "--gguf", "x.gguf", "--pre", "smollm", "--verify")
     assert result.exit_code == 0, result.output
     assert "all as they should be" in result.stdout
-    assert "tinysleb[llamacpp]" in result.stderr
+    assert pip_install("llamacpp") in result.stderr

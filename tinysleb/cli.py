@@ -21,7 +21,7 @@ from tinysleb import __version__
 from tinysleb.checkpoint.architectures import BY_GGUF_NAME
 from tinysleb.checkpoint.config import block_parameter_count, check_rotation_pattern, parameter_count
 from tinysleb.checkpoint.weights import total_bytes
-from tinysleb.errors import TinyslebError
+from tinysleb.errors import TinyslebError, pip_install
 from tinysleb.formats.files import (
     read_json_object,
     refuse_existing,
@@ -792,7 +792,7 @@ def _verify(model: Path, out: Path, metadata: Mapping[str, GgufValue]) -> None:
         click.echo(f"{check.name:<32} {check.type:<5} {check.sha256[:16]}  {values}, error {check.error:.2g}")
     click.echo(f"{len(checks)} tensors read back: all as they should be")
     if not is_installed():
-        click.echo('llama.cpp was not asked: pip install "tinysleb[llamacpp]"', err=True)
+        click.echo(f"llama.cpp was not asked; to compare with it, run {pip_install('llamacpp')}", err=True)
         return
     click.echo(f"llama.cpp loads it; its logits differ by {compare_with_llama_cpp(out):.2%} of their spread")
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 
 class TinyslebError(Exception):
     """A problem the user can fix: what is wrong (file, field, value found) and what to do about it."""
@@ -15,3 +18,19 @@ class TinyslebError(Exception):
     def in_a_line(self) -> str:
         """The message with its hint, where the problem is only told of."""
         return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+def pip_install(extra: str) -> str:
+    """The command that installs what an extra needs beside the Python that runs.
+
+    The packages are named, not the extra: tinysleb itself is on no index to take it from.
+    """
+    from importlib.metadata import requires  # as slow to import as click, and rarely needed
+
+    marker = f'; extra == "{extra}"'
+    packages = [line.removesuffix(marker) for line in requires("tinysleb") or () if line.endswith(marker)]
+    python = Path(sys.executable)
+    if python.is_relative_to(Path.cwd()):
+        python = python.relative_to(Path.cwd())
+    quoted = " ".join(f'"{package}"' for package in packages)
+    return f"{python} -m pip install {quoted}"

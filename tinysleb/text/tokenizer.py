@@ -17,7 +17,7 @@ from sentencepiece import SentencePieceProcessor
 from tinysleb.checkpoint.gguf_source import GgufWeights
 from tinysleb.checkpoint.huggingface_source import HuggingfaceWeights
 from tinysleb.checkpoint.weights import Weights
-from tinysleb.errors import TinyslebError
+from tinysleb.errors import TinyslebError, pip_install
 from tinysleb.formats.files import read_json_object
 from tinysleb.text.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
 from tinysleb.text.sentencepiece_model import (
@@ -113,7 +113,7 @@ def import_tokenizers(what: str) -> Any:
     except ImportError as error:
         raise TinyslebError(
             f"{what} is a byte-level BPE tokenizer, which needs the package `tokenizers`",
-            f'pip install "tinysleb[tokenizers]" {TOKENS_HINT}',
+            f"run {pip_install('tokenizers')}, {TOKENS_HINT}",
         ) from error
     return tokenizers
 
