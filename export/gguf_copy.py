@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -14,10 +15,15 @@ from gguf.constants import GGUFValueType
 from gguf.utility import size_label
 
 from tinysleb.checkpoint.architectures import BY_GGUF_NAME
+from tinysleb.checkpoint.config import check_rotation_pattern
 from tinysleb.checkpoint.gguf_names import gguf_name
+from tinysleb.checkpoint.gguf_source import GgufWeights
 from tinysleb.errors import TinyslebError
 from tinysleb.export.gguf_writer import tinysleb_metadata, write_all, write_gguf_file
+from tinysleb.export.job import Job, Written, compact_json, plan_beside, plan_in_gguf, stored_plan
+from tinysleb.formats.files import write_json
 from tinysleb.formats.gguf_file import GgufFile, GgufTensor, GgufValue
+from tinysleb.plan import Plan
 
 COPY_BYTES = 1 << 20
 PER_BLOCK = frozenset(
@@ -39,6 +45,50 @@ COPIED_ONLY = frozenset(
 )
 """Architectures that are not modelled here, and can be cut by a plan all the same: nothing in their graphs
 (`src/models` of llama.cpp) follows from a block's position."""
+
+
+def write_job(job: Job[GgufWeights]) -> Written:
+    """As `tinysleb.export.writers.write`. The tensors stay as they are stored."""
+    path = job.source.path
+    if job.type_name != "auto":
+        raise TinyslebError(
+            f"{path} is a GGUF already; its tensors are copied as they are, not as {job.type_name}",
+            f"llama.cpp converts it: llama-quantize --allow-requantize {shlex.quote(str(path))} OUT.gguf "
+            f"{job.type_name.upper()}",
+        )
+    if job.pre is not None:
+        raise TinyslebError(f"{path} is a GGUF already, and has its pre-tokenizer", "leave --pre out")
+    check_rotation_pattern(job.model.config, path)
+    shorter = shortened_gguf(job.source.file, job.kept, job.unknown_arrays)
+    if job.replaced:
+        shorter = with_tensors(shorter, job.replaced)
+    metadata = copy_gguf(shorter, job.out, compact_json(job.plan))
+    return Written(metadata, _notes(job.source.file))
+
+
+def write_unmodelled(file: GgufFile, out: Path, plan: Plan, unknown_arrays: str | None = None) -> Written:
+    """Apply a plan to a GGUF whose family is not modelled: its bytes are copied, whatever they mean.
+
+    Raises TinyslebError if what a block does may follow from its position, or the plan is of another size.
+    """
+    name, blocks = file.values().get("general.architecture"), block_count(file)
+    known = BY_GGUF_NAME.get(str(name))
+    if name not in COPIED_ONLY and (known is None or known.unrotated_period):
+        raise TinyslebError(
+            f"{file.path}: what a block does may follow from its position; it is not cut unread"
+        )
+    if plan.blocks != blocks:
+        raise TinyslebError(f"the plan is for a model of {plan.blocks} blocks, {file.path} has {blocks}")
+    values = stored_plan(plan, plan_in_gguf(file))
+    metadata = copy_gguf(shortened_gguf(file, plan.kept, unknown_arrays), out, compact_json(values))
+    write_json(plan_beside(out), values)
+    return Written(metadata, _notes(file))
+
+
+def _notes(source: GgufFile) -> tuple[str, ...]:
+    if any(key.startswith("quantize.imatrix.") for key in source.metadata):
+        return ("note: the metadata about an importance matrix are copied; they describe the input",)
+    return ()
 
 
 def shortened_gguf(source: GgufFile, kept: Sequence[int], unknown_arrays: str | None = None) -> GgufFile:
@@ -80,11 +130,6 @@ def copy_gguf(source: GgufFile, out: Path, plan_text: str | None) -> dict[str, G
         metadata = {**source.metadata, **tinysleb_metadata(plan_text)}
         write_gguf_file(out, metadata, types, source.alignment, copy)
     return metadata
-
-
-def has_importance_matrix(source: GgufFile) -> bool:
-    """Whether a GGUF says which importance matrix it was quantised with."""
-    return any(key.startswith("quantize.imatrix.") for key in source.metadata)
 
 
 def block_count(source: GgufFile) -> int:

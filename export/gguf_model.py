@@ -20,12 +20,14 @@ from tinysleb.checkpoint.gguf_names import (
     interleaved,
     rotated_heads,
 )
+from tinysleb.checkpoint.huggingface_source import HuggingfaceWeights
 from tinysleb.checkpoint.rotary import Rotary
 from tinysleb.checkpoint.weights import Weights
 from tinysleb.errors import TinyslebError
-from tinysleb.export.gguf_limits import check_expressible
+from tinysleb.export.gguf_limits import check_expressible, ignored_window
 from tinysleb.export.gguf_metadata import checkpoint_metadata
 from tinysleb.export.gguf_writer import TensorTypes, tinysleb_metadata, write_all, write_gguf_file
+from tinysleb.export.job import Job, Written, compact_json
 from tinysleb.formats.gguf_file import DEFAULT_ALIGNMENT, GgufValue
 from tinysleb.model.chunks import chunks
 from tinysleb.model.forward import head_name
@@ -50,6 +52,15 @@ SAME_TYPE = {
     GGMLQuantizationType.F16: torch.float16,
     GGMLQuantizationType.BF16: torch.bfloat16,
 }
+
+
+def write_job(job: Job[HuggingfaceWeights]) -> Written:
+    """As `tinysleb.export.writers.write`: convert a checkpoint."""
+    plan_text = compact_json(job.plan)
+    metadata = write_gguf(job.model, job.source.folder, job.out, job.type_name, plan_text, job.pre)
+    window = ignored_window(job.model.config)
+    note = f"note: llama.cpp sees beyond this model's window of {window} tokens"
+    return Written(metadata, (note,) if window else ())
 
 
 def write_gguf(

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinysleb.checkpoint.gguf_source import GgufWeights
-from tinysleb.checkpoint.weights import TensorInfo
+from tinysleb.checkpoint.weights import TensorInfo, Weights
 from tinysleb.errors import TinyslebError
 from tinysleb.export.config_json import config_json
 from tinysleb.export.huggingface import CARD_NAME, write_json_file, write_shards
+from tinysleb.export.job import Job, Written
 from tinysleb.export.model_card import card_from_metadata
 from tinysleb.formats.files import replaced_folder
 from tinysleb.text.sentencepiece_model import CONTROL, UNKNOWN, USER_DEFINED
@@ -42,7 +43,7 @@ SPECIAL_IDS = {
 class _Dequantized:
     """A GGUF's weights with the types that safetensors can hold."""
 
-    source: GgufWeights
+    source: Weights
 
     @property
     def path(self) -> Path:
@@ -65,12 +66,12 @@ class _Dequantized:
         return self.source.tensor(name, start, stop)
 
 
-def write_huggingface_from_gguf(weights: GgufWeights, out: Path, shard_bytes: int) -> None:
-    """Write a GGUF as a folder, whole or not at all.
+def write_job(job: Job[GgufWeights]) -> Written:
+    """As `tinysleb.export.writers.write`.
 
-    Raises TinyslebError if the model or its tokenizer cannot be said there.
+    Raises TinyslebError if the model or its tokenizer cannot be expressed in a folder.
     """
-    values = weights.file.values()
+    weights, values = job.model, job.source.file.values()
     _check_special_tokens(values, str(weights.path))
     ids = {ours: values.get(f"tokenizer.ggml.{theirs}_token_id") for theirs, ours in SPECIAL_IDS.items()}
     dequantized = _Dequantized(weights)
@@ -78,15 +79,16 @@ def write_huggingface_from_gguf(weights: GgufWeights, out: Path, shard_bytes: in
     dtypes = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
     largest = max(stored, key=lambda info: info.nbytes).type
     config = config_json(weights.config, weights.path) | ids | {"torch_dtype": dtypes[largest]}
-    with replaced_folder(out) as temporary:
+    with replaced_folder(job.out) as temporary:
         _write_tokenizer(values, str(weights.path), temporary)
         write_json_file(temporary / "config.json", config)
         write_json_file(temporary / "generation_config.json", _generation_config(values))
-        if plan := values.get("tinysleb.plan"):
-            (temporary / "plan.json").write_text(plan, encoding="utf-8")
-        if card := card_from_metadata(values):
+        if job.plan:
+            write_json_file(temporary / "plan.json", job.plan)
+        if card := card_from_metadata(values, job.plan):
             (temporary / CARD_NAME).write_text(card, encoding="utf-8")
-        write_shards(dequantized, temporary, shard_bytes)
+        write_shards(dequantized, temporary, job.shard_bytes)
+    return Written()
 
 
 def _generation_config(values: Mapping[str, Any]) -> dict[str, Any]:

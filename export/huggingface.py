@@ -10,18 +10,24 @@ from pathlib import Path
 from typing import Any
 
 from tinysleb.checkpoint.config import ModelConfig
-from tinysleb.checkpoint.huggingface_source import INDEX_NAME, SINGLE_NAME
+from tinysleb.checkpoint.huggingface_source import INDEX_NAME, SINGLE_NAME, HuggingfaceWeights
 from tinysleb.checkpoint.weights import Weights, total_bytes
+from tinysleb.export.job import SHARD_BYTES, Job, Written
 from tinysleb.export.model_card import model_card
 from tinysleb.formats.files import read_json_object, read_text, replaced_folder
 from tinysleb.formats.safetensors_file import write_safetensors
 
-SHARD_BYTES = 5 * 10**9
 COPIED_SUFFIXES = (".json", ".jinja", ".model", ".txt", ".md")
 """Tokenizer, generation, chat template, licence and model card; weights and code are not copied."""
 NOT_COPIED = ("config.json", INDEX_NAME, "pytorch_model.bin.index.json", "plan.json")
 TEMPLATE_FOLDER = "additional_chat_templates"
 CARD_NAME = "README.md"
+
+
+def write_job(job: Job[HuggingfaceWeights]) -> Written:
+    """As `tinysleb.export.writers.write`: the folder's other files are copied."""
+    write_huggingface(job.model, job.source.folder, job.kept, job.out, job.plan, job.shard_bytes)
+    return Written()
 
 
 def write_huggingface(

@@ -33,7 +33,7 @@ def model_card(original: str, base_model: str, plan: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def card_from_metadata(values: Mapping[str, Any]) -> str:
+def card_from_metadata(values: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
     """The card of a model that was a GGUF: what its `general.*` says of licence, languages, tags, origin.
 
     Of a shortened one, also what was done. Empty if the metadata say nothing of it.
@@ -49,7 +49,6 @@ def card_from_metadata(values: Mapping[str, Any]) -> str:
         lines.append(f"base_model: {_quoted('/'.join(origin))}")
     original = "\n".join(["---", *lines, "---", ""]) if lines else ""
     with suppress(ValueError, KeyError, TypeError, AttributeError):  # somebody else wrote it
-        plan = json.loads(str(values.get("tinysleb.plan")))
         return model_card(original, str(values.get("general.name", "unknown")), plan)
     return original
 

@@ -18,17 +18,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from tinysleb import __version__
-from tinysleb.checkpoint.architectures import BY_GGUF_NAME
-from tinysleb.checkpoint.config import block_parameter_count, check_rotation_pattern, parameter_count
+from tinysleb.checkpoint.config import block_parameter_count, parameter_count
 from tinysleb.checkpoint.weights import total_bytes
 from tinysleb.errors import TinyslebError, pip_install
 from tinysleb.formats.files import (
-    read_json_object,
     refuse_existing,
     refuse_full_disk,
     replaced_file,
     temporary_folder,
-    write_json,
 )
 from tinysleb.formats.units import format_bytes, parse_bytes
 from tinysleb.plan import METRICS, PERPLEXITY, Plan, perplexity, plan_to_json, read_plan
@@ -499,18 +496,6 @@ def _refuse_outputs(model: Path, out: Path, force: bool, *inputs: Path) -> None:
         refuse_existing(_plan_path(out), force, *inputs)
 
 
-def _refuse_uncuttable(weights: Weights, unknown_arrays: str | None) -> None:
-    """Before the search: a GGUF whose rotation follows from a block's position, or with unknown arrays."""
-    from tinysleb.checkpoint.gguf_source import GgufWeights
-    from tinysleb.export.gguf_copy import cut_metadata
-
-    if isinstance(weights, GgufWeights):
-        kept = range(1, weights.config.blocks)
-        cut_metadata(weights.file, kept, 0, unknown_arrays)
-        if weights.config.unrotated:
-            check_rotation_pattern(weights.config.shortened(kept), weights.path)
-
-
 def _searched_together(weights: Weights, out: Path, unfinished: Path, options: dict[str, Any]) -> Plan | None:
     """What `_searched` finds; None in all processes but the first, which writes."""
     from tinysleb.compute.distributed import joined
@@ -529,10 +514,11 @@ def _searched_together(weights: Weights, out: Path, unfinished: Path, options: d
 
 
 def _searched(weights: Weights, out: Path, unfinished: Path, options: dict[str, Any], group: Group) -> Plan:
+    from tinysleb.export.writers import check_cuttable
     from tinysleb.search.rounds import removable
     from tinysleb.search.run import SearchRequest, run_search
 
-    _refuse_uncuttable(weights, options["unknown_arrays"])
+    check_cuttable(weights, options["unknown_arrays"])
     allowed = removable(weights.config.blocks, options["keep_first"], options["keep_last"])
     rule = _stopping_rule(weights, allowed, options)
     if rule.by_count_alone:
@@ -601,25 +587,20 @@ def _is_copied_only(file: GgufFile) -> bool:
 
 def _cut_unmodelled(file: GgufFile, plan_path: Path, out: Path, options: dict[str, Any]) -> None:
     """Apply a plan to a GGUF whose family is not modelled: its bytes are copied, whatever they mean."""
-    from tinysleb.export.gguf_copy import block_count, copy_gguf, shortened_gguf
+    from tinysleb.export.gguf_copy import write_unmodelled
 
-    model, plan, blocks = file.path, read_plan(plan_path), block_count(file)
-    known = BY_GGUF_NAME.get(str(file.values().get("general.architecture")))
-    if not _is_copied_only(file) and (known is None or known.unrotated_period):
-        raise TinyslebError(f"{model}: what a block does may follow from its position; it is not cut unread")
-    if plan.blocks != blocks:
-        raise TinyslebError(f"{plan_path} is for a model of {plan.blocks} blocks, {model} has {blocks}")
+    model, plan = file.path, read_plan(plan_path)
     if any(options[name] is not None for name in STOPPING_OPTIONS):
         raise click.UsageError(
             "This model's family is not modelled: the plan is applied whole or not at all."
         )
     for path in (out, _plan_path(out)):
         refuse_existing(path, options["force"], model, plan_path)
-    values = _plan_values(plan, _plan_of_gguf(file))
-    copy_gguf(shortened_gguf(file, plan.kept, options["unknown_arrays"]), out, _compact_json(values))
-    _note_importance_matrix(file)
-    write_json(_plan_path(out), values)
-    click.echo(f"{out}: {len(plan.kept)} of {blocks} blocks, without {', '.join(map(str, plan.removed))}")
+    for note in write_unmodelled(file, out, plan, options["unknown_arrays"]).notes:
+        click.echo(note, err=True)
+    click.echo(
+        f"{out}: {len(plan.kept)} of {plan.blocks} blocks, without {', '.join(map(str, plan.removed))}"
+    )
 
 
 def _finish(weights: Weights, plan: Plan, out: Path, options: dict[str, Any], heal: bool) -> Plan:
@@ -713,37 +694,20 @@ def _healed_plan(weights: Weights, plan: Plan, options: dict[str, Any], healed: 
 def _write_shortened(
     weights: Weights, plan: Plan, out: Path, unknown_arrays: str | None, healed: HealedTensors | None
 ) -> None:
-    from tinysleb.checkpoint.gguf_source import GgufWeights
-    from tinysleb.checkpoint.huggingface_source import HuggingfaceWeights
 
-    values = _plan_values(plan, _plan_inside(weights))
-    if isinstance(weights, GgufWeights):
-        from tinysleb.export.gguf_copy import copy_gguf, shortened_gguf, with_tensors
+    from tinysleb.checkpoint.weights import Shortened
+    from tinysleb.export.writers import own_format, write
 
-        check_rotation_pattern(weights.config.shortened(plan.kept), weights.path)
-        file = shortened_gguf(weights.file, plan.kept, unknown_arrays)
-        if healed is not None:
-            file = with_tensors(file, healed.tensors)
-        copy_gguf(file, out, _compact_json(values))
-        _note_importance_matrix(weights.file)
-        write_json(_plan_path(out), values)
-    elif isinstance(weights, HuggingfaceWeights):
-        from tinysleb.checkpoint.weights import Shortened
-        from tinysleb.export.huggingface import write_huggingface
+    model: Weights = Shortened(weights, plan.kept)
+    if healed is not None:
+        from tinysleb.heal.healed_weights import Healed
 
-        model: Weights = Shortened(weights, plan.kept)
-        if healed is not None:
-            from tinysleb.heal.healed_weights import Healed
-
-            model = Healed(model, healed)
-        write_huggingface(model, weights.folder, plan.kept, out, values)
-
-
-def _note_importance_matrix(file: GgufFile) -> None:
-    from tinysleb.export.gguf_copy import has_importance_matrix
-
-    if has_importance_matrix(file):
-        click.echo("note: what the file says of its importance matrix is kept, and is of the input", err=True)
+        model = Healed(model, healed)
+    written = write(
+        model, out, plan, output_format=own_format(weights), unknown_arrays=unknown_arrays, force=True
+    )
+    for note in written.notes:
+        click.echo(note, err=True)
 
 
 def _print_pruned(weights: Weights, plan: Plan, out: Path, as_json: bool, searched: bool) -> None:
@@ -761,23 +725,13 @@ def _print_pruned(weights: Weights, plan: Plan, out: Path, as_json: bool, search
 
 
 def _export_folder(model: Path, out: Path, shard_bytes: int, force: bool) -> None:
-    from tinysleb.checkpoint.gguf_source import GgufWeights
-    from tinysleb.checkpoint.huggingface_source import HuggingfaceWeights
     from tinysleb.checkpoint.open_model import open_model
-    from tinysleb.export.gguf_to_huggingface import write_huggingface_from_gguf
-    from tinysleb.export.huggingface import write_huggingface
+    from tinysleb.export.writers import HUGGINGFACE, write
 
     weights = open_model(model)
     refuse_existing(out, force, model)
-    if out.is_file():
-        raise TinyslebError(f"{out} is a file, and a folder is to be written", "choose another output")
-    kept = range(weights.config.blocks)
-    if isinstance(weights, GgufWeights):
-        write_huggingface_from_gguf(weights, out, shard_bytes)
-    elif isinstance(weights, HuggingfaceWeights):
-        plan = _plan_inside(weights)
-        write_huggingface(weights, weights.folder, kept, out, plan, shard_bytes)
-    click.echo(f"{out}: {len(kept)} blocks")
+    write(weights, out, output_format=HUGGINGFACE, shard_bytes=shard_bytes, force=force)
+    click.echo(f"{out}: {weights.config.blocks} blocks")
 
 
 def _verify(model: Path, out: Path, metadata: Mapping[str, GgufValue]) -> None:
@@ -810,62 +764,16 @@ def _export_gguf(
     model: Path, out: Path, type_name: str, pre: str | None, force: bool, draft: Path | None
 ) -> Mapping[str, GgufValue]:
     """Write the GGUF, and say so. Returns its metadata."""
-    from tinysleb.checkpoint.gguf_source import GgufWeights
-    from tinysleb.checkpoint.huggingface_source import HuggingfaceWeights
     from tinysleb.checkpoint.open_model import open_model
-    from tinysleb.export.gguf_copy import copy_gguf
+    from tinysleb.export.writers import GGUF, write
     from tinysleb.formats.gguf_file import read_gguf
 
     weights = open_model(model)
     refuse_existing(out, force, model, *([] if draft is None else [draft]))
     if draft is not None:
         read_gguf(draft)  # before the slow work
-    if isinstance(weights, GgufWeights):
-        if type_name != "auto":
-            raise TinyslebError(
-                f"{model} is a GGUF already; its tensors are copied as they are, not as {type_name}",
-                f"requantise it with llama.cpp: llama-quantize {model} OUT.gguf {type_name}",
-            )
-        if pre is not None:
-            raise TinyslebError(f"{model} is a GGUF already, and has its pre-tokenizer", "leave --pre out")
-        metadata = copy_gguf(weights.file, out, None)
-        _note_importance_matrix(weights.file)
-    else:
-        from tinysleb.export.gguf_limits import ignored_window
-        from tinysleb.export.gguf_model import write_gguf
-
-        assert isinstance(weights, HuggingfaceWeights)
-        plan_text = _compact_json(plan) if (plan := _plan_inside(weights)) else None
-        metadata = write_gguf(weights, weights.folder, out, type_name, plan_text, pre)
-        if window := ignored_window(weights.config):
-            click.echo(f"note: llama.cpp sees beyond this model's window of {window} tokens", err=True)
+    written = write(weights, out, output_format=GGUF, type_name=type_name, pre=pre, force=force)
+    for note in written.notes:
+        click.echo(note, err=True)
     click.echo(f"{out}: {weights.config.blocks} blocks, {format_bytes(out.stat().st_size)}")
-    return metadata
-
-
-def _plan_inside(weights: Weights) -> dict[str, Any]:
-    """The plan that a model was shortened by already, if it was."""
-    from tinysleb.checkpoint.gguf_source import GgufWeights
-    from tinysleb.checkpoint.huggingface_source import HuggingfaceWeights
-
-    if isinstance(weights, GgufWeights):
-        return _plan_of_gguf(weights.file)
-    assert isinstance(weights, HuggingfaceWeights)
-    path = weights.folder / "plan.json"
-    return read_json_object(path) if path.is_file() else {}
-
-
-def _plan_of_gguf(file: GgufFile) -> dict[str, Any]:
-    with suppress(ValueError):
-        plan = json.loads(str(file.values().get("tinysleb.plan")))
-        return plan if isinstance(plan, dict) else {}
-    return {}
-
-
-def _plan_values(plan: Plan, earlier: dict[str, Any]) -> dict[str, Any]:
-    """What is stored of a plan; of a model shortened twice, with the `earlier` one."""
-    return plan_to_json(plan) | ({"earlier": earlier} if earlier else {})
-
-
-def _compact_json(values: dict[str, Any]) -> str:
-    return json.dumps(values, separators=(",", ":"))
+    return written.metadata

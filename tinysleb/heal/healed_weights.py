@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize, quantize
-from torch import Tensor
 
 from tinysleb.checkpoint.config import ModelConfig
 from tinysleb.checkpoint.gguf_source import half_rows
@@ -21,6 +19,8 @@ from tinysleb.formats.input_file import input_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from torch import Tensor
 
 HEALED = "mlp.down_proj.weight"
 """The tensor of a block that healing solves anew."""
@@ -55,6 +55,8 @@ def encode(values: Tensor, type_: GGMLQuantizationType) -> Bytes:
 
 def decode(data: Bytes, type_: GGMLQuantizationType) -> Tensor:
     """What `encode` made, as float32 `[rows, columns]`."""
+    import torch
+
     return torch.from_numpy(dequantize(data, type_))
 
 
@@ -134,5 +136,7 @@ class Healed:
         found = self.healed.tensors.get(name)
         if found is None:
             return self.source.tensor(name, start, stop)
+        import torch
+
         half = half_rows(found, start, stop)
         return torch.from_numpy(found.read_floats(start, stop)) if half is None else half

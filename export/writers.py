@@ -1,0 +1,117 @@
+"""Write a model: one dispatch by what is written and what it was opened from.
+
+A new output format is one file with a function `write_job` and its lines in `WRITERS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from tinysleb.checkpoint.config import check_rotation_pattern
+from tinysleb.checkpoint.gguf_source import GgufWeights
+from tinysleb.checkpoint.huggingface_source import HuggingfaceWeights
+from tinysleb.checkpoint.weights import Shortened, Weights
+from tinysleb.errors import TinyslebError
+from tinysleb.export.gguf_copy import cut_metadata
+from tinysleb.export.job import SHARD_BYTES, Job, Written, plan_beside, plan_in_gguf, stored_plan
+from tinysleb.formats.files import read_json_object, refuse_existing, write_json
+from tinysleb.formats.gguf_file import GgufTensor
+from tinysleb.heal.healed_weights import Healed
+from tinysleb.plan import Plan
+
+GGUF, HUGGINGFACE = "gguf", "huggingface"
+WRITERS: Mapping[tuple[str, type[Weights]], str] = {
+    (GGUF, GgufWeights): "gguf_copy",
+    (GGUF, HuggingfaceWeights): "gguf_model",
+    (HUGGINGFACE, HuggingfaceWeights): "huggingface",
+    (HUGGINGFACE, GgufWeights): "gguf_to_huggingface",
+}
+"""What is written, and what the model was opened from → the module in this package that does it. It is
+imported when it is needed: a GGUF is copied without torch."""
+
+
+def write(
+    weights: Weights,
+    out: Path | str,
+    plan: Plan | None = None,
+    *,
+    output_format: str | None = None,
+    type_name: str = "auto",
+    pre: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    unknown_arrays: str | None = None,
+    force: bool = False,
+) -> Written:
+    """Write a model, opened, shortened or healed, as a GGUF or a Hugging Face folder; whole or not at all.
+
+    `plan` is recorded in the output (beside a GGUF, too), and applied if `weights` still has all blocks.
+    `output_format`: "gguf" or "huggingface"; by default, a GGUF if `out` ends in `.gguf`, else a folder.
+    `type_name`: the type of a GGUF's matrices, such as "q8_0"; "auto" is the model's own. `pre`: llama.cpp's
+    name of the pre-tokenizer, where it is not recognised. `shard_bytes`: the largest size of one file of a
+    folder's weights. `unknown_arrays`: as `shortened_gguf` has it. `force`: replace an existing output.
+
+    Raises TinyslebError if the output exists, cannot be written, or cannot express the model.
+    """
+    out = Path(out)
+    if plan is not None and not isinstance(weights, Shortened | Healed):
+        weights = Shortened(weights, plan.kept)
+    source, kept, replaced = _origin(weights)
+    if plan is not None and plan.kept != kept:
+        raise TinyslebError(f"the plan keeps the blocks {plan.kept}, the model to be written has {kept}")
+    output_format = output_format or (GGUF if out.suffix == ".gguf" else HUGGINGFACE)
+    module = WRITERS.get((output_format, type(source)))
+    if module is None:
+        raise TinyslebError(f"a {type(source).__name__} cannot be written as {output_format!r}")
+    beside = [plan_beside(out)] if plan is not None and output_format == GGUF else []
+    for path in (out, *beside):
+        refuse_existing(path, force, source.path)
+    if output_format == HUGGINGFACE and out.is_file():
+        raise TinyslebError(f"{out} is a file, and a folder is to be written", "choose another output")
+    values = stored_plan(plan, earlier_plan(source))
+    job: Job[Any] = Job(
+        model=weights, source=source, kept=kept, replaced=replaced, out=out, plan=values,
+        type_name=type_name, pre=pre, shard_bytes=shard_bytes, unknown_arrays=unknown_arrays,
+    )  # fmt: skip
+    written: Written = import_module(f"tinysleb.export.{module}").write_job(job)
+    for path in beside:
+        write_json(path, values)
+    return written
+
+
+def own_format(weights: Weights) -> str:
+    """The format that a model was opened from: "gguf" or "huggingface"."""
+    return GGUF if isinstance(_origin(weights)[0], GgufWeights) else HUGGINGFACE
+
+
+def earlier_plan(source: Weights) -> dict[str, Any]:
+    """The plan that a model was shortened by before it was opened, if it was."""
+    if isinstance(source, GgufWeights):
+        return plan_in_gguf(source.file)
+    assert isinstance(source, HuggingfaceWeights)
+    path = source.folder / "plan.json"
+    return read_json_object(path) if path.is_file() else {}
+
+
+def check_cuttable(weights: Weights, unknown_arrays: str | None) -> None:
+    """Raise TinyslebError, before a search, if no block of this model could be left out.
+
+    That is a GGUF whose rotation follows from a block's position, or with arrays of unknown meaning.
+    """
+    source, kept = _origin(weights)[0], range(1, weights.config.blocks)
+    if isinstance(source, GgufWeights):
+        cut_metadata(source.file, kept, 0, unknown_arrays)
+        if source.config.unrotated:
+            check_rotation_pattern(source.config.shortened(kept), source.path)
+
+
+def _origin(weights: Weights) -> tuple[Weights, tuple[int, ...], Mapping[str, GgufTensor]]:
+    """What a model was opened as, which of its blocks are left, and the tensors that were replaced."""
+    replaced: Mapping[str, GgufTensor] = {}
+    if isinstance(weights, Healed):
+        replaced, weights = weights.healed.tensors, weights.source
+    if isinstance(weights, Shortened):
+        return weights.source, weights.kept, replaced
+    return weights, tuple(range(weights.config.blocks)), replaced

@@ -1,0 +1,68 @@
+"""One call writes each kind of model as each kind of output, uncut or shortened."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from reference import transformers_logits, transformers_model, without_blocks
+from tinysleb.checkpoint.open_model import open_model
+from tinysleb.checkpoint.weights import Shortened
+from tinysleb.errors import TinyslebError
+from tinysleb.export.writers import GGUF, HUGGINGFACE, own_format, write
+from tinysleb.formats.gguf_file import read_gguf
+from tinysleb.model.forward import forward
+from tinysleb.plan import Plan, plan_from_json
+
+TOKENS = torch.randint(3, 400, (1, 40), generator=torch.Generator().manual_seed(3))
+PLAN: Plan = plan_from_json({"blocks": 6, "removed": [3, 1]}, Path("plan.json"))
+
+
+@pytest.fixture(params=["folder", "gguf"])
+def source(request: pytest.FixtureRequest, tiny_folder: Path, tiny_gguf: Path) -> Path:
+    return tiny_folder if request.param == "folder" else tiny_gguf
+
+
+@pytest.mark.parametrize("out", ["out.gguf", "out"])
+def test_a_shortened_model_is_written_as_either_kind(
+    out: str, source: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """The same model as transformers makes without the blocks, whatever it came from and is written as."""
+    weights = open_model(source)
+    pre = "smollm" if source == tiny_folder and out == "out.gguf" else None
+    write(weights, tmp_path / out, PLAN, pre=pre)
+    expected = transformers_logits(without_blocks(transformers_model(tiny_folder), [1, 3]), TOKENS)
+    assert (forward(open_model(tmp_path / out), TOKENS) - expected).abs().max() <= 1e-4
+    beside = tmp_path / ("out.plan.json" if out == "out.gguf" else "out/plan.json")
+    assert json.loads(beside.read_text())["removed"] == [3, 1]
+    assert own_format(open_model(tmp_path / out)) == (GGUF if out == "out.gguf" else HUGGINGFACE)
+
+
+def test_a_plan_is_recorded_only_if_it_was_applied(tiny_gguf: Path, tmp_path: Path) -> None:
+    shorter = Shortened(open_model(tiny_gguf), PLAN.kept)
+    write(shorter, tmp_path / "a.gguf", PLAN)
+    assert json.loads(read_gguf(tmp_path / "a.gguf").values()["tinysleb.plan"])["blocks"] == 6
+    other = plan_from_json({"blocks": 6, "removed": [2]}, Path("plan.json"))
+    with pytest.raises(TinyslebError, match=r"keeps the blocks \(0, 1, 3, 4, 5\), the model"):
+        write(shorter, tmp_path / "b.gguf", other)
+    assert not (tmp_path / "b.gguf").exists()
+
+
+def test_nothing_is_replaced_unasked(tiny_gguf: Path, tmp_path: Path) -> None:
+    weights = open_model(tiny_gguf)
+    (tmp_path / "a.plan.json").write_text("mine")
+    with pytest.raises(TinyslebError, match=r"a\.plan\.json exists already"):
+        write(weights, tmp_path / "a.gguf", PLAN)
+    write(weights, tmp_path / "a.gguf", PLAN, force=True)
+    with pytest.raises(TinyslebError, match="is the input itself"):
+        write(weights, tiny_gguf, force=True)
+    with pytest.raises(TinyslebError, match="is a file, and a folder"):
+        write(weights, tmp_path / "a.gguf", output_format=HUGGINGFACE, force=True)
+
+
+def test_an_unknown_format_is_refused(tiny_gguf: Path, tmp_path: Path) -> None:
+    with pytest.raises(TinyslebError, match="cannot be written as 'onnx'"):
+        write(open_model(tiny_gguf), tmp_path / "x", output_format="onnx")
