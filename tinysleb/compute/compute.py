@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from tinysleb.checkpoint.weights import Weights
-from tinysleb.compute.device import choose_device, choose_dtype, device_budget
+from tinysleb.compute.device import choose_device, choose_dtype, make_current, measure_budget
 from tinysleb.compute.distributed import Group, local_rank
 from tinysleb.compute.memory import Budget, MemoryPlan, plan_memory
 from tinysleb.formats.units import parse_bytes
@@ -38,4 +38,5 @@ class Compute:
 def compute_on(device_name: str, dtype_name: str, memory: str) -> Compute:
     """Device, dtype and memory by their names; what the process holds is measured here."""
     total, device = parse_bytes(memory), choose_device(device_name, local_rank())
-    return Compute(device, choose_dtype(dtype_name, device), device_budget(device, total))
+    make_current(device)
+    return Compute(device, choose_dtype(dtype_name, device), measure_budget(device, total))
