@@ -42,6 +42,8 @@ from tinysleb.text.windows import default_text
 
 RUNS = 3
 LARGE_BYTES = 4 * 10**9
+TYPES = ("q8_0", "q4_0")
+PIECES = 4000
 SHAPE = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 32000, "hidden_size": 2048,
     "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32, "num_key_value_heads": 4,
@@ -74,7 +76,7 @@ def main() -> None:
         write_folder(Path("folder"))
         if options.llama_cpp:
             convert(options.llama_cpp.resolve())
-        for type_name in ("q8_0", "q4_0"):
+        for type_name in TYPES:
             quantised(type_name)
 
 
@@ -178,7 +180,7 @@ def write_folder(folder: Path) -> None:
     )
     Path("text").write_text(default_text(), encoding="utf-8")
     sentencepiece.SentencePieceTrainer.train(
-        input="text", model_prefix=str(folder / "tokenizer"), model_type="bpe", vocab_size=4000,
+        input="text", model_prefix=str(folder / "tokenizer"), model_type="bpe", vocab_size=PIECES,
         byte_fallback=True, minloglevel=2,
     )  # fmt: skip
 

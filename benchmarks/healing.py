@@ -47,6 +47,8 @@ MEASURED = 48
 """Windows of each kind that are only measured on."""
 SELECTION = 16
 """Windows of Python's documentation from which ReplaceMe chooses its blocks."""
+KILO = 1024
+"""Tokens in what the rows call 1 k."""
 REPLACE_ME_RIDGE = 1e-3
 
 
@@ -63,7 +65,7 @@ class Bench:
         self.measured = {kind: windows[:MEASURED] for kind, windows in kinds.items()}
         self.fit = {kind: windows[MEASURED:] for kind, windows in kinds.items()}
         begin = time.monotonic()
-        wanted = HealingText((), None, 32768, 32768, seed=0)
+        wanted = HealingText((), None, 32 * KILO, 32 * KILO, seed=0, length=LENGTH)
         self.fit["sampled"] = self_source(source, wanted, self.compute, lambda _part: None).fit
         count = self.fit["sampled"].numel()
         print(f"sampling {count} tokens (and those held back): {time.monotonic() - begin:.0f} s", flush=True)
@@ -150,7 +152,7 @@ def by_healed_loss(bench: Bench, removed: Sequence[int]) -> list[int]:
     plan = Plan(blocks, len(removed), {}, rounds=tuple(Round(index, 0.0, 0.0, {}) for index in removed))
     sources = [
         Source(kind, bench.fit[kind][: count // LENGTH], bench.measured["docs"][:0])
-        for kind, count in (("docs", 16384), ("sampled", 16384))
+        for kind, count in (("docs", 16 * KILO), ("sampled", 16 * KILO))
     ]
     with tempfile.TemporaryDirectory() as folder:
         chosen, finalists = choose_healed(
@@ -180,14 +182,14 @@ def main() -> None:
     shown = ", ".join(f"{kind} {value:.1f}" for kind, value in bench.dense.items())
     print(f"whole model: {shown}\n{'':<44}{'text':>25}{'docs':>27}")
     six = removed[:6]
-    bench.row("6: 16 k of the text", six, bench.mixed(text=16384))
-    bench.row("6: 48 k of the text", six, bench.mixed(text=49152))
-    bench.row("6: 16 k of the docs", six, bench.mixed(docs=16384))
-    bench.row("6: 16 k sampled", six, bench.mixed(sampled=16384))
-    bench.row("6: 32 k sampled", six, bench.mixed(sampled=32768))
-    bench.row("6: 16 k sampled + 16 k docs", six, bench.mixed(sampled=16384, docs=16384))
-    bench.row("6: 32 k sampled + 16 k docs", six, bench.mixed(sampled=32768, docs=16384))
-    broad = bench.mixed(sampled=16384, docs=8192, text=8192)
+    bench.row("6: 16 k of the text", six, bench.mixed(text=16 * KILO))
+    bench.row("6: 48 k of the text", six, bench.mixed(text=48 * KILO))
+    bench.row("6: 16 k of the docs", six, bench.mixed(docs=16 * KILO))
+    bench.row("6: 16 k sampled", six, bench.mixed(sampled=16 * KILO))
+    bench.row("6: 32 k sampled", six, bench.mixed(sampled=32 * KILO))
+    bench.row("6: 16 k sampled + 16 k docs", six, bench.mixed(sampled=16 * KILO, docs=16 * KILO))
+    bench.row("6: 32 k sampled + 16 k docs", six, bench.mixed(sampled=32 * KILO, docs=16 * KILO))
+    broad = bench.mixed(sampled=16 * KILO, docs=8 * KILO, text=8 * KILO)
     bench.row("6: the broad 32 k: 16 k sampled, 8 k of each", six, broad)
     for count in options.blocks:
         rivals = {

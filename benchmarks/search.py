@@ -46,7 +46,7 @@ from tinysleb.text.windows import from_text
 CPU = torch.device("cpu")
 DTYPES = (torch.float32, torch.bfloat16)
 WINDOWS, LENGTH, REMOVED = 4, 1024, 6
-GROWTH_BLOCKS = (8, 16, 32, 64)
+GROWTH_BLOCKS, GROWTH_LENGTH = (8, 16, 32, 64), 256
 
 
 def main() -> None:
@@ -130,7 +130,7 @@ def naive_loss(model: Any, layers: Sequence[Any], removed: set[int], tokens: Ten
 
 def growth() -> None:
     """Each model in a process of its own, so that its peak memory is its own."""
-    print(f"\none exact round, random models of width 256, {WINDOWS} x 256 tokens")
+    print(f"\none exact round, random models of width 256, {WINDOWS} x {GROWTH_LENGTH} tokens")
     print(f"{'blocks':<8}{'seconds':>9}{'exponent':>10}{'peak, MiB':>11}{'streams, MiB':>14}")
     runs: list[dict[str, float]] = []
     for blocks in GROWTH_BLOCKS:
@@ -150,7 +150,7 @@ def growth_run(folder: Path) -> dict[str, float]:
     import resource
 
     weights = open_model(folder)
-    tokens = torch.randint(0, 1000, (WINDOWS, 256), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(0, 1000, (WINDOWS, GROWTH_LENGTH), generator=torch.Generator().manual_seed(0))
     searched(weights, tokens[:1], torch.float32, 1, exact=True)
     before = resident_bytes()
     plan = searched(weights, tokens, torch.float32, 1, exact=True)

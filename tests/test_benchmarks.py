@@ -1,0 +1,107 @@
+"""Each benchmark's smallest case runs, on a tiny model. What it measures is not judged."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from reference import CORPUS
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+PLAN = '{"blocks": 6, "removed": [3, 1, 4]}'
+
+
+@pytest.fixture(autouse=True)
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    Path("plan.json").write_text(PLAN)
+    text = "".join(CORPUS) * 60
+    monkeypatch.setattr("pydoc_data.topics.topics", {"text": text})  # quicker to tokenise than all of it
+    Path("text.txt").write_text(text, encoding="utf-8")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so small a model gains nothing from more
+    yield
+    torch.set_num_threads(threads)
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", FOLDER / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def smallest(monkeypatch: pytest.MonkeyPatch, name: str, *words: object, **constants: object) -> None:
+    """Run a benchmark's command line with other constants."""
+    module = load(name)
+    for constant, value in constants.items():
+        monkeypatch.setattr(module, constant, value)
+    monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
+    module.main()
+
+
+def test_every_benchmark_is_run_here() -> None:
+    source = Path(__file__).read_text(encoding="utf-8")
+    assert [path.stem for path in FOLDER.glob("*.py") if f'monkeypatch, "{path.stem}"' not in source] == []
+
+
+@pytest.mark.parametrize("part", ["search", "growth", "floor"])
+def test_search(
+    part: str, tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = {"WINDOWS": 2, "LENGTH": 32, "REMOVED": 2, "GROWTH_BLOCKS": (3,), "GROWTH_LENGTH": 8}
+    smallest(monkeypatch, "search", tiny_gguf, part, "--naive-candidates", 1, **sizes)
+    rows = {"search": "racing [", "growth": "\n3 ", "floor": "\nbfloat16"}
+    assert rows[part] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [(), ("--heal", "--windows", 4)], ids=["search", "heal"])
+def test_memory(
+    words: tuple[object, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shapes = load("memory").SHAPES
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 13, "vocab_size": 32000}
+    tiny = {"tiny": shapes["7b"] | sizes | {"num_attention_heads": 4}}
+    smallest(monkeypatch, "memory", "tiny", "--window-length", 16, *words, SHAPES=tiny)
+    assert "peak resident" in capsys.readouterr().out
+
+
+def test_export(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    shape = load("export").SHAPE | {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+    shape |= {"vocab_size": 400, "num_attention_heads": 4, "num_key_value_heads": 2}
+    smallest(
+        monkeypatch,
+        "export",
+        tiny_gguf,
+        RUNS=1,
+        TYPES=("q4_0",),
+        PIECES=400,
+        LARGE_BYTES=6 * 10**6,
+        SHAPE=shape,
+    )
+    assert "f16 folder to q4_0 GGUF, same bytes" in capsys.readouterr().out
+
+
+def test_healing(
+    tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = {"LENGTH": 32, "MEASURED": 4, "SELECTION": 2, "KILO": 16}
+    smallest(monkeypatch, "healing", tiny_gguf, "plan.json", "text.txt", "--blocks", 2, **sizes)
+    assert "healed, the broad 32 k" in capsys.readouterr().out
+
+
+def test_llama_cpp(
+    tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = {"RUNS": 1, "GENERATED": 4, "PROMPT": "The quick brown fox"}
+    smallest(monkeypatch, "llama_cpp", tiny_gguf, "plan.json", "text.txt", 2, **sizes)
+    assert capsys.readouterr().out.count("(1.00x)") == 2
