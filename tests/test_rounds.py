@@ -30,7 +30,9 @@ from tinysleb.compute.memory import SPARE_STREAMS, Budget, MemoryPlan, plan_memo
 from tinysleb.errors import TinyslebError
 from tinysleb.formats.units import format_bytes
 from tinysleb.plan import Plan, read_plan
-from tinysleb.search.rounds import heats, paired_z, removable, search
+from tinysleb.search.kept_states import BASE
+from tinysleb.search.rounds import TIE, cheapest, heats, paired_z, removable, search
+from tinysleb.search.sweep import sweep
 from tinysleb.text.tokenizer import open_tokenizer
 from tinysleb.text.windows import from_text
 
@@ -40,13 +42,18 @@ def windows(seed: int, count: int = 3, length: int = 40) -> Tensor:
 
 
 def run_search(
-    weights: Weights, tokens: Tensor, target: int, exact: bool = True, memory: int = 2**33
+    weights: Weights,
+    tokens: Tensor,
+    target: int,
+    exact: bool = True,
+    memory: int = 2**33,
+    allowed: range | None = None,
 ) -> Plan:
     blocks = weights.config.blocks
     compute = Compute(torch.device("cpu"), torch.float32, Budget(memory, 0))
     *_, plan = search(
         weights, tokens, Plan(blocks, target, {}), compute,
-        allowed=removable(blocks, 1, 1), exact=exact, progress=lambda _what, _part: None,
+        allowed=allowed or removable(blocks, 1, 1), exact=exact, progress=lambda _what, _part: None,
     )  # fmt: skip
     return plan
 
@@ -170,6 +177,36 @@ def test_paired_z_by_hand() -> None:
     assert paired_z(worse, best, 0.25) == pytest.approx(expected, abs=2e-3)
     assert paired_z(worse[:1, :180], best[:1, :180], 0.25) == 0, "too few observations to judge"
     assert paired_z(best, best, 0.25) == 0
+
+
+def test_the_cheapest_is_the_lowest_index_of_those_that_tie() -> None:
+    assert cheapest({1: 2.0000006, 2: 2.5, 3: 2.0000004}) == 1, "though they round to different numbers"
+    assert cheapest({1: 2.000002, 3: 2.0}) == 3
+
+
+def test_losses_are_means_in_float64(tiny_folder: Path) -> None:
+    weights, tokens = open_model(tiny_folder), windows(5)
+    plan = run_search(weights, tokens, 1)
+    losses = sweep(weights, range(6), range(1, 5), tokens, torch.float32)
+    means = {key: math.fsum(values.flatten().tolist()) / values.numel() for key, values in losses.items()}
+    assert plan.loss == pytest.approx(means.pop(BASE), rel=1e-14)
+    found = {index: score.loss for index, score in plan.rounds[0].candidates.items()}
+    assert found == pytest.approx(means, rel=1e-14)
+    assert plan.rounds[0].loss == found[plan.rounds[0].removed]
+
+
+@pytest.mark.parametrize("fitting", [1, 2, 3])
+def test_of_equal_blocks_the_lower_goes(fitting: int, tmp_path: Path) -> None:
+    """Blocks 2 and 3 are equal: without either, it is the same model, however windows are grouped."""
+    folder = make_llama(tmp_path)
+    model = transformers_model(folder)
+    model.model.layers[3].load_state_dict(model.model.layers[2].state_dict())
+    model.save_pretrained(folder)
+    weights = open_model(folder)
+    plan = run_search(weights, windows(2), 1, memory=memory_for(fitting, weights.config), allowed=range(2, 4))
+    assert plan.removed == (2,)
+    one, other = (score.loss for score in plan.rounds[0].candidates.values())
+    assert abs(one - other) < TIE
 
 
 def test_heats_cover_all_windows() -> None:

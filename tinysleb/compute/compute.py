@@ -14,7 +14,7 @@ from tinysleb.compute.memory import Budget, MemoryPlan, plan_memory
 from tinysleb.formats.units import parse_bytes
 
 Progress = Callable[[str, float], None]
-"""Told what is being done and which part of it is done, from 0 to 1."""
+"""Called with a label and the fraction done, 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -40,3 +40,8 @@ def compute_on(device_name: str, dtype_name: str, memory: str) -> Compute:
     total, device = parse_bytes(memory), choose_device(device_name, local_rank())
     make_current(device)
     return Compute(device, choose_dtype(dtype_name, device), measure_budget(device, total))
+
+
+def scaled(progress: Callable[[float], None], start: float, stop: float) -> Callable[[float], None]:
+    """The progress of a part of the work: its 0 to 1 is `start` to `stop` of the whole."""
+    return lambda done: progress(start + done * (stop - start))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tinysleb.checkpoint.weights import Weights
-from tinysleb.compute.compute import Compute
+from tinysleb.compute.compute import Compute, scaled
 from tinysleb.model.chunks import chunks
 from tinysleb.plan import perplexity
 from tinysleb.search.kept_states import BASE
@@ -37,15 +37,12 @@ def evaluate(
     """Score windows `[n, T]`, tokens 1 … T-1 of each, as many at a time as fit into memory."""
     begin = time.monotonic()
     kept = range(weights.config.blocks)
-    plan = compute.memory_plan(weights, 0, *tokens.shape)
+    memory = compute.memory_plan(weights, 0, *tokens.shape)
     total = 0.0
-    for start, stop in chunks(len(tokens), plan.windows):
+    for start, stop in chunks(len(tokens), memory.windows):
         windows = tokens[start:stop].to(compute.device)
-
-        def part(done: float, start: int = start, stop: int = stop) -> None:
-            progress((start + done * (stop - start)) / len(tokens))
-
-        losses = sweep(weights, kept, (), windows, compute.dtype, ahead=plan.ahead, progress=part)
+        report = scaled(progress, start / len(tokens), stop / len(tokens))
+        losses = sweep(weights, kept, (), windows, compute.dtype, ahead=memory.ahead, progress=report)
         total += losses[BASE].double().sum().item()
     seconds = time.monotonic() - begin
     count = tokens.shape[0] * (tokens.shape[1] - 1)

@@ -20,7 +20,7 @@ from tinysleb.model.blocks import load_blocks
 from tinysleb.model.chunks import chunks
 from tinysleb.model.forward import advance, embed, places
 from tinysleb.plan import Plan
-from tinysleb.search.rounds import search
+from tinysleb.search.rounds import cheapest, search
 
 
 def score_blocks(
@@ -50,7 +50,7 @@ def score_blocks(
 
 def best_run(scores: dict[int, float], length: int) -> list[int]:
     """The blocks of the best run, from the top down."""
-    first = min(scores, key=lambda index: (scores[index], index))
+    first = cheapest(scores)
     return list(range(first, first + length))[::-1]
 
 
@@ -94,7 +94,7 @@ def _compared(
                 sums[index - span + 1] += measure(states[0], states[-1]).double().sum().item()
             progress((first + (index + 1) / config.blocks * len(windows)) / len(share))
     compute.group.add_up(sums)
-    return [round(value, 6) for value in (sums / tokens.numel()).tolist()]
+    return list(map(float, sums / tokens.numel()))
 
 
 def check_metric(metric: str, count_is_known: bool) -> None:

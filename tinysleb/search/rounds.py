@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from statistics import NormalDist
 
 import torch
 from torch import Tensor
 
 from tinysleb.checkpoint.weights import Weights
-from tinysleb.compute.compute import Compute, Progress
+from tinysleb.compute.compute import Compute, Progress, scaled
 from tinysleb.errors import TinyslebError
 from tinysleb.model.chunks import chunks
 from tinysleb.plan import Plan, Round, Score
@@ -29,11 +30,21 @@ ERROR_LEVEL = 0.01
 SEGMENT = 32
 """Tokens whose losses are summed into one observation of the test: neighbours are not independent."""
 FEWEST_SEGMENTS = 6
+TIE = 1e-6
+"""Nats by which a mean loss must be lower to count as lower: float32 token losses of 8 to 16 nats are
+2⁻²⁰ ≈ 1e-6 apart. Candidates that are the same model, such as those without one of two equal blocks, are
+nearer than that, however windows were grouped and whatever was kept between rounds."""
 
 
 def removable(blocks: int, keep_first: int, keep_last: int) -> range:
     """The blocks that a search may leave out."""
     return range(keep_first, blocks - keep_last)
+
+
+def cheapest(scores: Mapping[int, float]) -> int:
+    """The block with the lowest score; of those within `TIE` of it, the one with the lowest index."""
+    least = min(scores.values())
+    return min(index for index, score in scores.items() if score <= least + TIE)
 
 
 def search(
@@ -48,26 +59,26 @@ def search(
 ) -> Iterator[Plan]:
     """Run the rounds that `plan` still lacks, yielding the plan after each.
 
-    `tokens`: calibration windows `[n, T]`. `allowed`: blocks that may go. Ties go to the lower index.
+    `tokens`: calibration windows `[n, T]`. `allowed`: blocks that may go. Of candidates within `TIE`, the one
+    with the lower index goes.
     Raises TinyslebError if more blocks are asked for than may go, or if a loss is not finite.
     """
     check_target(plan.target, plan.blocks, allowed)
     states = KeptStates(compute.memory_plan(weights, len(allowed), *tokens.shape).states)
     while not plan.finished:
         begin = time.monotonic()
-        number = len(plan.rounds) + 1
-
-        def report(part: float, number: int = number, target: int = plan.target) -> None:
-            progress(f"round {number} of {target}", (number - 1 + part) / target)
-
-        candidates = [index for index in allowed if index in plan.kept]
-        wanted = promising(plan, candidates) if number < plan.target else []
-        states.want(wanted, tokens.numel() * weights.config.width * 4 * len(candidates))
+        number, target = len(plan.rounds) + 1, plan.target
+        kept = set(plan.kept)
+        candidates = [index for index in allowed if index in kept]
+        positions = promising(plan, candidates) if number < target else []
+        states.want(positions, tokens.numel() * weights.config.width * 4 * len(candidates))
         race = _Race(weights, tokens, plan, candidates, compute, states)
-        race.run(exact, report)
-        states.remove(race.leader)
-        round_ = Round(race.leader, race.loss(race.leader), time.monotonic() - begin, race.scores())
-        loss = race.loss(BASE) if plan.loss is None else plan.loss
+        report = partial(progress, f"round {number} of {target}")
+        race.run(exact, scaled(report, (number - 1) / target, number / target))
+        removed = race.leader
+        states.remove(removed)
+        round_ = Round(removed, race.means[removed], time.monotonic() - begin, race.scores())
+        loss = race.means[BASE] if plan.loss is None else plan.loss
         plan = replace(plan, loss=loss, rounds=(*plan.rounds, round_))
         yield plan
 
@@ -91,7 +102,10 @@ def promising(plan: Plan, candidates: Sequence[int]) -> list[int]:
 
 
 class _Race:
-    """One round: candidates, the windows each has seen, and its token losses on them."""
+    """One round: the candidates still in it, and what is known of each variant by its key.
+
+    `losses`: token losses on the windows seen, float32 `[windows, T-1]`; `means`: their mean, in float64.
+    """
 
     def __init__(
         self,
@@ -105,36 +119,34 @@ class _Race:
         self.weights, self.tokens, self.kept = weights, tokens, plan.kept
         self.compute, self.states = compute, states
         self.alive = candidates
+        self.variants = len(candidates) + 1
         self.with_base = plan.loss is None
-        self.losses: dict[int, list[Tensor]] = {key: [] for key in (BASE, *candidates)}
+        self.losses: dict[int, Tensor] = {}
+        self.means: dict[int, float] = {}
 
-    def run(self, exact: bool, report: Callable[[float], None]) -> None:
+    def run(self, exact: bool, progress: Callable[[float], None]) -> None:
         """Score window after window until all are seen."""
-        seen = 0
-        for size in heats(len(self.tokens), growing=not exact):
-            self._heat(range(seen, seen + size), report)
+        seen, count = 0, len(self.tokens)
+        for size in heats(count, growing=not exact):
+            self._heat(range(seen, seen + size), scaled(progress, seen / count, (seen + size) / count))
             seen += size
-            if not exact and seen < len(self.tokens):
+            if not exact and seen < count:
                 self._drop_losers()
 
     @property
     def leader(self) -> int:
-        """The candidate with the lowest loss on all windows seen; the lower index if equal."""
-        return min(self.alive, key=lambda index: (self.loss(index), index))
-
-    def loss(self, index: int) -> float:
-        """Mean loss per token over the windows that this candidate has seen."""
-        return round(torch.cat(self.losses[index]).double().mean().item(), 6)
+        """The `cheapest` candidate on all windows seen."""
+        return cheapest({index: self.means[index] for index in self.alive})
 
     def scores(self) -> dict[int, Score]:
         """Every candidate's score, those that left early included."""
         return {
-            index: Score(self.loss(index), sum(map(len, parts)))
-            for index, parts in self.losses.items()
+            index: Score(self.means[index], len(losses))
+            for index, losses in self.losses.items()
             if index != BASE
         }
 
-    def _heat(self, windows: range, report: Callable[[float], None]) -> None:
+    def _heat(self, windows: range, progress: Callable[[float], None]) -> None:
         """Score the candidates that are left on `windows`, each process its share."""
         keys = [*self.alive, *([BASE] if self.with_base else [])]
         length = self.tokens.shape[1]
@@ -142,14 +154,10 @@ class _Race:
         share, mine = self.compute.group.share(windows, keys)
         candidates = sum(key != BASE for key in mine)
         held = self.states.held
-        plan = self.compute.memory_plan(self.weights, candidates, len(share), length, held)
-        for first, last in chunks(len(share) if mine else 0, plan.windows):
-
-            def told(part: float, first: int = first, last: int = last) -> None:
-                done = (first + part * (last - first)) / len(share)
-                report((windows.start + done * len(windows)) / len(self.tokens))
-
-            for key, values in self._sweep(share[first:last], mine, plan.ahead, told).items():
+        memory = self.compute.memory_plan(self.weights, candidates, len(share), length, held)
+        for first, last in chunks(len(share) if mine else 0, memory.windows):
+            report = scaled(progress, first / len(share), last / len(share))
+            for key, values in self._sweep(share[first:last], mine, memory.ahead, report).items():
                 at = share.start - windows.start
                 losses[keys.index(key), at + first : at + last] = values
         self.compute.group.add_up(losses)
@@ -157,18 +165,18 @@ class _Race:
             self._record(key, values)
 
     def _sweep(
-        self, part: range, keys: Sequence[int], ahead: bool, progress: Callable[[float], None]
+        self, windows: range, keys: Sequence[int], ahead: bool, progress: Callable[[float], None]
     ) -> dict[int, Tensor]:
         return sweep(
             self.weights,
             self.kept,
             [key for key in keys if key != BASE],
-            self.tokens[part.start : part.stop].to(self.compute.device),
+            self.tokens[windows.start : windows.stop].to(self.compute.device),
             self.compute.dtype,
             with_base=BASE in keys,
             ahead=ahead,
             states=self.states,
-            first_window=part.start,
+            first_window=windows.start,
             progress=progress,
         )
 
@@ -179,16 +187,16 @@ class _Race:
                 f"{self.weights.path}: the loss of {what} is not a finite number",
                 "the weights may be damaged, or need --dtype float32",
             )
-        self.losses[key].append(values)
+        earlier = self.losses.get(key)
+        losses = values if earlier is None else torch.cat([earlier, values])
+        self.losses[key], self.means[key] = losses, losses.double().mean().item()
 
     def _drop_losers(self) -> None:
-        comparisons = len(self.losses) * len(self.tokens)
+        comparisons = self.variants * len(self.tokens)
         threshold = NormalDist().inv_cdf(1 - ERROR_LEVEL / comparisons)
-        best = torch.cat(self.losses[self.leader])
+        best = self.losses[self.leader]
         part = len(best) / len(self.tokens)
-        self.alive = [
-            index for index in self.alive if paired_z(torch.cat(self.losses[index]), best, part) <= threshold
-        ]
+        self.alive = [index for index in self.alive if paired_z(self.losses[index], best, part) <= threshold]
 
 
 def heats(windows: int, growing: bool) -> Iterator[int]:

@@ -121,7 +121,7 @@ def search_by_metric(
 
     def loss(kept: Sequence[int]) -> float:
         shorter = Shortened(weights, tuple(kept))
-        return round(evaluate(shorter, tokens, compute, partial(progress, "evaluating")).loss, 6)
+        return evaluate(shorter, tokens, compute, partial(progress, "evaluating")).loss
 
     plan = replace(plan, scores=scores, loss=loss(range(plan.blocks)))
     for block in order[: plan.target]:
