@@ -29,8 +29,7 @@ from tinysleb.checkpoint.weights import Shortened, Weights
 from tinysleb.compute.compute import Compute, compute_on
 from tinysleb.heal.choose_blocks import choose_healed
 from tinysleb.heal.healed_weights import HEALED, Healed, HealedTensors, Unrounded, encode
-from tinysleb.heal.run import divided
-from tinysleb.heal.text import HealingText, Source, self_source
+from tinysleb.heal.text import HealingText, Source, self_source, split_windows
 from tinysleb.heal.walk import heal
 from tinysleb.model.blocks import load_block
 from tinysleb.model.chunks import chunks
@@ -38,7 +37,7 @@ from tinysleb.model.forward import advance, down_inputs, embed, places
 from tinysleb.plan import Plan, Round, perplexity
 from tinysleb.search.evaluate import evaluate
 from tinysleb.search.rounds import removable
-from tinysleb.search.run import search_by_metric
+from tinysleb.search.run import search
 from tinysleb.text.tokenizer import open_tokenizer
 from tinysleb.text.windows import from_text
 
@@ -91,7 +90,7 @@ class Bench:
                 if peer:
                     replace_me(self.weights, kept, windows, self.compute, tensors)
                 else:
-                    parts = divided(windows)
+                    parts = split_windows(windows)
                     heal(self.weights, kept, *parts, self.compute, tensors, lambda _part: None)
             seconds = time.monotonic() - begin
             after = self.perplexities(Healed(shortened, tensors))
@@ -135,21 +134,15 @@ def replace_me(
 
 def contiguous(bench: Bench, count: int) -> list[int]:
     """The run of blocks whose input and output are nearest in angle, which is how ReplaceMe chooses."""
-    blocks = bench.weights.config.blocks
-    plan = Plan(blocks, count, {"metric": "cosine"})
     windows = bench.fit["docs"][:SELECTION]
-    allowed = removable(blocks, 1, 1)
-    *_, plan = search_by_metric(
-        bench.weights, windows, plan, bench.compute,
-        allowed=allowed, exact=True, every_loss=False, progress=lambda _what, _part: None,
-    )  # fmt: skip
+    plan = search(bench.weights, windows, remove=count, metric="cosine", compute=bench.compute)
     return sorted(plan.removed)
 
 
 def by_healed_loss(bench: Bench, removed: Sequence[int]) -> list[int]:
     """The blocks that `--search healed` would choose after a search that found `removed`."""
     blocks, begin = bench.weights.config.blocks, time.monotonic()
-    plan = Plan(blocks, len(removed), {}, rounds=tuple(Round(index, 0.0, 0.0, {}) for index in removed))
+    plan = Plan(blocks, len(removed), {}, rounds=tuple(Round(index, 0.0, {}) for index in removed))
     sources = [
         Source(kind, bench.fit[kind][: count // LENGTH], bench.measured["docs"][:0])
         for kind, count in (("docs", 16 * KILO), ("sampled", 16 * KILO))

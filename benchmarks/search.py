@@ -77,12 +77,14 @@ def compare(path: Path, weights: Weights, tokens: Tensor, naive_candidates: int)
         f"{'dtype':<10}{'rounds':<8}{'naive, s':>10}{'exact, s':>10}{'ratio':>7}{'racing, s':>11}{'ratio':>7}"
     )
     for dtype in DTYPES:
-        exact, raced = (searched(weights, tokens, dtype, REMOVED, exact) for exact in (True, False))
+        (exact, exact_times), (raced, raced_times) = (
+            searched(weights, tokens, dtype, REMOVED, exact) for exact in (True, False)
+        )
         model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=dtype)
         naive, difference = naive_search(model, exact, tokens, naive_candidates)
         for rounds in (1, REMOVED):
             slow = sum(naive[:rounds])
-            fast, fastest = (sum(r.seconds for r in plan.rounds[:rounds]) for plan in (exact, raced))
+            fast, fastest = sum(exact_times[:rounds]), sum(raced_times[:rounds])
             print(
                 f"{str(dtype)[6:]:<10}{rounds:<8}{slow:>10.1f}"
                 f"{fast:>10.1f}{slow / fast:>6.1f}x{fastest:>11.1f}{slow / fastest:>6.1f}x"
@@ -91,14 +93,22 @@ def compare(path: Path, weights: Weights, tokens: Tensor, naive_candidates: int)
         print(f"  largest difference of a loss to transformers' {difference:.1e}", flush=True)
 
 
-def searched(weights: Weights, tokens: Tensor, dtype: torch.dtype, rounds: int, exact: bool) -> Plan:
-    blocks = weights.config.blocks
+def searched(
+    weights: Weights, tokens: Tensor, dtype: torch.dtype, rounds: int, exact: bool
+) -> tuple[Plan, list[float]]:
+    """The plan, and the seconds that each round took."""
+    blocks, seconds = weights.config.blocks, []
     compute = Compute(CPU, dtype, Budget(4 * 2**30, resident_bytes()))
-    *_, plan = search(
-        weights, tokens, Plan(blocks, rounds, {}), compute,
+    plan = Plan(blocks, rounds, {})
+    following = search(
+        weights, tokens, plan, compute,
         allowed=removable(blocks, 1, 1), exact=exact, progress=lambda *_: None,
     )  # fmt: skip
-    return plan
+    while not plan.finished:
+        begin = time.perf_counter()
+        plan = next(following)
+        seconds.append(time.perf_counter() - begin)
+    return plan, seconds
 
 
 def naive_search(model: Any, plan: Plan, tokens: Tensor, count: int) -> tuple[list[float], float]:
@@ -153,10 +163,10 @@ def growth_run(folder: Path) -> dict[str, float]:
     tokens = torch.randint(0, 1000, (WINDOWS, GROWTH_LENGTH), generator=torch.Generator().manual_seed(0))
     searched(weights, tokens[:1], torch.float32, 1, exact=True)
     before = resident_bytes()
-    plan = searched(weights, tokens, torch.float32, 1, exact=True)
+    _, seconds = searched(weights, tokens, torch.float32, 1, exact=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
     streams = (weights.config.blocks - 2) * tokens.numel() * weights.config.width * 4
-    return {"seconds": plan.rounds[0].seconds, "peak": peak, "streams": streams}
+    return {"seconds": seconds[0], "peak": peak, "streams": streams}
 
 
 def write_random(folder: Path, blocks: int) -> None:

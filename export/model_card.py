@@ -84,11 +84,11 @@ def _healing(healing: Mapping[str, Any]) -> list[str]:
         "",
         "`mlp.down_proj` of the blocks above the first gap was solved anew in closed form (healing).",
         "",
-        "| perplexity on | whole | shortened | healed |",
+        "| perplexity on | original | shortened | healed |",
         "|---|---|---|---|",
     ]
     for source in healing["sources"]:
-        losses = (source[key] for key in ("dense", "shortened", "healed"))
+        losses = (source[key] for key in ("original", "shortened", "healed"))
         shown = " | ".join(f"{math.exp(min(loss, 700)):.2f}" for loss in losses)
         lines.append(f"| {source['source']} | {shown} |")
     return lines

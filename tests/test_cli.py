@@ -83,9 +83,6 @@ def test_prune_from_text_by_default(tiny_folder: Path, run: Run, tmp_path: Path)
     assert (settings["windows"], settings["window_length"]) == (2, 64)
     assert run("prune", tiny_folder, "-o", "b", *words).exit_code == 0
     one, other = (json.loads((tmp_path / name / "plan.json").read_text()) for name in "ab")
-    for plan in (one, other):
-        for round_ in plan["rounds"]:
-            round_.pop("seconds")
     assert one == other
 
 
@@ -131,9 +128,6 @@ def test_a_killed_search_resumes_to_the_same_plan(
     fails(run(*words, "-o", "out", "--resume", "--seed", 5), "with seed 0, now it is 5")
     assert run(*words, "-o", "out", "--resume").exit_code == 0
     whole, out = (json.loads((tmp_path / name / "plan.json").read_text()) for name in ("whole", "out"))
-    for plan in (whole, out):
-        for round_ in plan["rounds"]:
-            round_.pop("seconds")
     assert whole == out
     assert not list(tmp_path.glob("*.unfinished.json"))
 
@@ -142,7 +136,12 @@ def test_what_is_found_is_cut_to_what_is_wanted(
     tiny_folder: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Resuming for fewer blocks than the search has removed already."""
-    monkeypatch.setattr("tinysleb.cli._write_shortened", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    from tinysleb.commands import shortened
+
+    def interrupted(*_args: Any, **_named: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shortened, "write", interrupted)
     words = ("prune", tiny_folder, "-o", "out", *FAST)
     assert run(*words, "--remove", 3).exit_code == 1
     three = json.loads((tmp_path / "out.unfinished.json").read_text())["removed"]
@@ -269,7 +268,7 @@ def test_what_a_user_can_get_wrong(tiny_folder: Path, tiny_gguf: Path, run: Run,
     fails(run(*prune, "--ratio", 0.01, *FAST), "--ratio 0.01 of 6 blocks is none")
     fails(run(*prune, "--memory", "much", *FAST), "'much' is no number of bytes", "4GiB")
     fails(run(*prune, "--memory", "10MB", *FAST), "too little for one window", "at least")
-    fails(run("export", "--gguf"), "has not one *-sleb folder; found: none")
+    fails(run("export", "--gguf"), "expected exactly one *-sleb folder in the current directory, found none")
     fails(
         run("export", tiny_gguf, "--gguf", "x.gguf", "--type", "f16"), "is a GGUF already", "llama-quantize"
     )
@@ -280,7 +279,7 @@ def test_what_a_user_can_get_wrong(tiny_folder: Path, tiny_gguf: Path, run: Run,
     fails(run(*prune, "--tokens", "long.npy"), "windows of 513 tokens, the model's context has 512")
     (tmp_path / "a-sleb").mkdir()
     (tmp_path / "b-sleb").mkdir()
-    fails(run("export", "--gguf"), "found: a-sleb, b-sleb")
+    fails(run("export", "--gguf"), "found a-sleb, b-sleb")
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob("*.unfinished.json"))
 

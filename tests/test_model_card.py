@@ -45,7 +45,7 @@ def test_front_matter_is_kept_but_for_what_changes() -> None:
 
 
 def test_a_card_says_what_healing_did() -> None:
-    losses = {"dense": 1.0, "shortened": 2.0, "healed": 1.5}
+    losses = {"original": 1.0, "shortened": 2.0, "healed": 1.5}
     card = model_card("", "m", PLAN | {"healing": {"sources": [{"source": "wiki.txt", **losses}]}})
     assert "| wiki.txt | 2.72 | 7.39 | 4.48 |" in card
 

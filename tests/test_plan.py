@@ -18,8 +18,8 @@ PLAN = Plan(
     settings={"seed": 0},
     loss=1.5,
     rounds=(
-        Round(3, 1.6, 2.0, {1: Score(1.9, 1), 3: Score(1.6, 4)}),
-        Round(1, 1.7, 1.0, {1: Score(1.7, 4)}),
+        Round(3, 1.6, {1: Score(1.9, 1), 3: Score(1.6, 4)}),
+        Round(1, 1.7, {1: Score(1.7, 4)}),
     ),
 )
 

@@ -17,8 +17,8 @@ PLAN = Plan(
     settings={"model": "a <b> & c"},
     loss=2.0,
     rounds=(
-        Round(3, 2.1, 1.0, {1: Score(2.5, 1), 2: Score(2.2, 4), 3: Score(2.1, 4)}),
-        Round(1, 2.3, 1.0, {1: Score(2.3, 4), 2: Score(2.4, 4)}),
+        Round(3, 2.1, {1: Score(2.5, 1), 2: Score(2.2, 4), 3: Score(2.1, 4)}),
+        Round(1, 2.3, {1: Score(2.3, 4), 2: Score(2.4, 4)}),
     ),
 )
 

@@ -22,7 +22,7 @@ Run = Callable[..., Result]
 
 def plan_of(*perplexities: float) -> Plan:
     first, *rest = map(math.log, perplexities)
-    rounds = tuple(Round(index, loss, 0.0, {}) for index, loss in enumerate(rest, 1))
+    rounds = tuple(Round(index, loss, {}) for index, loss in enumerate(rest, 1))
     return Plan(6, len(rest), {}, first, rounds)
 
 
@@ -64,7 +64,7 @@ def test_perplexity_stops_before_it_is_too_high(tiny_folder: Path) -> None:
     with pytest.raises(TinyslebError, match="allows no removal: without block 1, the cheapest"):
         ended(rule, plan_of(10, 13), weights)
     with pytest.raises(TinyslebError, match="does not say which perplexity"):
-        ended(rule, Plan(6, 1, {}, None, (Round(1, math.nan, 0.0, {}),)), weights)
+        ended(rule, Plan(6, 1, {}, None, (Round(1, math.nan, {}),)), weights)
     with pytest.raises(TinyslebError, match=r"'0\.15' is no percentage"):
         by_perplexity("0.15", 4)
 

@@ -21,12 +21,14 @@ METRICS = {
     "last": "from the top down",
     "random": "by chance, from the seed",
 }
-"""What blocks may be chosen by."""
+"""What blocks may be chosen by. `search/metrics.py` computes all but the first."""
+SOURCE_NUMBERS = ("tokens", "original", "shortened", "healed", "closed")
+"""What a plan says of each text that was healed on; losses are those of windows held back."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """A candidate's mean loss per token, in nats, and the calibration windows it was measured on."""
+    """A candidate's mean loss per token, in nats, and on how many calibration windows it was measured."""
 
     loss: float
     windows: int
@@ -38,7 +40,6 @@ class Round:
 
     removed: int
     loss: float
-    seconds: float
     candidates: Mapping[int, Score]
 
 
@@ -48,8 +49,9 @@ class Plan:
 
     `settings` holds what the search was given: model fingerprint, text hash, windows, seed, dtype, …
     `target` is how many blocks are to go at most; fewer rounds than that is an unfinished search. `stopped`
-    says why a finished one ended. `scores`: a metric's value for each block, where it is no loss per round.
-    `healing`: what was healed on, and what it did (`healing.run_healing`); nothing if it was not healed.
+    says why a finished one ended. `loss` is the original model's. `scores`: a metric's value for each block,
+    where the metric is not a loss. `healing`: what was healed on and what it did (`heal/run.py`); empty if
+    nothing was healed. No times are kept: the same search gives the same bytes.
     """
 
     blocks: int
@@ -118,11 +120,11 @@ def plan_from_json(value: dict[str, Any], path: Path) -> Plan:
     if type(blocks) is not int or not 1 <= blocks <= MOST_BLOCKS:
         raise TinyslebError(f"{path}: `blocks` should be the model's number of blocks, found {blocks!r}")
     if not isinstance(removed, list) or any(type(item) is not int for item in removed):
-        raise TinyslebError(f"{path}: `removed` should be a list of block indices, found {removed!r}")
-    wrong = [item for item in removed if not 0 <= item < blocks or removed.count(item) > 1]
-    if wrong or len(removed) >= blocks:
+        raise TinyslebError(f"{path}: `removed` should be a list of block indices, found {_shown(removed)}")
+    if len(removed) >= blocks or len(set(removed)) < len(removed) or not set(removed) <= set(range(blocks)):
         raise TinyslebError(
-            f"{path}: `removed` is {removed}; it should name some of the blocks 0 … {blocks - 1}, each once"
+            f"{path}: `removed` is {_shown(removed)}; it should name some of the blocks 0 … {blocks - 1}, "
+            "each once"
         )
     target, loss = value.get("target", len(removed)), value.get("loss")
     if type(target) is not int or target < len(removed):
@@ -137,10 +139,16 @@ def plan_from_json(value: dict[str, Any], path: Path) -> Plan:
         ) from error
 
 
+def _shown(value: object) -> str:
+    """As in JSON, cut to a readable length."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
 def _from_json(value: dict[str, Any], blocks: int, removed: list[int], target: int) -> Plan:
     rounds = [_round(item) for item in value.get("rounds") or []]
     if [round_.removed for round_ in rounds] != removed:
-        rounds = [Round(index, math.nan, 0.0, {}) for index in removed]
+        rounds = [Round(index, math.nan, {}) for index in removed]
     return Plan(
         blocks=blocks,
         target=target,
@@ -156,8 +164,8 @@ def _from_json(value: dict[str, Any], blocks: int, removed: list[int], target: i
 def _healing(value: dict[str, Any]) -> dict[str, Any]:
     """What healing did, with the values that a report shows; whatever else it says stays."""
     sources = [
-        {**item, "source": str(item["source"])}
-        | {name: float(item[name]) for name in ("tokens", "dense", "shortened", "healed", "closed")}
+        {**_with_original(item), "source": str(item["source"])}
+        | {name: float(_with_original(item)[name]) for name in SOURCE_NUMBERS}
         for item in value.get("sources", ())
     ]
     blocks = [
@@ -168,10 +176,15 @@ def _healing(value: dict[str, Any]) -> dict[str, Any]:
     return {**value, "sources": sources, "blocks": blocks} if value else {}
 
 
+def _with_original(source: dict[str, Any]) -> dict[str, Any]:
+    """Older plans call the original model's loss `dense`."""
+    return {"original" if key == "dense" else key: value for key, value in source.items()}
+
+
 def _round(item: dict[str, Any]) -> Round:
     scores = {
         int(index): Score(float(score["loss"]), int(score["windows"]))
         for index, score in item["candidates"].items()
     }
     loss = math.nan if item["loss"] is None else float(item["loss"])
-    return Round(int(item["removed"]), loss, float(item["seconds"]), scores)
+    return Round(int(item["removed"]), loss, scores)

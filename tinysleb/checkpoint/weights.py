@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from tinysleb.checkpoint.config import ModelConfig, block_prefix, tensor_shapes
 from tinysleb.errors import TinyslebError
+from tinysleb.plan import Plan
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,6 +79,11 @@ class Shortened:
     def _original(self, name: str) -> str:
         match = re.match(r"model\.layers\.(\d+)\.", name)
         return block_prefix(self.kept[int(match[1])]) + name[match.end() :] if match else name
+
+
+def shorten(weights: Weights, plan: Plan) -> Weights:
+    """`weights` without the blocks that `plan` removes. Nothing is copied."""
+    return Shortened(weights, plan.kept)
 
 
 def total_bytes(weights: Weights) -> int:

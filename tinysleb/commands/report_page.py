@@ -54,7 +54,7 @@ def _healing(plan: Plan) -> str:
         return ""
     texts = "".join(
         f"<tr><td>{escape(item['source'])}<td>{item['tokens']:.0f}"
-        + "".join(f"<td>{perplexity(item[name]):.2f}" for name in ("dense", "shortened", "healed"))
+        + "".join(f"<td>{perplexity(item[name]):.2f}" for name in ("original", "shortened", "healed"))
         + f"<td>{item['closed']:.0%}"
         for item in plan.healing["sources"]
     )
@@ -65,8 +65,8 @@ def _healing(plan: Plan) -> str:
     )
     return (
         "<h2>Healing</h2><p>Perplexity on windows of each text that were not fitted.</p>"
-        "<table><tr><th>text<th>tokens fitted<th>whole<th>shortened<th>healed<th>won back"
-        f"{texts}</table><p>Mean square error of the states above each block, relative to the whole "
+        "<table><tr><th>text<th>tokens fitted<th>original<th>shortened<th>healed<th>won back"
+        f"{texts}</table><p>Mean square error of the states above each block, relative to the original "
         "model's, with the old weights and with the new ones as they are stored.</p>"
         f"<table><tr><th>block<th>old<th>new<th>stored as<th>{blocks}</table>"
     )

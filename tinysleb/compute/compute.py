@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -13,6 +13,9 @@ from tinysleb.compute.distributed import Group, local_rank
 from tinysleb.compute.memory import Budget, MemoryPlan, plan_memory
 from tinysleb.formats.units import parse_bytes
 
+DEFAULT_MEMORY = "4GiB"
+ALONE = Group()
+"""One process that shares its work with nobody."""
 Progress = Callable[[str, float], None]
 """Called with a label and the fraction done, 0 to 1."""
 
@@ -24,7 +27,7 @@ class Compute:
     device: torch.device
     dtype: torch.dtype
     memory: Budget
-    group: Group = field(default_factory=Group)
+    group: Group = ALONE
 
     def memory_plan(
         self, weights: Weights, candidates: int, count: int, length: int, held: int = 0
@@ -34,12 +37,21 @@ class Compute:
         left = replace(self.memory, total=self.memory.total - held)
         return plan_memory(weights.config, candidates, (count, length), self.dtype.itemsize, left)
 
+    def between_stages(self) -> Compute:
+        """The same after a stage has freed its memory: what the process holds is measured anew."""
+        return replace(self, memory=measure_budget(self.device, self.memory.total))
 
-def compute_on(device_name: str, dtype_name: str, memory: str) -> Compute:
+
+def compute_on(
+    device_name: str = "auto",
+    dtype_name: str = "auto",
+    memory: str = DEFAULT_MEMORY,
+    group: Group = ALONE,
+) -> Compute:
     """Device, dtype and memory by their names; what the process holds is measured here."""
     total, device = parse_bytes(memory), choose_device(device_name, local_rank())
     make_current(device)
-    return Compute(device, choose_dtype(dtype_name, device), measure_budget(device, total))
+    return Compute(device, choose_dtype(dtype_name, device), measure_budget(device, total), group)
 
 
 def scaled(progress: Callable[[float], None], start: float, stop: float) -> Callable[[float], None]:

@@ -20,8 +20,7 @@ from torch import Tensor
 from tinysleb.checkpoint.weights import Shortened, Weights
 from tinysleb.compute.compute import Compute
 from tinysleb.heal.healed_weights import Healed, HealedTensors, Unrounded
-from tinysleb.heal.run import divided
-from tinysleb.heal.text import Source
+from tinysleb.heal.text import Source, split_windows
 from tinysleb.heal.walk import heal
 from tinysleb.plan import Plan, Round
 from tinysleb.search.evaluate import evaluate
@@ -62,7 +61,7 @@ def choose_healed(
         kept = tuple(index for index in range(plan.blocks) if index not in removed)
         with tempfile.TemporaryDirectory(dir=folder) as name:
             tensors = HealedTensors(Path(name))
-            heal(Unrounded(weights), kept, *divided(windows), compute, tensors, lambda _part: None)
+            heal(Unrounded(weights), kept, *split_windows(windows), compute, tensors, lambda _part: None)
             model = Healed(Shortened(weights, kept), tensors)
             losses = [evaluate(model, each, compute, lambda _part: None).loss for each in judges]
         return Choice(removed, sum(losses) / len(losses))
@@ -104,7 +103,7 @@ def _interleaved(parts: Sequence[Tensor]) -> Tensor:
 def _plan_of(plan: Plan, removed: tuple[int, ...]) -> Plan:
     if removed == plan.removed:
         return plan
-    rounds = tuple(Round(index, math.nan, 0.0, {}) for index in removed)
+    rounds = tuple(Round(index, math.nan, {}) for index in removed)
     return replace(
         plan, rounds=rounds, stopped=f"{plan.stopped or ''}; a run of blocks heals better".lstrip("; ")
     )

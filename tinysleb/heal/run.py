@@ -1,172 +1,254 @@
-"""From a plan to a healed model: texts, memory, the walk, and what it did to each kind of text."""
+"""From a plan to a healed model: texts, the choice of blocks, the walk, and what it did to each text."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from tinysleb.checkpoint.weights import Shortened, Weights
-from tinysleb.compute.compute import Compute, Progress
+from tinysleb.compute.compute import Compute, Progress, compute_on
+from tinysleb.compute.device import dtype_name
 from tinysleb.compute.memory import give_back_freed
 from tinysleb.errors import TinyslebError
+from tinysleb.heal import walk
+from tinysleb.heal.choose_blocks import choose_healed
 from tinysleb.heal.healed_weights import Healed, HealedTensors
-from tinysleb.heal.text import HealingText, Source, self_source, text_sources, window_length
-from tinysleb.heal.walk import RIDGE, STEP, HealedBlock, check_healable, heal, plan_healing_memory
+from tinysleb.heal.text import (
+    SELF_SOURCE,
+    HealingText,
+    Source,
+    self_source,
+    split_windows,
+    text_sources,
+    window_length,
+)
+from tinysleb.heal.walk import RIDGE, STEP, HealedBlock, check_healable, plan_healing_memory
 from tinysleb.plan import Plan, perplexity
 from tinysleb.search.evaluate import evaluate
 
-CHECKED = 8
-"""One window in so many decides whether a block is better off with its old weights."""
+Say = Callable[[str], None]
+HEAL_TOKENS = 32768
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Mean losses on windows of one source that were not fitted: whole, shortened and healed model."""
+    """Mean losses on windows of one source that were not fitted: original, shortened and healed model."""
 
     source: str
-    dense: float
+    original: float
     shortened: float
     healed: float
 
     @property
     def closed(self) -> float:
-        """The part of what shortening cost, in perplexity, that healing won back; negative if it harmed."""
-        dense, shortened, healed = map(perplexity, (self.dense, self.shortened, self.healed))
-        return (shortened - healed) / (shortened - dense) if shortened != dense else 0.0
+        """The fraction of the perplexity lost by shortening that healing won back; negative if it harmed."""
+        original, shortened, healed = map(perplexity, (self.original, self.shortened, self.healed))
+        return (shortened - healed) / (shortened - original) if shortened != original else 0.0
 
 
-def check_text(weights: Weights, text: HealingText) -> None:
-    """Before any slow work: raise TinyslebError if a model cannot be healed, or there is too little text."""
+@dataclass(frozen=True)
+class PreparedHealing:
+    """What healing will be fitted to, as far as it is known before the slow work: the texts' windows."""
+
+    text: HealingText
+    sources: tuple[Source, ...]
+
+
+def heal(
+    weights: Weights,
+    plan: Plan,
+    texts: Sequence[Path] = (),
+    *,
+    tokens: int = HEAL_TOKENS,
+    self_tokens: int | None = None,
+    seed: int = 0,
+    compute: Compute | None = None,
+    say: Say = lambda _line: None,
+    progress: Progress = lambda _what, _done: None,
+) -> tuple[Weights, Plan]:
+    """The model shortened by `plan` and healed, and the plan with what healing did.
+
+    `tokens` to heal on, `self_tokens` of them (half by default) sampled from the model itself, the others
+    from text files, or the default text. Healed tensors are kept in temporary files as long as the model is.
+    Raises TinyslebError if the model cannot be healed, or there is too little text or memory.
+    """
+    compute = compute or compute_on()
+    sampled = tokens // 2 if self_tokens is None else self_tokens
+    text = HealingText([Path(path) for path in texts], None, tokens, sampled, seed)
+    prepared = prepare_healing(weights, text, compute)
+    folder = tempfile.TemporaryDirectory(prefix="tinysleb-")
+    tensors = HealedTensors(Path(folder.name), owner=folder)
+    plan = heal_plan(weights, plan, prepared, compute, tensors, say=say, progress=progress)
+    return Healed(Shortened(weights, plan.kept), tensors), plan
+
+
+def prepare_healing(weights: Weights, text: HealingText, compute: Compute) -> PreparedHealing:
+    """Read the texts, and check all that can be checked before the slow work.
+
+    Raises TinyslebError if the model cannot be healed, or there is too little text or memory.
+    """
     check_healable(weights.config, weights)
     length = window_length(weights, text)
-    if text.tokens > text.sampled:
-        divided(torch.cat([source.fit for source in text_sources(weights, text)]))
-    elif text.tokens < 2 * length:
-        raise TinyslebError(f"healing needs two windows of {length} tokens, --heal-tokens is {text.tokens}")
-
-
-def check_memory(weights: Weights, text: HealingText, compute: Compute) -> None:
-    """Before any slow work: raise TinyslebError if a model cannot be healed within the memory."""
-    length = window_length(weights, text)
     plan_healing_memory(weights.config, (max(2, text.tokens // length), length), compute)
+    sources: tuple[Source, ...] = ()
+    if text.tokens > text.sampled:
+        sources = tuple(text_sources(weights, text))
+        split_windows(torch.cat([source.fit for source in sources]))
+    elif text.tokens < 2 * length:
+        raise TinyslebError(
+            f"healing needs two windows of {length} tokens, and is to use {text.tokens} tokens",
+            "raise --heal-tokens",
+        )
+    return PreparedHealing(text, sources)
 
 
-def run_healing(
+def heal_plan(
+    weights: Weights,
+    plan: Plan,
+    prepared: PreparedHealing,
+    compute: Compute,
+    healed: HealedTensors,
+    *,
+    runs_among: Sequence[int] | None = None,
+    say: Say,
+    progress: Progress,
+) -> Plan:
+    """Heal `weights` shortened by `plan`, keeping tensors in `healed`; the plan with what healing did.
+
+    `runs_among`: blocks whose runs of neighbours compete with the plan's blocks, judged after healing. Raises
+    TinyslebError as `walk.heal` does.
+    """
+    sources = _gather_sources(weights, prepared, compute, say, progress)
+    compared: dict[str, Any] = {}
+    if runs_among is not None:
+        plan, finalists = _choose(weights, plan, runs_among, sources, compute, healed.folder, say, progress)
+        compared = {"compared": finalists}
+    report = _heal_and_judge(weights, plan, sources, compute, healed, say, progress)
+    text = {"seed": prepared.text.seed, "ridge": RIDGE, "step": STEP}
+    return replace(plan, healing=text | _provenance(sources, compute) | report | compared)
+
+
+def _gather_sources(
+    weights: Weights, prepared: PreparedHealing, compute: Compute, say: Say, progress: Progress
+) -> list[Source]:
+    """The texts, and what the model writes itself if it can; if not, `say` says why."""
+    sources, text = list(prepared.sources), prepared.text
+    if not text.sampled:
+        return sources
+    try:
+        if text.token_file is not None:
+            raise TinyslebError("windows come from a file of tokens")
+        say(f"sampling {text.sampled} tokens from the model")
+        sources.append(self_source(weights, text, compute, partial(progress, "sampling text")))
+    except TinyslebError as error:
+        if not sources:
+            raise
+        say(f"no text is sampled from the model: {error.in_a_line}")
+    return sources
+
+
+def _choose(
+    weights: Weights,
+    plan: Plan,
+    allowed: Sequence[int],
+    sources: Sequence[Source],
+    compute: Compute,
+    folder: Path,
+    say: Say,
+    progress: Progress,
+) -> tuple[Plan, list[dict[str, Any]]]:
+    """The plan whose healed model is best, and the finalists as a plan is to say them."""
+    say(f"choosing by the healed loss: the search's blocks, or a run of {len(plan.removed)} neighbours")
+    choosing = partial(progress, "choosing by the healed loss")
+    plan, finalists = choose_healed(weights, plan, allowed, sources, compute, folder, choosing)
+    for choice in finalists:
+        blocks = ", ".join(map(str, choice.removed))
+        say(f"healed without {blocks}: perplexity {perplexity(choice.loss):.2f} on other windows")
+    return plan, [asdict(choice) for choice in finalists]
+
+
+def _heal_and_judge(
     weights: Weights,
     plan: Plan,
     sources: Sequence[Source],
-    seed: int,
     compute: Compute,
     healed: HealedTensors,
-    say: Callable[[str], None],
+    say: Say,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Heal `weights` shortened by `plan` on `sources`, which `seed` chose, keeping tensors in `healed`.
-
-    Returns what the plan is to say of it. Raises TinyslebError as `heal` does.
-    """
-    fit, check = divided(torch.cat([source.fit for source in sources]))
-    shape = (len(fit) + len(check), fit.shape[1])
-    memory = plan_healing_memory(weights.config, shape, compute)
+    """Heal, and measure what it did to windows of each source that were held back."""
+    fit, check = split_windows(torch.cat([source.fit for source in sources]))
+    memory = plan_healing_memory(weights.config, (len(fit) + len(check), fit.shape[1]), compute)
+    say(f"healing on {fit.numel()} tokens")
     if not memory.streams:
-        say("healing: hidden states go into files beside the output, since --memory does not hold them")
+        say("healing: hidden states go into temporary files, since they do not fit into memory")
     if not memory.direct:
-        say("healing: equations too wide for float64 within --memory are solved in float32, and refined")
+        say("healing: equations too wide for float64 in this memory are solved in float32, and refined")
     if fit.numel() < weights.config.intermediate:
         say(
             f"warning: healing on {fit.numel()} tokens, fewer than the {weights.config.intermediate} inputs "
             "it has to weigh; give more text"
         )
     shortened = Shortened(weights, plan.kept)
-    model = Healed(shortened, healed)
-    before = [_loss(each, source, compute) for source in sources for each in (weights, shortened)]
+    before = [_loss(model, source, compute) for source in sources for model in (weights, shortened)]
     give_back_freed()
-    blocks = heal(weights, plan.kept, fit, check, compute, healed, partial(progress, "healing"))
+    blocks = walk.heal(weights, plan.kept, fit, check, compute, healed, partial(progress, "healing"))
+    model = Healed(shortened, healed)
     outcomes = [
         Outcome(source.name, before[2 * i], before[2 * i + 1], _loss(model, source, compute))
         for i, source in enumerate(sources)
     ]
     for line in _summary(blocks, outcomes):
         say(line)
-    return _report(seed, sources, outcomes, blocks)
-
-
-def gathered(
-    weights: Weights, text: HealingText, compute: Compute, say: Callable[[str], None], progress: Progress
-) -> Iterator[Source]:
-    """The sources to heal on: texts, and what the model writes itself if it can; if not, `say` says why.
-
-    Raises TinyslebError if there is no text.
-    """
-    if text.tokens > text.sampled:
-        yield from text_sources(weights, text)
-    if not text.sampled:
-        return
-    try:
-        if text.token_file is not None:
-            raise TinyslebError("windows come from a file of tokens")
-        yield self_source(weights, text, compute, partial(progress, "sampling text"))
-    except TinyslebError as error:
-        if text.tokens <= text.sampled:
-            raise
-        say(f"no text is sampled from the model: {error.in_a_line}")
-
-
-def divided(windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Windows `[n, T]` to fit, and those of them that check the result, taken evenly."""
-    checked = torch.arange(len(windows)) % CHECKED == CHECKED - 1
-    if not checked.any():
-        checked[-1] = True
-    if checked.all():
-        raise TinyslebError("healing needs at least two windows of text", "give more text")
-    return windows[~checked], windows[checked]
+    return {
+        "window_length": fit.shape[1],
+        "sources": [_source_report(*pair) for pair in zip(sources, outcomes, strict=True)],
+        "blocks": [asdict(block) for block in blocks],
+    }
 
 
 def _loss(weights: Weights, source: Source, compute: Compute) -> float:
-    return evaluate(weights, source.held_back, compute, lambda _part: None).loss
+    return evaluate(weights, source.held_back, compute).loss
 
 
 def _summary(blocks: list[HealedBlock], outcomes: list[Outcome]) -> Iterator[str]:
-    for result in outcomes:
-        dense, shortened, healed = map(perplexity, (result.dense, result.shortened, result.healed))
+    for outcome in outcomes:
+        losses = (outcome.original, outcome.shortened, outcome.healed)
+        original, shortened, healed = map(perplexity, losses)
         yield (
-            f"healed on {result.source}: perplexity {dense:.2f} whole, {shortened:.2f} shortened, "
-            f"{healed:.2f} healed; {result.closed:.0%} won back"
+            f"healed on {outcome.source}: perplexity {original:.2f} original, {shortened:.2f} shortened, "
+            f"{healed:.2f} healed; {outcome.closed:.0%} won back"
         )
         if healed > shortened:
-            yield f"warning: on {result.source}, the healed model is worse than the shortened one"
+            yield f"warning: on {outcome.source}, the healed model is worse than the shortened one"
     if not any(block.healed for block in blocks):
-        yield "no block came nearer to the whole model, and all keep their weights; more text may help"
+        yield "no block came nearer to the original model, and all keep their weights; more text may help"
         return
-    recoded = sorted({block.type for block in blocks if block.healed})
+    types = sorted({block.type for block in blocks if block.healed})
     lost = sum(block.stored - block.after for block in blocks) / max(sum(b.after for b in blocks), 1e-30)
     yield (
         f"{sum(block.healed for block in blocks)} of {len(blocks)} blocks above the first gap healed, stored "
-        f"as {', '.join(recoded)}, which adds {lost:.2%} to their error"
+        f"as {', '.join(types)}, which adds {lost:.2%} to their error"
     )
 
 
-def _report(
-    seed: int, sources: Sequence[Source], outcomes: list[Outcome], blocks: list[HealedBlock]
-) -> dict[str, Any]:
-    fitted = [
-        {
-            **asdict(outcome),
-            "closed": outcome.closed,
-            "tokens": source.fit.numel(),
-            "text_sha256": source.sha256,
-        }
-        for source, outcome in zip(sources, outcomes, strict=True)
-    ]
+def _provenance(sources: Sequence[Source], compute: Compute) -> dict[str, Any]:
+    """How healing was computed, and on how many tokens in all and from the model itself."""
+    tokens = {source.name: source.fit.numel() for source in sources}
     return {
-        "ridge": RIDGE,
-        "step": STEP,
-        "seed": seed,
-        "window_length": sources[0].fit.shape[1],
-        "sources": fitted,
-        "blocks": [asdict(block) for block in blocks],
+        "dtype": dtype_name(compute.dtype),
+        "device": compute.device.type,
+        "tokens": sum(tokens.values()),
+        "self_tokens": tokens.get(SELF_SOURCE, 0),
     }
+
+
+def _source_report(source: Source, outcome: Outcome) -> dict[str, Any]:
+    fitted = {"tokens": source.fit.numel(), "text_sha256": source.sha256}
+    return {**asdict(outcome), "closed": outcome.closed, **fitted}

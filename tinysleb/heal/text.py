@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tinysleb.checkpoint.gguf_source import GgufWeights
@@ -30,6 +31,8 @@ from tinysleb.text.windows import Calibration, from_text, from_token_file
 WINDOW_LENGTH = 256
 HELD_BACK = 16
 """Windows of a source that it is evaluated on; never more than a quarter of them."""
+CHECKED = 8
+"""One window in so many decides whether a block is better off with its old weights."""
 SAMPLED_LENGTH = 128
 """Tokens of a sampled sequence, so that windows hold more than one: more sequences have more topics."""
 SAMPLED_AT_ONCE = 128
@@ -103,6 +106,16 @@ def text_sources(weights: Weights, wanted: HealingText) -> list[Source]:
     return [
         _source(from_text(tokenizer, files, length, None, wanted.seed, vocab_size), share) for files in texts
     ]
+
+
+def split_windows(windows: Tensor) -> tuple[Tensor, Tensor]:
+    """Windows `[n, T]` to fit, and those of them that check the result, taken evenly."""
+    checked = torch.arange(len(windows)) % CHECKED == CHECKED - 1
+    if not checked.any():
+        checked[-1] = True
+    if checked.all():
+        raise TinyslebError("healing needs at least two windows of text", "give more text")
+    return windows[~checked], windows[checked]
 
 
 def window_length(weights: Weights, wanted: HealingText) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tinysleb.checkpoint.weights import Weights
-from tinysleb.compute.compute import Compute, scaled
+from tinysleb.compute.compute import Compute, compute_on, scaled
 from tinysleb.model.chunks import chunks
 from tinysleb.plan import perplexity
 from tinysleb.search.kept_states import BASE
@@ -32,9 +32,13 @@ class Evaluation:
 
 
 def evaluate(
-    weights: Weights, tokens: Tensor, compute: Compute, progress: Callable[[float], None]
+    weights: Weights,
+    tokens: Tensor,
+    compute: Compute | None = None,
+    progress: Callable[[float], None] = lambda _done: None,
 ) -> Evaluation:
     """Score windows `[n, T]`, tokens 1 … T-1 of each, as many at a time as fit into memory."""
+    compute = compute or compute_on(dtype_name="float32")
     begin = time.monotonic()
     kept = range(weights.config.blocks)
     memory = compute.memory_plan(weights, 0, *tokens.shape)

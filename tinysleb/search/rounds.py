@@ -8,7 +8,6 @@ leader's beyond doubt; without it, every candidate sees every window.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -66,7 +65,6 @@ def search(
     check_target(plan.target, plan.blocks, allowed)
     states = KeptStates(compute.memory_plan(weights, len(allowed), *tokens.shape).states)
     while not plan.finished:
-        begin = time.monotonic()
         number, target = len(plan.rounds) + 1, plan.target
         kept = set(plan.kept)
         candidates = [index for index in allowed if index in kept]
@@ -77,7 +75,7 @@ def search(
         race.run(exact, scaled(report, (number - 1) / target, number / target))
         removed = race.leader
         states.remove(removed)
-        round_ = Round(removed, race.means[removed], time.monotonic() - begin, race.scores())
+        round_ = Round(removed, race.means[removed], race.scores())
         loss = race.means[BASE] if plan.loss is None else plan.loss
         plan = replace(plan, loss=loss, rounds=(*plan.rounds, round_))
         yield plan

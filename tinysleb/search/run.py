@@ -1,4 +1,4 @@
-"""From what a user asks for to a finished plan: calibrate, choose device and precision, search, resume."""
+"""From windows and a stopping rule to a finished plan: the metric's search, saved after every round."""
 
 from __future__ import annotations
 
@@ -14,148 +14,167 @@ from typing import Any
 from torch import Tensor
 
 from tinysleb import __version__
-from tinysleb.checkpoint.fingerprint import fingerprint
+from tinysleb.checkpoint.fingerprint import fingerprint, model_fingerprint, stored_types
 from tinysleb.checkpoint.weights import Shortened, Weights, total_bytes
 from tinysleb.compute.compute import Compute, Progress, compute_on
-from tinysleb.compute.device import choose_device, choose_dtype, dtype_name
-from tinysleb.compute.distributed import Group, local_rank
+from tinysleb.compute.device import dtype_name
+from tinysleb.compute.distributed import Group
 from tinysleb.compute.memory import describe_memory
 from tinysleb.errors import TinyslebError
 from tinysleb.formats.files import write_json
 from tinysleb.plan import PERPLEXITY, Plan, Round, perplexity, plan_from_json, plan_to_json, read_plan
+from tinysleb.search import rounds
 from tinysleb.search.evaluate import evaluate
 from tinysleb.search.metrics import best_run, check_metric, score_blocks
-from tinysleb.search.rounds import check_target, removable, search, sweeps_in_a_round
-from tinysleb.search.stopping import StoppingRule, ended
-from tinysleb.text.windows import Calibration, Windows, calibrate
+from tinysleb.search.rounds import check_target, removable, sweeps_in_a_round
+from tinysleb.search.stopping import StoppingRule, by_count, ended
+from tinysleb.text.windows import Calibration
 
 
 @dataclass(frozen=True)
 class SearchRequest:
-    """What a search is asked to do. `unfinished` is where its state is kept."""
+    """What a search is asked to do: until when, by which metric, over which blocks.
+
+    `keep_first` and `keep_last`: how many blocks at the bottom and at the top stay. `exact`: score all
+    candidates on all windows. `seed`: chose the windows, and chooses blocks where the metric is `random`.
+    """
 
     rule: StoppingRule
-    metric: str
-    windows: Windows
-    seed: int
-    keep_first: int
-    keep_last: int
-    exact: bool
-    device: str
-    dtype: str
-    memory: str
-    unfinished: Path
-    resume: bool
-    force: bool
+    metric: str = PERPLEXITY
+    seed: int = 0
+    keep_first: int = 1
+    keep_last: int = 1
+    exact: bool = False
+
+
+def search(
+    weights: Weights,
+    windows: Tensor,
+    *,
+    remove: int,
+    metric: str = PERPLEXITY,
+    exact: bool = False,
+    keep_first: int = 1,
+    keep_last: int = 1,
+    seed: int = 0,
+    compute: Compute | None = None,
+    progress: Progress = lambda _what, _done: None,
+) -> Plan:
+    """The plan that removes `remove` blocks of `weights`, found on `windows` `[n, T]`.
+
+    Raises TinyslebError if so many blocks cannot go, memory is too little, or a loss is not finite.
+    """
+    request = SearchRequest(by_count(remove), metric, seed, keep_first, keep_last, exact)
+    calibration = Calibration(windows, "windows given by the caller")
+    compute = compute or compute_on()
+    return run_search(weights, calibration, request, compute, say=lambda _line: None, progress=progress)
 
 
 def run_search(
     weights: Weights,
+    calibration: Calibration,
     request: SearchRequest,
-    group: Group,
+    compute: Compute,
+    *,
+    saved: Plan | None = None,
+    unfinished: Path | None = None,
     say: Callable[[str], None],
     progress: Progress,
 ) -> Plan:
-    """Search, saving the plan after every round; `say` is told what begins and what each round did.
+    """Search, saving the plan in `unfinished` after every round; `say` is told what each round did.
 
-    In a group of processes, the first one saves. Raises TinyslebError if the request cannot be met, before
-    any slow work where that can be known.
+    `saved`: an unfinished search of the same settings, to continue. In a group of processes, the first one
+    saves. Raises TinyslebError if the request cannot be met, before any slow work where that can be known.
     """
-    blocks, rule = weights.config.blocks, request.rule
-    allowed = removable(blocks, request.keep_first, request.keep_last)
-    check_target(rule.most, blocks, allowed)
-    check_metric(request.metric, rule.by_count_alone)
-    found = _saved(request, group)
-    if request.resume and found is None:
-        say(f"there is no {request.unfinished} to resume: the search begins anew")
-    calibration = calibrate(weights, request.windows, request.seed)
-    compute = _compute(request, found, group)
+    blocks, rule, group = weights.config.blocks, request.rule, compute.group
+    allowed = check_request(request, blocks)
     plan = Plan(blocks, rule.most, _settings(weights, calibration, compute, request))
     _check_same_everywhere(plan, group)
-    plan = _continued(plan, found, request.unfinished) if found else plan
+    if saved is not None:
+        plan = _continue(plan, saved, unfinished)
     for line in _announcement(plan, calibration, rule, compute, weights, len(allowed)):
         say(line)
-    every_loss = rule.increase is not None
-    rounds = search_by_metric(
-        weights, calibration.tokens, plan, compute,
-        allowed=allowed, exact=request.exact, every_loss=every_loss, progress=progress,
-    )  # fmt: skip
-    try:
-        while (finished := ended(rule, plan, weights)) is None:
-            plan = next(rounds)
-            if request.metric == PERPLEXITY and group.rank == 0:
-                write_json(request.unfinished, plan_to_json(plan))
-            say(_round_line(plan))
-    except KeyboardInterrupt:
-        if plan.rounds and request.metric == PERPLEXITY:
-            say(f"stopped after {len(plan.rounds)} rounds; the same command with --resume continues")
-        raise
+    following = _rounds(weights, calibration.tokens, plan, compute, request, allowed, progress)
+    while (finished := ended(rule, plan, weights)) is None:
+        begin = time.monotonic()
+        plan = next(following)
+        if unfinished is not None and request.metric == PERPLEXITY and group.rank == 0:
+            write_json(unfinished, plan_to_json(plan))
+        say(f"{_round_line(plan)}, {time.monotonic() - begin:.1f} s")
     return finished
 
 
-def search_by_metric(
+def check_request(request: SearchRequest, blocks: int) -> range:
+    """The blocks that may go, of a model of so many. Raises TinyslebError if the request cannot be met."""
+    allowed = removable(blocks, request.keep_first, request.keep_last)
+    check_target(request.rule.most, blocks, allowed)
+    check_metric(request.metric, request.rule.by_count_alone)
+    return allowed
+
+
+def read_unfinished(path: Path, resume: bool, force: bool, group: Group) -> Plan | None:
+    """The unfinished search at `path`, if it is to be continued; the same in all processes.
+
+    Raises TinyslebError if there is one, and it is neither to be continued nor to be replaced.
+    """
+    text = None
+    if group.rank == 0 and path.exists() and (resume or not force):
+        plan = read_plan(path)
+        if not resume:
+            raise TinyslebError(
+                f"{path} holds a search that stopped after {len(plan.rounds)} rounds",
+                "continue it with --resume, or start again with --force",
+            )
+        text = json.dumps(plan_to_json(plan))
+    text = group.same_text(text)
+    return None if text is None else plan_from_json(json.loads(text), path)
+
+
+def _rounds(
     weights: Weights,
     tokens: Tensor,
     plan: Plan,
     compute: Compute,
-    *,
+    request: SearchRequest,
     allowed: range,
-    exact: bool,
-    every_loss: bool,
     progress: Progress,
 ) -> Iterator[Plan]:
-    """`search` by the metric that `plan.settings` names, yielding the plan after each round.
+    """The plan after each round, by the metric asked for."""
+    if request.metric == PERPLEXITY:
+        return rounds.search(
+            weights, tokens, plan, compute, allowed=allowed, exact=request.exact, progress=progress
+        )
+    return _rounds_by_score(weights, tokens, plan, compute, request, allowed, progress)
 
-    Only SLEB knows the loss after every round; for the others the loss is measured without blocks removed
-    and with all, or after every round if `every_loss`.
-    """
-    metric = plan.settings.get("metric", PERPLEXITY)
-    if metric == PERPLEXITY:
-        yield from search(weights, tokens, plan, compute, allowed=allowed, exact=exact, progress=progress)
-        return
-    begin = time.monotonic()
-    scores = score_blocks(metric, weights, tokens, plan, compute, allowed, progress)
-    order = (
-        best_run(scores, plan.target) if metric == "cosine" else sorted(scores, key=lambda i: (scores[i], i))
-    )
+
+def _rounds_by_score(
+    weights: Weights,
+    tokens: Tensor,
+    plan: Plan,
+    compute: Compute,
+    request: SearchRequest,
+    allowed: range,
+    progress: Progress,
+) -> Iterator[Plan]:
+    """Rounds of a metric that scores blocks once. The loss is measured of the original model and at the end,
+    or after every round where the stopping rule asks for it."""
+    scores = score_blocks(request.metric, weights, tokens, plan, compute, allowed, progress)
+    if request.metric == "cosine":
+        order = best_run(scores, plan.target)
+    else:
+        order = sorted(scores, key=lambda index: (scores[index], index))
 
     def loss(kept: Sequence[int]) -> float:
         shorter = Shortened(weights, tuple(kept))
         return evaluate(shorter, tokens, compute, partial(progress, "evaluating")).loss
 
     plan = replace(plan, scores=scores, loss=loss(range(plan.blocks)))
-    for block in order[: plan.target]:
+    for number, block in enumerate(order[: plan.target], 1):
         kept = [index for index in plan.kept if index != block]
-        wanted = every_loss or len(plan.rounds) + 1 == plan.target
-        round_ = Round(block, loss(kept) if wanted else math.nan, time.monotonic() - begin, {})
+        measured = request.rule.increase is not None or number == plan.target
+        round_ = Round(block, loss(kept) if measured else math.nan, {})
         plan = replace(plan, rounds=(*plan.rounds, round_))
         yield plan
-        begin = time.monotonic()
-
-
-def _compute(request: SearchRequest, found: Plan | None, group: Group) -> Compute:
-    """As `compute_on`, the precision being that of the search found, or the first process's choice."""
-    dtype = request.dtype
-    if dtype == "auto":
-        dtype = found.settings.get("dtype", dtype) if found else dtype
-        chosen = choose_dtype(dtype, choose_device(request.device, local_rank()))
-        dtype = group.same_text(dtype_name(chosen)) or dtype
-    return replace(compute_on(request.device, dtype, request.memory), group=group)
-
-
-def _saved(request: SearchRequest, group: Group) -> Plan | None:
-    """The unfinished search there is, if it is to be continued; refuses to overwrite it unasked."""
-    text = None
-    if group.rank == 0 and request.unfinished.exists() and (request.resume or not request.force):
-        found = read_plan(request.unfinished)
-        if not request.resume:
-            raise TinyslebError(
-                f"{request.unfinished} holds a search that stopped after {len(found.rounds)} rounds",
-                "continue it with --resume, or start again with --force",
-            )
-        text = json.dumps(plan_to_json(found))
-    text = group.same_text(text)
-    return None if text is None else plan_from_json(json.loads(text), request.unfinished)
 
 
 def _check_same_everywhere(plan: Plan, group: Group) -> None:
@@ -169,15 +188,15 @@ def _check_same_everywhere(plan: Plan, group: Group) -> None:
             )
 
 
-def _continued(plan: Plan, found: Plan, where: Path) -> Plan:
-    """The rounds found, as many as are wanted, if they come from the same settings."""
+def _continue(plan: Plan, saved: Plan, where: Path | None) -> Plan:
+    """The saved rounds, as many as are wanted, if they come from the same settings."""
     for key, value in plan.settings.items():
-        if found.settings.get(key) != value:
+        if saved.settings.get(key) != value:
             raise TinyslebError(
-                f"{where} was made with {key} {found.settings.get(key)!r}, now it is {value!r}",
+                f"{where} was made with {key} {saved.settings.get(key)!r}, now it is {value!r}",
                 "resume with the same settings, or start again with --force",
             )
-    return replace(plan, loss=found.loss, rounds=found.rounds[: plan.target])
+    return replace(plan, loss=saved.loss, rounds=saved.rounds[: plan.target])
 
 
 def _settings(
@@ -185,8 +204,10 @@ def _settings(
 ) -> dict[str, Any]:
     return {
         "version": __version__,
-        "model": weights.path.resolve().name,
+        "model": printable_name(weights.path),
         "fingerprint": fingerprint(weights),
+        "model_fingerprint": model_fingerprint(weights),
+        "types": stored_types(weights),
         "metric": request.metric,
         "exact": request.exact,
         "seed": request.seed,
@@ -199,6 +220,11 @@ def _settings(
         "dtype": dtype_name(compute.dtype),
         "device": compute.device.type,
     }
+
+
+def printable_name(path: Path) -> str:
+    """A file's name as text that any encoding of Unicode can hold; bytes that are not UTF-8 are replaced."""
+    return path.resolve().name.encode("utf-8", "replace").decode()
 
 
 def _announcement(
@@ -227,4 +253,4 @@ def _round_line(plan: Plan) -> str:
         most = max(score.windows for score in round_.candidates.values())
         left_early = sum(score.windows < most for score in round_.candidates.values())
         line += f", {len(round_.candidates)} candidates ({left_early} left early)"
-    return f"{line}, {round_.seconds:.1f} s"
+    return line

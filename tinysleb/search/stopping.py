@@ -154,8 +154,7 @@ def _output_bytes(weights: Weights, plan: Plan, kept: tuple[int, ...]) -> int:
         around = weights.file.header_bytes + weights.file.alignment * tensors
     else:
         around = HEADER_BYTES_PER_TENSOR * tensors + _files_beside(weights.path)
-    rounds = tuple(replace(round_, seconds=0.0) for round_ in plan.rounds)  # processes must come to the same
-    text = json.dumps(plan_to_json(replace(plan, rounds=rounds)), indent=1)
+    text = json.dumps(plan_to_json(plan), indent=1)
     healing = HEALING_BYTES_PER_BLOCK * len(kept)
     return around + total_bytes(shorter) + len(text) + healing + PLAN_BYTES_MORE
 

@@ -18,11 +18,12 @@ from tinysleb.formats.files import read_text
 from tinysleb.text.tokenizer import Tokenizer, open_tokenizer
 
 DEFAULT_WINDOWS = 4
+WINDOW_LENGTH = 1024
 DEFAULT_SOURCE = "Python's own documentation (pydoc_data.topics)"
 
 
 @dataclass(frozen=True)
-class Windows:
+class WindowSource:
     """Where windows come from: texts or a token file, how many (None: as many as usual), how long."""
 
     texts: Sequence[Path]
@@ -44,7 +45,24 @@ class Calibration:
         return hashlib.sha256(self.tokens.to(torch.int32).numpy().tobytes()).hexdigest()
 
 
-def calibrate(weights: Weights, windows: Windows, seed: int | None) -> Calibration:
+def windows(
+    weights: Weights,
+    texts: Sequence[Path] = (),
+    *,
+    count: int | None = None,
+    length: int = WINDOW_LENGTH,
+    seed: int | None = 0,
+) -> Tensor:
+    """Windows `[n, T]` of text files, or of the default text: a sample, or with `seed` None those in order.
+
+    Raises TinyslebError if a text cannot be read, or is too short for one window.
+    """
+    return read_windows(
+        weights, WindowSource([Path(text) for text in texts], None, count, length), seed
+    ).tokens
+
+
+def read_windows(weights: Weights, windows: WindowSource, seed: int | None) -> Calibration:
     """The windows asked for: sampled with a seed, in order and all of them without one.
 
     Windows are never longer than the model's context. Raises TinyslebError if there are none.

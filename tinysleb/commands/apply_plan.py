@@ -1,0 +1,92 @@
+"""`tinysleb prune --plan`: apply a plan without a search. A GGUF is cut without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tinysleb.checkpoint.gguf_source import gguf_weights
+from tinysleb.checkpoint.open_model import open_model
+from tinysleb.checkpoint.weights import Weights
+from tinysleb.commands.console import Console, print_json, print_line
+from tinysleb.commands.options import refuse_unused
+from tinysleb.commands.prune_options import STOPPING, PruneOptions
+from tinysleb.commands.shortened import (
+    finish,
+    print_shortened,
+    read_fitting_plan,
+    refuse_outputs,
+)
+from tinysleb.commands.stopping_rule import stopping_rule
+from tinysleb.errors import TinyslebError
+from tinysleb.export.gguf_copy import COPIED_ONLY, write_unmodelled
+from tinysleb.export.job import plan_beside
+from tinysleb.formats.files import refuse_existing
+from tinysleb.formats.gguf_file import GgufFile, is_gguf, read_gguf
+from tinysleb.plan import Plan, plan_to_json, read_plan
+from tinysleb.search.stopping import ended
+
+if TYPE_CHECKING:
+    from tinysleb.commands.shortened import Heal
+
+COPYING = {"model", "output", "plan", "unknown_arrays", "force", "as_json"}
+"""The options that a model which is only copied can use."""
+
+
+def apply_plan(options: PruneOptions, plan_path: Path) -> None:
+    """Write the model without the blocks that a plan names, or without the first of them."""
+    console, file = Console(), None
+    if options.unknown_arrays or is_gguf(options.model):
+        file = read_gguf(options.model)
+        if options.unknown_arrays or file.values().get("general.architecture") in COPIED_ONLY:
+            _cut_unmodelled(file, options, plan_path, console)
+            return
+    weights = open_model(options.model) if file is None else gguf_weights(file)
+    refuse_outputs(options.model, options.out, options.force, options.model, plan_path)
+    plan = read_fitting_plan(plan_path, weights, options.force, console)
+    plan = _first_rounds(plan, plan_path, weights, options)
+    heal = _prepare_heal(weights, options, console) if options.heal else None
+    plan = finish(weights, plan, options.out, options.unknown_arrays, heal, console)
+    console.clear()
+    print_shortened(weights, plan, options.out, options.as_json, searched=False)
+
+
+def _prepare_heal(weights: Weights, options: PruneOptions, console: Console) -> Heal:
+    from tinysleb.commands.computing import choose_compute
+    from tinysleb.commands.healing import heal_with, prepare
+
+    compute = choose_compute(options)
+    return heal_with(weights, prepare(weights, options, compute), compute, console)
+
+
+def _first_rounds(plan: Plan, path: Path, weights: Weights, options: PruneOptions) -> Plan:
+    """The plan up to where the stopping rule that was given ends it; all of it if none was."""
+    if not any(getattr(options, name) is not None for name in STOPPING):
+        return plan
+    rule = stopping_rule(options, weights, range(plan.blocks))
+    finished = ended(rule, plan, weights)
+    if finished is None and rule.increase is not None:
+        return plan
+    if finished is None:
+        raise TinyslebError(
+            f"{path} removes {len(plan.rounds)} blocks, which is too few for {rule.name}",
+            "leave --plan out, to search for more",
+        )
+    return finished
+
+
+def _cut_unmodelled(file: GgufFile, options: PruneOptions, plan_path: Path, console: Console) -> None:
+    """Apply a plan to a GGUF whose family is not modelled: its bytes are copied, whatever they mean."""
+    why = "This model's blocks are copied unread, and the plan is applied whole"
+    usable = COPYING | ({"heal"} if options.heal is False else set())
+    refuse_unused(options.given, [name for name in options.given if name not in usable], why)
+    out, plan = options.out, read_plan(plan_path)
+    for path in (out, plan_beside(out)):
+        refuse_existing(path, options.force, file.path, plan_path)
+    for note in write_unmodelled(file, out, plan, options.unknown_arrays).notes:
+        console.say(note)
+    if options.as_json:
+        print_json({"output": str(out), **plan_to_json(plan)})
+        return
+    removed = ", ".join(map(str, plan.removed))
+    print_line(f"{out}: {len(plan.kept)} of {plan.blocks} blocks, without {removed}")

@@ -1,0 +1,124 @@
+"""What a person sees while a command runs: messages, progress, errors, and nothing that hides in them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+
+from tinysleb.errors import TinyslebError
+
+LONGEST_MESSAGE = 1500
+"""Characters of a message; what a file holds may be a name of megabytes."""
+SECONDS_BETWEEN_UPDATES = 0.2
+
+
+class Failure(click.ClickException):
+    """A problem the user can fix, as text: one line, and a hint."""
+
+    def __init__(self, error: TinyslebError) -> None:
+        super().__init__(printable(error.message))
+        self.hint = printable(error.hint)
+
+    def show(self, file: Any = None) -> None:
+        """Print it to stderr."""
+        click.echo(f"Error: {self.message}", err=True, file=file)
+        if self.hint:
+            click.echo(f"\nhint: {self.hint}", err=True, file=file)
+
+
+def printable(text: str) -> str:
+    """`text` in one line of bounded length, with no character that a terminal would act upon."""
+    cut = text if len(text) <= LONGEST_MESSAGE else text[: LONGEST_MESSAGE - 1] + "…"
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in cut)
+
+
+def print_line(text: str) -> None:
+    """A result for people, on stdout."""
+    click.echo(printable(text))
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """A result for programs, on stdout."""
+    click.echo(json.dumps(value, allow_nan=False))
+
+
+def duration(seconds: float) -> str:
+    """`12 s`, `3 min 05 s` or `1 h 20 min`."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+class Console:
+    """Messages on stderr, and below them one line of progress, rewritten in place where that is a terminal.
+
+    `stages`: how much work each stage of the job is, in any unit; the time left is that of the whole job.
+    `silent`: print nothing, as all processes but the first do.
+    """
+
+    def __init__(self, stages: Sequence[float] = (1.0,), silent: bool = False) -> None:
+        self.silent = silent
+        self.visible = sys.stderr.isatty() and not silent
+        self.clock = JobClock(stages)
+        self.shown = -SECONDS_BETWEEN_UPDATES
+
+    def say(self, line: str) -> None:
+        """Print a message, above the line of progress."""
+        if self.visible:
+            click.echo("\r\033[K", err=True, nl=False)
+        if not self.silent:
+            click.echo(printable(line), err=True)
+
+    def progress(self, what: str, done: float) -> None:
+        """Show the fraction `done` of the current stage, 0 to 1. One that falls begins the next stage."""
+        now = time.monotonic()
+        left = self.clock.seconds_left(done, now)
+        if not self.visible or now - self.shown < SECONDS_BETWEEN_UPDATES:
+            return
+        self.shown = now
+        estimate = "" if left is None else f", about {duration(left)} left"
+        line = printable(f"{what}: {done:.0%}{estimate}")[: shutil.get_terminal_size().columns - 1]
+        click.echo(f"\r\033[K{line}", err=True, nl=False)
+
+    def clear(self) -> None:
+        """Remove the line of progress, before a result is printed."""
+        if self.visible:
+            click.echo("\r\033[K", err=True, nl=False)
+
+
+class JobClock:
+    """The time a job of several stages still needs: a clock for each stage, an estimate for all.
+
+    What is left of the current stage follows from its own pace; later stages are taken to go at the pace of
+    all work so far. `works`: how much work each stage is.
+    """
+
+    FEWEST_DONE = 0.01
+    """Of a stage, before its pace says anything."""
+
+    def __init__(self, works: Sequence[float]) -> None:
+        self.works = list(works)
+        self.stage, self.done = 0, 0.0
+        self.job_began: float | None = None
+        self.stage_began = 0.0
+
+    def seconds_left(self, done: float, now: float) -> float | None:
+        """What is left at time `now`, in seconds, with the fraction `done` of the stage; None if unknown."""
+        if self.job_began is None:
+            self.job_began = self.stage_began = now
+        if done < self.done:
+            self.stage, self.stage_began = min(self.stage + 1, len(self.works) - 1), now
+        self.done = done
+        if done < self.FEWEST_DONE:
+            return None
+        stage_left = (now - self.stage_began) * (1 - done) / done
+        work_done = sum(self.works[: self.stage]) + done * self.works[self.stage]
+        pace = (now - self.job_began) / work_done
+        return stage_left + pace * sum(self.works[self.stage + 1 :])

@@ -1,0 +1,50 @@
+"""`tinysleb eval`: a model's perplexity on a text."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import click
+
+from tinysleb.checkpoint.open_model import open_model
+from tinysleb.commands.computing import choose_compute
+from tinysleb.commands.console import Console, print_json, print_line
+from tinysleb.commands.options import ComputeOptions, check_windows
+from tinysleb.search.evaluate import evaluate as evaluate_windows
+from tinysleb.text.windows import WindowSource, read_windows
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions(ComputeOptions):
+    """The options of `eval`."""
+
+    model: Path
+    texts: tuple[Path, ...]
+    token_file: Path | None
+    windows: int | None
+    window_length: int
+    as_json: bool
+
+    def __post_init__(self) -> None:
+        """Raise a usage error if there is no text, or two kinds of it."""
+        check_windows(self.given)
+        if not self.texts and self.token_file is None:
+            raise click.UsageError("Give a text with --text, or windows with --tokens.")
+
+
+def evaluate(options: EvalOptions) -> None:
+    """Print the perplexity on windows taken in order."""
+    weights, console = open_model(options.model), Console()
+    source = WindowSource(options.texts, options.token_file, options.windows, options.window_length)
+    tokens = read_windows(weights, source, seed=None).tokens
+    progress = partial(console.progress, f"evaluating {options.model}")
+    result = evaluate_windows(weights, tokens, choose_compute(options), progress)
+    console.clear()
+    if options.as_json:
+        print_json({"perplexity": result.perplexity, **asdict(result)})
+        return
+    print_line(f"perplexity         {result.perplexity:.4f}")
+    print_line(f"tokens             {result.tokens} in {result.windows} windows")
+    print_line(f"tokens per second  {result.tokens_per_second:.0f}")

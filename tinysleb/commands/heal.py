@@ -1,0 +1,37 @@
+"""`tinysleb heal`: apply a plan and heal, without a search."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tinysleb.checkpoint.open_model import open_model
+from tinysleb.commands.computing import choose_compute
+from tinysleb.commands.console import Console
+from tinysleb.commands.healing import heal_with, prepare
+from tinysleb.commands.options import HealingOptions
+from tinysleb.commands.shortened import finish, print_shortened, read_fitting_plan, refuse_outputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class HealOptions(HealingOptions):
+    """The options of `heal`."""
+
+    model: Path
+    plan: Path
+    output: Path
+    force: bool
+    as_json: bool
+
+
+def heal(options: HealOptions) -> None:
+    """Shorten a model by a plan, heal it, write it, and print what was written."""
+    console = Console()
+    weights = open_model(options.model)
+    refuse_outputs(options.model, options.output, options.force, options.model, options.plan)
+    plan = read_fitting_plan(options.plan, weights, options.force, console)
+    compute = choose_compute(options)
+    heal = heal_with(weights, prepare(weights, options, compute), compute, console)
+    plan = finish(weights, plan, options.output, None, heal, console)
+    console.clear()
+    print_shortened(weights, plan, options.output, options.as_json, searched=False)

@@ -1,0 +1,60 @@
+"""Options that several commands share, and which of them go together: what cannot be used is an error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import click
+
+Given = Mapping[str, str]
+"""The options on the command line: by their names in a dataclass, as a user writes them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeOptions:
+    """Where and how to compute. `given`: the options on the command line."""
+
+    memory: str
+    device: str
+    dtype: str
+    threads: int | None
+    given: Given = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HealingOptions(ComputeOptions):
+    """What to heal on."""
+
+    texts: tuple[Path, ...]
+    token_file: Path | None
+    seed: int
+    heal_tokens: int
+    self_text: int | None
+
+    def __post_init__(self) -> None:
+        """Raise a usage error for options that do not go together."""
+        check_windows(self.given)
+        if self.token_file is not None and self.self_text:
+            refuse_unused(self.given, ("self_text",), "With --tokens no text is sampled")
+
+
+def refuse_unused(given: Given, names: Iterable[str], why: str) -> None:
+    """Raise a usage error if any of `names` was given."""
+    if unused := [given[name] for name in names if name in given]:
+        raise click.UsageError(f"{why}, so that {' and '.join(unused)} cannot be used.")
+
+
+def refuse_several(given: Given, names: Iterable[str]) -> None:
+    """Raise a usage error if more than one of `names` was given."""
+    several = [given[name] for name in names if name in given]
+    if len(several) > 1:
+        raise click.UsageError(f"{' and '.join(several)} exclude each other: give one.")
+
+
+def check_windows(given: Given) -> None:
+    """Raise a usage error if windows come from a file of tokens, and other options speak of text."""
+    refuse_several(given, ("texts", "token_file"))
+    if "token_file" in given:
+        refuse_unused(given, ("window_length",), "Windows from --tokens keep their length")

@@ -1,0 +1,74 @@
+"""The options of `tinysleb prune`, and which of them go together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tinysleb.commands.options import ComputeOptions, HealingOptions, refuse_several, refuse_unused
+from tinysleb.commands.shortened import default_output
+from tinysleb.errors import TinyslebError
+from tinysleb.plan import PERPLEXITY
+
+STOPPING = ("remove", "ratio", "max_perplexity_increase", "fit", "speedup")
+SEARCH_ONLY = (
+    "exact", "resume", "windows", "window_length", "keep_first", "keep_last", "metric", "search",
+)  # fmt: skip
+HEALING_ONLY = ("heal_tokens", "self_text")
+COMPUTING = ("texts", "token_file", "seed", *ComputeOptions.__annotations__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneOptions(HealingOptions):
+    """The options of `prune`."""
+
+    model: Path
+    output: Path | None
+    remove: int | None
+    ratio: float | None
+    max_perplexity_increase: str | None
+    fit: str | None
+    speedup: float | None
+    keep_first: int
+    keep_last: int
+    windows: int | None
+    window_length: int
+    metric: str
+    search: str
+    exact: bool
+    heal: bool | None
+    plan: Path | None
+    unknown_arrays: str | None
+    resume: bool
+    force: bool
+    as_json: bool
+
+    def __post_init__(self) -> None:
+        """Raise a usage error for options that do not go together."""
+        super().__post_init__()
+        refuse_several(self.given, STOPPING)
+        if self.plan is not None:
+            self._check_with_plan()
+            return
+        if self.heal is False:
+            refuse_unused(self.given, HEALING_ONLY, "With --no-heal nothing is healed")
+        if self.metric != PERPLEXITY:
+            refuse_unused(self.given, ("exact", "resume"), f"--metric {self.metric} scores blocks once")
+        if self.search == "healed":
+            sizes = ("fit", "max_perplexity_increase")
+            refuse_unused(
+                self.given, sizes, "--search healed must know how many blocks go (--remove, --ratio)"
+            )
+            if self.heal is False:
+                raise TinyslebError("--search healed judges healed models, and there are none: --no-heal")
+
+    def _check_with_plan(self) -> None:
+        refuse_unused(self.given, SEARCH_ONLY, "With --plan there is no search")
+        if not self.heal:
+            unused = HEALING_ONLY + COMPUTING
+            refuse_unused(self.given, unused, "With --plan and without --heal nothing is computed")
+
+    @property
+    def out(self) -> Path:
+        """Where the shortened model goes."""
+        return self.output or default_output(self.model)

@@ -1,0 +1,33 @@
+"""`tinysleb report`: a plan as a page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tinysleb.commands.console import print_json, print_line
+from tinysleb.commands.report_page import report_html
+from tinysleb.formats.files import refuse_existing, replaced_file
+from tinysleb.plan import read_plan
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """The options of `report`."""
+
+    plan: Path
+    output: Path
+    force: bool
+    as_json: bool
+
+
+def report(options: ReportOptions) -> None:
+    """Write the page, and print where."""
+    plan = read_plan(options.plan)
+    refuse_existing(options.output, options.force, options.plan)
+    with replaced_file(options.output) as temporary:
+        temporary.write_text(report_html(plan), encoding="utf-8")
+    if options.as_json:
+        print_json({"output": str(options.output)})
+    else:
+        print_line(str(options.output))

@@ -1,0 +1,112 @@
+"""`tinysleb prune` without a plan: search, heal and write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tinysleb.checkpoint.config import block_parameter_count, parameter_count
+from tinysleb.checkpoint.open_model import open_model
+from tinysleb.checkpoint.weights import Weights, total_bytes
+from tinysleb.commands.computing import choose_compute
+from tinysleb.commands.console import Console
+from tinysleb.commands.healing import heal_with, prepare_unless
+from tinysleb.commands.prune_options import PruneOptions
+from tinysleb.commands.shortened import finish, print_shortened, refuse_outputs
+from tinysleb.commands.stopping_rule import stopping_rule
+from tinysleb.compute.distributed import Group, joined
+from tinysleb.errors import TinyslebError
+from tinysleb.export.writers import check_cuttable
+from tinysleb.formats.files import refuse_full_disk
+from tinysleb.heal.run import PreparedHealing
+from tinysleb.search.run import SearchRequest, check_request, read_unfinished, run_search
+from tinysleb.search.stopping import StoppingRule
+from tinysleb.text.windows import Calibration, WindowSource, read_windows
+
+RACING, SAMPLING, HEALING = 0.35, 2.0, 1.0
+"""What a token costs at each block in a search, in sampling and in healing, in block passes, about."""
+
+
+def search_blocks(options: PruneOptions) -> None:
+    """Search, in all processes that torchrun started; heal, write and print, in the first."""
+    weights = open_model(options.model)
+    refuse_outputs(options.model, options.out, options.force, options.model)
+    check_cuttable(weights, options.unknown_arrays)
+    with joined() as group:
+        try:
+            _search_and_write(weights, options, group)
+        except SystemExit as error:
+            if group.size == 1:
+                raise
+            raise TinyslebError(
+                f"process {group.rank} of this search was ended, which happens when another one is lost",
+                "the rounds that were finished are saved: the same command with --resume continues",
+            ) from error
+
+
+def _search_and_write(weights: Weights, options: PruneOptions, group: Group) -> None:
+    unfinished = options.out.with_name(options.out.name + ".unfinished.json")
+    request = _request(weights, options)
+    allowed = check_request(request, weights.config.blocks)
+    saved = read_unfinished(unfinished, options.resume, options.force, group)
+    source = WindowSource(options.texts, options.token_file, options.windows, options.window_length)
+    calibration = read_windows(weights, source, options.seed)
+    compute = choose_compute(options, group, saved)
+    prepared = prepare_unless(weights, options, compute, options.heal, options.fit)
+    console = Console(_works(weights, calibration, request.rule, prepared), silent=group.rank > 0)
+    if options.resume and saved is None:
+        console.say(f"there is no {unfinished} to resume: the search begins anew")
+    if isinstance(prepared, str) and options.search == "healed":
+        raise TinyslebError(f"--search healed judges healed models, and there are none: {prepared}")
+    if isinstance(prepared, str) and options.heal is None:
+        console.say(f"not healed: {prepared}")
+    try:
+        plan = run_search(
+            weights, calibration, request, compute,
+            saved=saved, unfinished=unfinished, say=console.say, progress=console.progress,
+        )  # fmt: skip
+        if group.rank > 0:
+            return
+        heal = None
+        if isinstance(prepared, PreparedHealing):
+            runs_among = allowed if options.search == "healed" else None
+            heal = heal_with(weights, prepared, compute, console, runs_among)
+        plan = finish(weights, plan, options.out, options.unknown_arrays, heal, console)
+    except KeyboardInterrupt:
+        _say_how_to_continue(unfinished, console)
+        raise
+    unfinished.unlink(missing_ok=True)
+    console.clear()
+    print_shortened(weights, plan, options.out, options.as_json, searched=True)
+
+
+def _request(weights: Weights, options: PruneOptions) -> SearchRequest:
+    """What to search for. Raises TinyslebError if the disk has no space for the result."""
+    allowed = range(options.keep_first, weights.config.blocks - options.keep_last)
+    rule = stopping_rule(options, weights, allowed)
+    if rule.by_count_alone:
+        kept = 1 - rule.most * block_parameter_count(weights.config) / parameter_count(weights.config)
+        refuse_full_disk(options.out, int(kept * total_bytes(weights)))
+    return SearchRequest(
+        rule, options.metric, options.seed, options.keep_first, options.keep_last, options.exact
+    )
+
+
+def _works(
+    weights: Weights, calibration: Calibration, rule: StoppingRule, prepared: PreparedHealing | str
+) -> list[float]:
+    """How much work each stage is, in tokens that pass a block; a search of n candidates is n²/2 passes."""
+    blocks = weights.config.blocks
+    rounds = range(blocks, max(blocks - rule.most, 1), -1)
+    works = [RACING * calibration.tokens.numel() * sum(candidates**2 / 2 for candidates in rounds)]
+    if isinstance(prepared, PreparedHealing):
+        text = prepared.text
+        works += [SAMPLING * text.sampled * blocks] if text.sampled else []
+        works += [HEALING * text.tokens * blocks]
+    return works
+
+
+def _say_how_to_continue(unfinished: Path, console: Console) -> None:
+    if unfinished.exists():
+        console.say(
+            "stopped; the rounds that were finished are saved: the same command with --resume continues"
+        )

@@ -1,0 +1,105 @@
+"""What `prune` and `heal` share: a plan's fit to a model, paths, and writing the shortened model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tinysleb.checkpoint.config import parameter_count
+from tinysleb.checkpoint.fingerprint import is_same_model
+from tinysleb.checkpoint.weights import Shortened, Weights
+from tinysleb.commands.console import Console, print_json, print_line
+from tinysleb.errors import TinyslebError
+from tinysleb.export.job import plan_beside
+from tinysleb.export.writers import own_format, write
+from tinysleb.formats.files import refuse_existing, temporary_folder
+from tinysleb.plan import Plan, perplexity, plan_to_json, read_plan
+
+if TYPE_CHECKING:
+    from tinysleb.heal.healed_weights import HealedTensors
+
+    Heal = Callable[[Plan, HealedTensors], Plan]
+    """Heals the model shortened by a plan into files, and returns the plan with what it did."""
+
+
+def default_output(model: Path) -> Path:
+    """The model's name with `-sleb`, in the current directory; of the same kind as the model."""
+    if model.is_dir():
+        return Path(f"{model.resolve().name}-sleb")
+    return Path(f"{model.stem}-sleb{model.suffix if model.suffix == '.gguf' else ''}")
+
+
+def refuse_outputs(model: Path, out: Path, force: bool, *inputs: Path) -> None:
+    """Before any slow work: refuse the output, and the plan beside it, where they may not be written."""
+    refuse_existing(out, force, *inputs)
+    if not model.is_dir():
+        refuse_existing(plan_beside(out), force, *inputs)
+
+
+def read_fitting_plan(path: Path, weights: Weights, force: bool, console: Console) -> Plan:
+    """A plan from a file, for this model.
+
+    Raises TinyslebError if it was made for another one: always if the number of blocks differs, and without
+    `force` if the weights do.
+    """
+    plan = read_plan(path)
+    if plan.blocks != weights.config.blocks:
+        raise TinyslebError(
+            f"{path} is for a model of {plan.blocks} blocks, {weights.path} has {weights.config.blocks}"
+        )
+    if not force and not is_same_model(plan.settings, weights):
+        other = plan.settings.get("model", "unnamed")
+        raise TinyslebError(
+            f"{path} was made for another model ({other}), not for {weights.path}",
+            "search again without --plan, or apply it all the same with --force",
+        )
+    for block, where in ((0, "first"), (plan.blocks - 1, "last")):
+        if block in plan.removed:
+            console.say(f"warning: the plan removes the {where} block, which few models survive")
+    return plan
+
+
+def finish(
+    weights: Weights,
+    plan: Plan,
+    out: Path,
+    unknown_arrays: str | None,
+    heal: Heal | None,
+    console: Console,
+) -> Plan:
+    """Heal if `heal` is given, and write. Returns the plan with what healing did."""
+    plan = replace(plan, healing={})  # of a plan from a file: what was done to another output
+    with ExitStack() as stack:
+        model: Weights = Shortened(weights, plan.kept)
+        if heal is not None and plan.removed:
+            from tinysleb.heal.healed_weights import Healed, HealedTensors
+
+            healed = HealedTensors(stack.enter_context(temporary_folder(out)))
+            plan = heal(plan, healed)
+            model = Healed(Shortened(weights, plan.kept), healed)
+        console.say(f"writing {out}")
+        written = write(
+            model, out, plan, output_format=own_format(weights), unknown_arrays=unknown_arrays, force=True
+        )
+        for note in written.notes:
+            console.say(note)
+    return plan
+
+
+def print_shortened(weights: Weights, plan: Plan, out: Path, as_json: bool, searched: bool) -> None:
+    """What was written, and what it costs."""
+    before, after = (parameter_count(c) for c in (weights.config, weights.config.shortened(plan.kept)))
+    if as_json:
+        print_json({"output": str(out), "parameters": after, **plan_to_json(plan)})
+        return
+    removed = ", ".join(map(str, plan.removed)) or "none"
+    print_line(f"{out}: {len(plan.kept)} of {plan.blocks} blocks, without {removed}")
+    print_line(f"parameters: {before:,} -> {after:,} ({after / before:.0%})")
+    if searched and plan.loss is not None and not math.isnan(plan.rounds[-1].loss):
+        first, last = perplexity(plan.loss), perplexity(plan.rounds[-1].loss)
+        what = "the calibration text, before healing" if plan.healing else "the calibration text"
+        print_line(f"perplexity on {what}: {first:.2f} -> {last:.2f}")

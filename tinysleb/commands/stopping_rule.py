@@ -1,0 +1,24 @@
+"""The stopping rule that a command line names."""
+
+from __future__ import annotations
+
+from tinysleb.checkpoint.weights import Weights
+from tinysleb.commands.prune_options import PruneOptions
+from tinysleb.search import stopping
+from tinysleb.search.stopping import StoppingRule
+
+DEFAULT_RATIO = 0.2
+
+
+def stopping_rule(options: PruneOptions, weights: Weights, allowed: range) -> StoppingRule:
+    """The rule that the options name, or a fifth of the blocks. Raises TinyslebError if it cannot be met."""
+    config, most = weights.config, min(len(allowed), weights.config.blocks - 1)
+    if options.remove is not None:
+        return stopping.by_count(options.remove)
+    if options.speedup is not None:
+        return stopping.by_speedup(options.speedup, config, most)
+    if options.fit is not None:
+        return stopping.by_size(options.fit, weights, allowed)
+    if options.max_perplexity_increase is not None:
+        return stopping.by_perplexity(options.max_perplexity_increase, most)
+    return stopping.by_ratio(DEFAULT_RATIO if options.ratio is None else options.ratio, config)
