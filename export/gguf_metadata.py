@@ -20,6 +20,7 @@ from tinysleb.export.gguf_limits import ignored_window
 from tinysleb.export.gguf_vocab import add_vocabulary
 from tinysleb.formats.files import read_json_object
 from tinysleb.formats.gguf_file import GgufValue
+from tinysleb.formats.model_files import check_read_files
 
 
 def checkpoint_metadata(
@@ -30,6 +31,7 @@ def checkpoint_metadata(
     `config` gives the shape (it may be shorter than the folder's), `folder` the files around the weights.
     Raises TinyslebError if the tokenizer cannot be expressed.
     """
+    check_read_files(folder)  # the gguf package opens them by name
     values = read_json_object(folder / "config.json")
     writer = GGUFWriter(None, config.architecture.gguf)
     writer.add_type(gguf.GGUFType.MODEL)

@@ -15,19 +15,16 @@ from tinysleb.checkpoint.weights import Weights, total_bytes
 from tinysleb.export.job import SHARD_BYTES, Job, Written
 from tinysleb.export.model_card import model_card
 from tinysleb.formats.files import read_json_object, read_text, replaced_folder
+from tinysleb.formats.model_files import model_files, skipped_files
 from tinysleb.formats.safetensors_file import write_safetensors
 
-COPIED_SUFFIXES = (".json", ".jinja", ".model", ".txt", ".md")
-"""Tokenizer, generation, chat template, licence and model card; weights and code are not copied."""
-NOT_COPIED = ("config.json", INDEX_NAME, "pytorch_model.bin.index.json", "plan.json")
-TEMPLATE_FOLDER = "additional_chat_templates"
 CARD_NAME = "README.md"
 
 
 def write_job(job: Job[HuggingfaceWeights]) -> Written:
     """As `tinysleb.export.writers.write`: the folder's other files are copied."""
     write_huggingface(job.model, job.source.folder, job.kept, job.out, job.plan, job.shard_bytes)
-    return Written()
+    return Written(notes=tuple(f"not copied: {what}" for what in skipped_files(job.source.folder)))
 
 
 def write_huggingface(
@@ -45,11 +42,10 @@ def write_huggingface(
     written as `plan.json`, and what it did as a model card.
     """
     with replaced_folder(out) as temporary:
-        for file in sorted(folder.iterdir()):
-            named = file.name.startswith("LICENSE") or file.suffix in COPIED_SUFFIXES
-            if file.is_file() and named and file.name not in NOT_COPIED:
-                shutil.copyfile(file, temporary / file.name)
-        _copy_named_templates(folder / TEMPLATE_FOLDER, temporary / TEMPLATE_FOLDER)
+        for file in model_files(folder):
+            copy = temporary / file.relative_to(folder)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, copy)
         original = read_json_object(folder / "config.json")
         config = cut_config(original, kept, weights.config)
         write_json_file(temporary / "config.json", config)
@@ -61,13 +57,6 @@ def write_huggingface(
                 base_model = folder.resolve().name
             _write_card(temporary / CARD_NAME, base_model, plan)
         write_shards(weights, temporary, shard_bytes)
-
-
-def _copy_named_templates(source: Path, target: Path) -> None:
-    """Chat templates besides the usual one, where they are files of their own."""
-    for file in sorted(source.glob("*.jinja")):
-        target.mkdir(exist_ok=True)
-        shutil.copyfile(file, target / file.name)
 
 
 def cut_config(config: dict[str, Any], kept: Sequence[int], shape: ModelConfig) -> dict[str, Any]:

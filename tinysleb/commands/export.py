@@ -63,9 +63,11 @@ def export(options: ExportOptions) -> None:
 
 
 def _export_folder(model: Path, out: Path, options: ExportOptions) -> None:
-    weights = open_model(model)
+    weights, console = open_model(model), Console()
     size = parse_bytes(options.shard_size)
-    write(weights, out, output_format=HUGGINGFACE, shard_bytes=size, force=options.force)
+    written = write(weights, out, output_format=HUGGINGFACE, shard_bytes=size, force=options.force)
+    for note in written.notes:
+        console.say(note)
     if options.as_json:
         print_json({"output": str(out), "blocks": weights.config.blocks})
     else:

@@ -8,14 +8,17 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tinysleb.errors import TinyslebError
+from tinysleb.formats.model_files import foreign_file
 
 LARGEST_JSON_BYTES = 256 * 1024 * 1024
+LONGEST_NAME_BYTES = 200
+"""Of an output. File systems take 255; temporary files, plans and unfinished searches have longer names."""
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -49,26 +52,64 @@ def read_text(path: Path) -> str:
 def refuse_existing(path: Path, force: bool, *inputs: Path) -> None:
     """Refuse, before any slow work, an output that may not be written.
 
-    Nothing that holds an input is ever replaced, nor a folder that is not a model's; with `force`, an
-    existing file or model folder is.
+    With `force`, an existing file is replaced, and a folder that holds a model and nothing else. Whatever
+    holds one of the `inputs` is never replaced. Raises TinyslebError.
     """
+    _check_name(path)
+    try:
+        _check_existing(path, force, inputs)
+        if not path.parent.is_dir():
+            raise TinyslebError(f"the folder {path.parent} does not exist", "create it first")
+    except OSError as error:
+        raise TinyslebError(f"cannot write {path}: {error.strerror}", "choose another output") from error
+    if not os.access(path.parent, os.W_OK):
+        raise TinyslebError(f"the folder {path.parent} cannot be written to", "choose another output")
+
+
+def _check_existing(path: Path, force: bool, inputs: Sequence[Path]) -> None:
+    """Refuse to replace what may not be replaced."""
     for source in inputs:
         if path.exists() and source.exists() and _holds(path, source):
             raise TinyslebError(
                 f"{path} is the input itself, or part of it, or holds it", "choose another output"
             )
-    if path.exists() and not force:
+    if (path.exists() or path.is_symlink()) and not force:
         raise TinyslebError(f"{path} exists already", "choose another output, or replace it with --force")
-    if path.is_dir() and not (path / "config.json").is_file():
+    if path.is_dir():
+        _check_replaceable(path)
+    elif path.exists() and not path.is_file():
+        raise TinyslebError(f"{path} is neither a file nor a folder", "choose another output")
+
+
+def _check_name(path: Path) -> None:
+    """Refuse a name that could not be written, or not with what is put before and behind it meanwhile."""
+    try:
+        length = max((len(part.encode("utf-8")) for part in path.parts), default=0)
+    except UnicodeEncodeError as error:
+        raise TinyslebError(f"the output's name {str(path)!a} is not UTF-8", "choose another") from error
+    if path.name in ("", "..") or "\0" in str(path):
+        raise TinyslebError(f"{str(path)!r} is not a name that can be written to", "choose another output")
+    if length > LONGEST_NAME_BYTES:
         raise TinyslebError(
-            f"{path} is a folder that holds no model, and is not replaced", "choose another output"
+            f"the output's name {path.name[:40]!r}… has {length} bytes",
+            f"choose one of at most {LONGEST_NAME_BYTES}",
         )
-    if path.exists() and not path.is_file() and not path.is_dir():
-        raise TinyslebError(f"{path} is no file and no folder, and is not replaced", "choose another output")
-    if not path.parent.is_dir():
-        raise TinyslebError(f"the folder {path.parent} does not exist", "create it first")
-    if not os.access(path.parent, os.W_OK):
-        raise TinyslebError(f"the folder {path.parent} cannot be written to", "choose another output")
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Refuse to replace a folder that is not a model's, or holds something else as well."""
+    if folder.is_symlink():
+        raise TinyslebError(f"{folder} is a link to a folder, which is not replaced", "choose another output")
+    foreign = foreign_file(folder)
+    if (folder / "config.json").is_file() and foreign is not None:
+        raise TinyslebError(
+            f"{folder} is not replaced, since {foreign.relative_to(folder)} in it is not a model's file",
+            "choose another output, or move that file away",
+        )
+    if foreign is not None or not any(folder.glob("*.safetensors")):
+        raise TinyslebError(
+            f"{folder} is a folder that holds no model, and is not replaced", "choose another output"
+        )
 
 
 def refuse_full_disk(path: Path, needed: int) -> None:
@@ -117,6 +158,7 @@ def replaced_folder(path: Path) -> Iterator[Path]:
             if file.is_file():
                 _flush(file)
         if path.exists():
+            _check_replaceable(path)  # again: files may have come since
             with _temporary_name(path) as old:
                 path.rename(old)
                 try:

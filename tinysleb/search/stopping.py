@@ -12,6 +12,7 @@ from tinysleb.checkpoint.config import ModelConfig, block_parameter_count
 from tinysleb.checkpoint.gguf_source import GgufWeights
 from tinysleb.checkpoint.weights import Shortened, Weights, total_bytes
 from tinysleb.errors import TinyslebError
+from tinysleb.formats.model_files import model_files
 from tinysleb.formats.units import format_bytes, parse_bytes
 from tinysleb.plan import Plan, perplexity, plan_to_json
 
@@ -20,7 +21,6 @@ HEALING_BYTES_PER_BLOCK = 300
 """What a plan says of a healed block."""
 PLAN_BYTES_MORE = 8192
 """Of the plan's times, its reason, and the model card's own text."""
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".gguf")
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,6 @@ def _output_bytes(weights: Weights, plan: Plan, kept: tuple[int, ...]) -> int:
 
 
 def _files_beside(path: Path) -> int:
-    """What a folder holds besides its weights: nearly all of it is copied."""
+    """The bytes of what is copied besides the weights."""
     folder = path if path.is_dir() else path.parent
-    files = [file for file in folder.iterdir() if file.is_file() and file.suffix not in WEIGHT_SUFFIXES]
-    return sum(file.stat().st_size for file in files)
+    return sum(file.stat().st_size for file in model_files(folder))
