@@ -92,14 +92,10 @@ class Unrounded:
 
 @dataclass(frozen=True)
 class HealedTensors:
-    """Encoded tensors by their names in the shortened model, each in a file of its own in `folder`.
-
-    `owner`: whatever deletes the folder when nothing refers to it any more.
-    """
+    """Encoded tensors by their names in the shortened model, each in a file of its own in `folder`."""
 
     folder: Path
     tensors: dict[str, GgufTensor] = field(default_factory=dict)
-    owner: object = None
 
     def add(self, name: str, shape: Sequence[int], data: Bytes, type_: GGMLQuantizationType) -> None:
         """Keep what `encode` made of a tensor."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -82,8 +84,8 @@ def heal(
     sampled = tokens // 2 if self_tokens is None else self_tokens
     text = HealingText([Path(path) for path in texts], None, tokens, sampled, seed)
     prepared = prepare_healing(weights, text, compute)
-    folder = tempfile.TemporaryDirectory(prefix="tinysleb-")
-    tensors = HealedTensors(Path(folder.name), owner=folder)
+    tensors = HealedTensors(Path(tempfile.mkdtemp(prefix="tinysleb-")))
+    weakref.finalize(tensors, shutil.rmtree, tensors.folder, ignore_errors=True)
     plan = heal_plan(weights, plan, prepared, compute, tensors, say=say, progress=progress)
     return Healed(Shortened(weights, plan.kept), tensors), plan
 
