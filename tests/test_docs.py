@@ -1,35 +1,121 @@
-"""The documentation says what is there."""
+"""The documentation, and the hints of errors, say what is there: commands, options, files, code, messages."""
 
 from __future__ import annotations
 
+import ast
 import re
+import shlex
+import textwrap
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 
+from reference import CORPUS
 from tinysleb.checkpoint.architectures import ARCHITECTURES
 from tinysleb.cli import main
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md")))
+TROUBLES = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+SOURCES = sorted([*ROOT.glob("tinysleb/**/*.py"), *ROOT.glob("export/*.py")])
+OTHERS = {
+    "--allow-requantize": "llama-quantize",
+    "--spec-type": "llama-server",
+    "--nproc-per-node": "torchrun",
+}
+"""Options of other programs that hints and documentation name."""
+QUICKER = {
+    "prune": ["--no-heal", "--windows", "2", "--window-length", "64"],
+    "heal": ["--text", "FILE", "--self-text", "0", "--heal-tokens", "2048"],
+}
+"""What makes a documented command end in a second on a tiny model."""
+
+
+def options() -> set[str]:
+    """Every option of every command, and where other files' options come from: the benchmarks' parsers."""
+    parameters = [parameter for command in main.commands.values() for parameter in command.params]
+    of_commands = {name for parameter in parameters for name in parameter.opts + parameter.secondary_opts}
+    benchmarks = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("benchmarks/*.py"))
+    declared = set(re.findall(r'add_argument\("(--[a-z-]+)"', benchmarks))
+    return of_commands | declared | OTHERS.keys() | {"--help", "--version"}
+
+
+def commands(text: str) -> list[str]:
+    """The whole command lines of tinysleb in a Markdown page: `tinysleb …` and lines after a `$`."""
+    lines = re.findall(r"`(?:\.venv/bin/)?(tinysleb [a-z]+ [^`…]+)`", text)
+    return lines + re.findall(r"^\$ (?:\.venv/bin/)?(tinysleb [a-z]+ .+)$", text, re.MULTILINE)
+
+
+@cache
+def strings() -> tuple[str, ...]:
+    """Every string in the code, with … for what is filled in."""
+    found: list[str] = []
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = [str(v.value) if isinstance(v, ast.Constant) else "…" for v in node.values]
+                found.append("".join(parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return tuple(found)
 
 
 @pytest.mark.parametrize("name", main.commands)
 def test_every_command_has_help_and_is_in_the_readme(name: str) -> None:
     command = main.commands[name]
     assert command.help
-    assert f"tinysleb {name}" in README
-    options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
-    assert all(option.help for option in options)
+    assert f"`tinysleb {name} " in README
+    given = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
+    assert all(option.help for option in given)
 
 
-def test_options_named_in_the_documentation_exist() -> None:
-    known = {opt for command in main.commands.values() for p in command.params for opt in p.opts}
-    known |= {"--help", "--version"}
-    for path in (ROOT / "README.md", *ROOT.glob("docs/*.md")):
-        for line in re.findall(r"^tinysleb .*$", path.read_text(encoding="utf-8"), re.MULTILINE):
-            assert set(re.findall(r"--[a-z-]+", line)) <= known, line
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_options_named_in_the_documentation_exist(path: Path) -> None:
+    found = re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", path.read_text(encoding="utf-8"))
+    assert set(found) <= options()
+
+
+def test_options_named_in_messages_and_hints_exist() -> None:
+    found = {name for string in strings() for name in re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", string)}
+    assert len(found) > 20
+    assert found <= options()
+
+
+@pytest.mark.parametrize("line", sorted({line for path in PAGES for line in commands(path.read_text())}))
+def test_commands_in_the_documentation_run(
+    line: str, run: Callable[..., Any], sentencepiece_folder: Path, tiny_gguf: Path, tmp_path: Path
+) -> None:
+    """On a tiny model, with files of the names that stand there."""
+    (tmp_path / "models").mkdir()
+    (tmp_path / "MODEL").symlink_to(sentencepiece_folder)
+    (tmp_path / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf").symlink_to(tiny_gguf)
+    for name in ("PLAN", "plan.json"):
+        (tmp_path / name).write_text('{"blocks": 6, "removed": [3, 1]}')
+    (tmp_path / "FILE").write_text("".join(CORPUS) * 20, encoding="utf-8")
+    words = shlex.split(line.replace("--remove 6", "--remove 2"))[1:]
+    quicker = QUICKER.get(words[0], []) if "--plan" not in words or words[0] == "heal" else ()
+    result = run(*words, *quicker)
+    assert result.exit_code == 0, result.output
+
+
+def test_commands_in_hints_are_commands() -> None:
+    """Those that are written out, with MODEL."""
+    lines = [line for string in strings() for line in re.findall(r"tinysleb ([a-z]+ MODEL[^;`:,…]*)", string)]
+    assert lines
+    for name, *words in map(str.split, lines):
+        main.commands[name].make_context(name, words)
+
+
+def test_targets_named_in_the_documentation_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for path in PAGES:
+        for target in re.findall(r"(?:`|^)make ([a-z]+)", path.read_text(encoding="utf-8"), re.MULTILINE):
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"{path.name}: make {target}"
 
 
 def test_every_family_is_in_the_readme() -> None:
@@ -37,6 +123,41 @@ def test_every_family_is_in_the_readme() -> None:
 
 
 def test_files_named_in_the_documentation_exist() -> None:
-    for path in (ROOT / "README.md", *ROOT.glob("docs/*.md")):
-        for name in re.findall(r"`((?:tinysleb|export|docs|tests|benchmarks)/[\w./-]+)`", path.read_text()):
+    for path in PAGES:
+        text = path.read_text(encoding="utf-8")
+        for name in re.findall(r"`((?:tinysleb|export|docs|tests|benchmarks)/[\w./-]+)`", text):
             assert (ROOT / name).exists(), f"{path.name} names {name}"
+        for name in re.findall(r"\]\(([\w./-]+)\)", text):
+            assert (path.parent / name).exists(), f"{path.name} links to {name}"
+
+
+def quotations() -> Iterator[tuple[Path, str]]:
+    """Blocks of Python that begin with the path of the file that they are taken from."""
+    for path in PAGES:
+        for block in re.findall(r"^```python\n(.*?)^```", path.read_text(encoding="utf-8"), re.M | re.S):
+            if (first := re.match(r"# ([\w/]+\.py)\n", block)) is not None:
+                yield ROOT / first[1], block[first.end() :]
+
+
+def test_code_in_the_documentation_is_that_of_the_code() -> None:
+    quoted = list(quotations())
+    assert len(quoted) >= 3
+    for path, block in quoted:
+        indented = (textwrap.indent(block, " " * columns) for columns in (0, 4, 8))
+        source = path.read_text(encoding="utf-8")
+        assert any(version in source for version in indented), f"{path.name} has no longer\n{block}"
+
+
+@pytest.mark.parametrize("heading", re.findall(r"^### `(.*)`$", TROUBLES, re.MULTILINE))
+def test_messages_in_the_documentation_are_those_of_the_code(heading: str) -> None:
+    if heading.startswith("command not found"):
+        return
+    pattern = re.compile(".*".join(re.escape(part.strip()) for part in heading.split("…")), re.DOTALL)
+    assert any(pattern.search(string) for string in strings())
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_lines_fit_into_a_terminal(path: Path) -> None:
+    text = re.sub(r"^```console\n.*?^```", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
+    long = [line for line in text.splitlines() if len(line) > 110 and not line.startswith("|")]
+    assert long == []
