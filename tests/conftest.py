@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+
+# As the command line does, before torch is loaded: threads that spin make tests on a busy machine take hours.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 import torch
@@ -19,7 +23,7 @@ REAL_MODEL = Path(__file__).parent.parent / "models" / "SmolLM2-135M-Instruct.Q4
 
 SDIST = "llama-cpp-python==0.3.36"
 
-torch.set_num_threads(2)
+torch.set_num_threads(min(2, torch.get_num_threads()))
 
 
 @pytest.fixture(scope="session")

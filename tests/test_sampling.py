@@ -9,6 +9,8 @@ import torch
 
 from reference import FAMILIES, make_llama, make_model, make_variant, transformers_model
 from tinysleb.checkpoint.open_model import open_model
+from tinysleb.checkpoint.weights import Weights
+from tinysleb.errors import TinyslebError
 from tinysleb.model.forward import forward
 from tinysleb.model.sampling import draw, sample
 
@@ -45,11 +47,60 @@ def test_the_most_probable_tokens_are_those_of_transformers(tmp_path: Path) -> N
     assert torch.equal(found, expected)
 
 
-def test_draws_follow_the_softmax() -> None:
-    logits = torch.tensor([0.0, 1.0, 2.0, -30.0]).expand(20_000, 4)
-    found = torch.bincount(draw(logits, 0.5, torch.Generator().manual_seed(0)), minlength=4) / 20_000
-    expected = (logits[0] / 0.5).softmax(0)
-    torch.testing.assert_close(found, expected, rtol=0, atol=0.01)
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_draws_follow_the_softmax(temperature: float) -> None:
+    """Pearson's chi-square of many draws from a thousand probabilities, most of them small."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(1000, generator=generator)
+    count = 200_000
+    drawn = torch.cat([draw(logits.expand(2000, 1000), temperature, generator) for _ in range(count // 2000)])
+    expected = (logits.double() / temperature).softmax(0) * count
+    common = expected >= 5  # where the distribution of the statistic is known
+    seen = torch.bincount(drawn, minlength=1000)
+    observed = torch.cat([seen[common], seen[~common].sum()[None]])
+    expected = torch.cat([expected[common], expected[~common].sum()[None]])
+    degrees = len(expected) - 1
+    statistic = ((observed - expected) ** 2 / expected.clamp_min(1)).sum()
+    assert abs(statistic - degrees) < 4 * (2 * degrees) ** 0.5
+
+
+def test_impossible_tokens_are_not_drawn() -> None:
+    """At either end, and between; a certain one always is."""
+    logits = torch.full((4000, 9), -torch.inf)
+    logits[:, [2, 5]] = 0.0
+    assert set(draw(logits, 1.0, torch.Generator().manual_seed(0)).tolist()) == {2, 5}
+    logits[:, 5] = -torch.inf
+    assert set(draw(logits, 1.0, torch.Generator().manual_seed(0)).tolist()) == {2}
+
+
+def test_draws_do_not_depend_on_threads() -> None:
+    logits = torch.randn(100, 50_000, generator=torch.Generator().manual_seed(1))
+    before, found = torch.get_num_threads(), []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        found.append(draw(logits, 1.0, torch.Generator().manual_seed(2)))
+    torch.set_num_threads(before)
+    assert torch.equal(*found)
+
+
+def test_probabilities_that_are_not_finite_are_refused() -> None:
+    logits = torch.zeros(3, 10)
+    logits[1, 4] = torch.nan
+    with pytest.raises(TinyslebError, match="not finite"):
+        draw(logits, 1.0, torch.Generator().manual_seed(0))
+
+
+def test_each_tensor_is_read_once(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, read = open_model(tiny_folder), list[str]()
+    tensor = type(weights).tensor
+
+    def counted(self: Weights, name: str, *rows: int) -> torch.Tensor:
+        read.append(name)
+        return tensor(self, name, *rows)
+
+    monkeypatch.setattr(type(weights), "tensor", counted)
+    sample(weights, PROMPTS, 12, torch.float32, CPU, seed=0, at_once=2)
+    assert sorted(read) == sorted(weights.tensors)
 
 
 def test_the_seed_decides(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from tinysleb.checkpoint.config import ModelConfig, block_parameter_count, block_shapes
 from tinysleb.errors import TinyslebError
 from tinysleb.formats.units import format_bytes
-from tinysleb.model.chunks import CALL_TOKENS, TOKEN_CHUNK, VOCABULARY_CHUNK
+from tinysleb.model.chunks import CALL_TOKENS, DRAWN_AT_ONCE, TOKEN_CHUNK, VOCABULARY_CHUNK
 
 SPARE_STREAMS = 3
 """Streams besides the candidates': the base twice, while it is copied, and the copy that scoring makes."""
@@ -64,7 +64,7 @@ def plan_memory(
             f"at least {format_bytes(rounded_up(budget.total - free + window))} would do, "
             "or a shorter --window-length",
         )
-    block = block_parameter_count(config) * item_bytes
+    block = block_bytes(config, item_bytes)
     ahead = free >= window + block
     free -= block if ahead else 0
     fitting = min(count, free // window)
@@ -89,13 +89,56 @@ def describe_memory(plan: MemoryPlan, windows: int, sweeps: int, model_bytes: in
 
 
 def working_bytes(config: ModelConfig, length: int, item_bytes: int) -> int:
-    """Memory besides the hidden states: a block, its reading, one call's activations, the head's chunk."""
-    largest = max(shape[0] * shape[-1] for shape in block_shapes(config).values())
-    block = block_parameter_count(config) * item_bytes + largest * 8
-    tokens = max(length, CALL_TOKENS)
-    activations = tokens * (3 * config.intermediate + 8 * config.width) * 4
-    head = VOCABULARY_CHUNK * (config.width * (8 + item_bytes) + 2 * TOKEN_CHUNK * 4)
-    return block + max(activations, head)
+    """Memory besides the hidden states, with matrices of `item_bytes` a value: one block, the tensor being
+    read, and the larger of one call's activations and the head's chunk, which are never there together."""
+    at_work = max(activation_bytes(config, max(length, CALL_TOKENS)), head_bytes(config, item_bytes))
+    return block_bytes(config, item_bytes) + reading_bytes(config) + at_work
+
+
+def block_bytes(config: ModelConfig, item_bytes: int) -> int:
+    """One block."""
+    return block_parameter_count(config) * item_bytes
+
+
+def reading_bytes(config: ModelConfig) -> int:
+    """A block's largest matrix while it is read: as stored and as float32, each at most 4 bytes a value."""
+    return max(shape[0] * shape[-1] for shape in block_shapes(config).values()) * (4 + 4)
+
+
+def activation_bytes(config: ModelConfig, tokens: int) -> int:
+    """What a block holds while `tokens` go through it, all as if in float32."""
+    gate_up_and_product = 3 * config.intermediate
+    states_and_sums = 2 * config.width
+    normed_before_each_half = 2 * config.width
+    queries_keys_values_and_mixed = 4 * config.width
+    return (
+        tokens
+        * (gate_up_and_product + states_and_sums + normed_before_each_half + queries_keys_values_and_mixed)
+        * 4
+    )
+
+
+def head_bytes(config: ModelConfig, item_bytes: int) -> int:
+    """One chunk of the head and what is computed from it: the logits of a chunk of tokens."""
+    rows_as_stored_and_as_float32 = VOCABULARY_CHUNK * config.width * (4 + 4)
+    rows = VOCABULARY_CHUNK * config.width * item_bytes
+    logits_and_their_float32 = 2 * TOKEN_CHUNK * VOCABULARY_CHUNK * 4
+    return rows_as_stored_and_as_float32 + rows + logits_and_their_float32
+
+
+def sampling_bytes(config: ModelConfig, count: int, length: int, item_bytes: int) -> int:
+    """What sampling `count` sequences of `length` tokens at once needs, the model included."""
+    vocabulary_rows = config.vocab_size * config.width
+    blocks = config.blocks * block_bytes(config, item_bytes)
+    embedding_and_head = (1 if config.tied else 2) * vocabulary_rows * item_bytes
+    embedding_as_read = vocabulary_rows * 4
+    caches = 2 * config.blocks * count * config.kv_heads * length * config.head_dim * item_bytes
+    logits = count * config.vocab_size * item_bytes
+    logits_scaled_and_their_softmax = DRAWN_AT_ONCE * config.vocab_size * (4 + 4 + 4)
+    cumulative_probabilities = DRAWN_AT_ONCE * config.vocab_size * 8
+    activations = activation_bytes(config, count)
+    model = blocks + embedding_and_head + embedding_as_read
+    return model + caches + activations + logits + logits_scaled_and_their_softmax + cumulative_probabilities
 
 
 def give_back_freed() -> None:

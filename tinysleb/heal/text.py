@@ -20,11 +20,11 @@ from tinysleb.checkpoint.gguf_source import GgufWeights
 from tinysleb.checkpoint.huggingface_source import HuggingfaceWeights
 from tinysleb.checkpoint.weights import Weights
 from tinysleb.compute.compute import Compute
-from tinysleb.compute.memory import give_back_freed
+from tinysleb.compute.memory import give_back_freed, sampling_bytes
 from tinysleb.errors import TinyslebError
 from tinysleb.formats.files import read_json_object, read_text
 from tinysleb.formats.units import format_bytes
-from tinysleb.model.sampling import cache_bytes, resident_model_bytes, sample
+from tinysleb.model.sampling import sample
 from tinysleb.text.tokenizer import Tokenizer, open_tokenizer
 from tinysleb.text.windows import Calibration, from_text, from_token_file
 
@@ -144,7 +144,8 @@ def self_source(
     in_a_window = max(1, window // SAMPLED_LENGTH)
     length = -(-window // in_a_window)
     prompts = self_prompts(weights, (count + held) * in_a_window, wanted.seed)
-    least = sampling_bytes(weights, min(SAMPLED_AT_ONCE, len(prompts)), length, compute.dtype.itemsize)
+    count_at_once = min(SAMPLED_AT_ONCE, len(prompts))
+    least = sampling_bytes(weights.config, count_at_once, length, compute.dtype.itemsize)
     if compute.memory.resident + least > compute.memory.total:
         raise TinyslebError(
             f"the whole model does not fit into --memory {format_bytes(compute.memory.total)}, "
@@ -158,14 +159,6 @@ def self_source(
     give_back_freed()
     windows = sequences.view(count + held, -1)[:, :window]
     return Source(SELF_SOURCE, windows[held:], windows[:held])
-
-
-def sampling_bytes(weights: Weights, count: int, length: int, item_bytes: int) -> int:
-    """What sampling `count` sequences at once takes: model, cache, and five copies of the logits."""
-    logits = 5 * count * weights.config.vocab_size * 4
-    largest = weights.config.vocab_size * weights.config.width * 4  # as read, before it is rounded
-    model = resident_model_bytes(weights, item_bytes)
-    return model + largest + cache_bytes(weights, count, length, item_bytes) + logits
 
 
 def self_prompts(weights: Weights, count: int, seed: int) -> list[list[int]]:

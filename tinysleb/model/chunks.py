@@ -10,6 +10,8 @@ TOKEN_CHUNK = 1024
 """Tokens whose logits over one chunk of the vocabulary are held at a time."""
 QUERY_CHUNK = 128
 """Queries whose attention scores are held at a time, where attention is computed in chunks."""
+DRAWN_AT_ONCE = 8
+"""Sequences whose probabilities are held at a time while tokens are drawn: few enough for a cache."""
 CALL_TOKENS = 2048
 """Tokens that go through a block in one call, unless one window is longer."""
 

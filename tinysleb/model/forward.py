@@ -272,10 +272,14 @@ def head_name(config: ModelConfig) -> str:
     return "model.embed_tokens.weight" if config.tied else "lm_head.weight"
 
 
+def head_norm(weights: Weights, device: torch.device) -> Tensor:
+    """The last norm's weight, float32 `[width]`, divided as the logits are to be."""
+    return weights.tensor("model.norm.weight").to(device, torch.float32) / weights.config.logit_divisor
+
+
 def final_norm(weights: Weights, hidden: Tensor, dtype: torch.dtype) -> Tensor:
     """What the head is applied to, in `dtype`: the states, normed and divided as the logits are to be."""
-    weight = weights.tensor("model.norm.weight").to(hidden.device, torch.float32)
-    return rms_norm(hidden, weight / weights.config.logit_divisor, weights.config.norm_eps).to(dtype)
+    return rms_norm(hidden, head_norm(weights, hidden.device), weights.config.norm_eps).to(dtype)
 
 
 def logits(weights: Weights, hidden: Tensor, dtype: torch.dtype) -> Tensor:

@@ -12,18 +12,29 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tinysleb.checkpoint.config import block_parameter_count
+from tinysleb.checkpoint.config import ModelConfig
 from tinysleb.checkpoint.weights import Weights
+from tinysleb.errors import TinyslebError
 from tinysleb.model.blocks import Block, load_block
-from tinysleb.model.forward import at_position, block_forward, empty_cache, final_norm, head_name, places
+from tinysleb.model.chunks import DRAWN_AT_ONCE
+from tinysleb.model.forward import (
+    at_position,
+    block_forward,
+    empty_cache,
+    head_name,
+    head_norm,
+    places,
+    rms_norm,
+)
 
 
 @dataclass(frozen=True)
 class _Resident:
-    """A model in memory: its blocks, embedding and head."""
+    """A model in memory: its blocks, embedding, last norm and head."""
 
     blocks: list[Block]
     embedding: Tensor
+    norm: Tensor
     head: Tensor
 
 
@@ -38,12 +49,13 @@ def sample(
     seed: int,
     temperature: float = 1.0,
     at_once: int = 64,
-    progress: Callable[[float], None] = lambda _part: None,
+    progress: Callable[[float], None] = lambda _fraction: None,
 ) -> Tensor:
     """Continue each of `prompts` (at least one token each) to `length` tokens: int64 `[n, length]`.
 
     Tokens are drawn from the softmax of the logits divided by `temperature`; the most probable ones are
-    taken if it is 0. `at_once`: sequences in a batch. The same seed gives the same tokens.
+    taken if it is 0. `at_once`: sequences in a batch. The same seed gives the same tokens. Raises
+    TinyslebError if a probability is not finite.
     """
     model = _load(weights, dtype, device)
     generator = torch.Generator().manual_seed(seed)
@@ -52,7 +64,7 @@ def sample(
         row[: len(prompt)] = torch.tensor(prompt[:length])
     for first in range(0, len(prompts), at_once):
         batch = tokens[first : first + at_once]
-        for position, logits in _steps(weights, model, batch, device):
+        for position, logits in _steps(weights.config, model, batch, device):
             drawn = draw(logits, temperature, generator)
             following = batch[:, position + 1]
             batch[:, position + 1] = torch.where(following < 0, drawn, following)
@@ -61,12 +73,33 @@ def sample(
     return tokens
 
 
+def draw(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
+    """One token for each row of logits `[n, vocabulary]`, on the CPU: the first at which the cumulative
+    probability reaches a uniform number. The number of threads changes nothing."""
+    if temperature == 0:
+        return logits.argmax(-1).cpu()
+    drawn = []
+    for rows in torch.split(logits, DRAWN_AT_ONCE):
+        probabilities = (rows.cpu().float() / temperature).softmax(-1)
+        cumulative = probabilities.cumsum(-1, dtype=torch.float64)
+        total = cumulative[:, -1:]
+        if not total.isfinite().all():
+            raise TinyslebError(
+                "the model cannot write text: its probabilities are not finite",
+                "the weights may be damaged, or need float32",
+            )
+        # above 0 and at most the total, so that a token without any probability is never drawn
+        uniform = 1 - torch.rand(len(rows), 1, dtype=torch.float64, generator=generator)
+        drawn.append(torch.searchsorted(cumulative, uniform * total)[:, 0])
+    return torch.cat(drawn)
+
+
 def _steps(
-    weights: Weights, model: _Resident, tokens: Tensor, device: torch.device
+    config: ModelConfig, model: _Resident, tokens: Tensor, device: torch.device
 ) -> Iterator[tuple[int, Tensor]]:
     """Each position but the last, and the logits `[n, vocabulary]` after it; by then the caller has filled
     in the token there."""
-    config, (count, length) = weights.config, tokens.shape
+    count, length = tokens.shape
     dtype = model.embedding.dtype
     stack = places(config, length, device)
     shape = (count, config.kv_heads, length, config.head_dim)
@@ -76,21 +109,8 @@ def _steps(
         hidden = hidden * config.embedding_scale
         for block, place, cache in zip(model.blocks, stack, caches, strict=True):
             hidden = block_forward(hidden, block, config, at_position(place, position), cache)
-        normed = final_norm(weights, hidden[:, 0], dtype)
-        yield position, F.linear(normed, model.head).float()
-
-
-def resident_model_bytes(weights: Weights, item_bytes: int) -> int:
-    """What `sample` holds of a model, in bytes."""
-    config = weights.config
-    matrices = config.blocks * block_parameter_count(config)
-    return (matrices + (1 if config.tied else 2) * config.vocab_size * config.width) * item_bytes
-
-
-def cache_bytes(weights: Weights, count: int, length: int, item_bytes: int) -> int:
-    """What the key/value cache of so many sequences takes, in bytes."""
-    config = weights.config
-    return 2 * config.blocks * count * config.kv_heads * length * config.head_dim * item_bytes
+        normed = rms_norm(hidden[:, 0], model.norm, config.norm_eps).to(dtype)
+        yield position, F.linear(normed, model.head)
 
 
 def _load(weights: Weights, dtype: torch.dtype, device: torch.device) -> _Resident:
@@ -98,13 +118,4 @@ def _load(weights: Weights, dtype: torch.dtype, device: torch.device) -> _Reside
     embedding = weights.tensor("model.embed_tokens.weight").to(device, dtype)
     head = embedding if config.tied else weights.tensor(head_name(config)).to(device, dtype)
     blocks = [load_block(weights, index, dtype, device) for index in range(config.blocks)]
-    return _Resident(blocks, embedding, head)
-
-
-def draw(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
-    """One token for each row of logits `[n, vocabulary]`, on the CPU."""
-    if temperature == 0:
-        return logits.argmax(-1).cpu()
-    # Gumbel's trick: the largest of logit + noise is a draw from the softmax, without one
-    uniform = torch.rand(logits.shape, generator=generator).clamp_min_(torch.finfo(torch.float32).tiny)
-    return (logits.cpu() / temperature - uniform.log_().neg_().log_()).argmax(-1)
+    return _Resident(blocks, embedding, head_norm(weights, device), head)
