@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -97,3 +98,17 @@ def test_the_policy_is_set_before_torch_is_loaded(given: str | None, expected: s
     environment |= {"OMP_WAIT_POLICY": given} if given else {}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
     assert done.stdout.split() == [expected, "False"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="another OpenMP shows its settings otherwise")
+def test_commands_wait_passively(tiny_folder: Path, tmp_path: Path) -> None:
+    """OpenMP itself says which policy it took when it was loaded."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    command = ["eval", str(tiny_folder), "--tokens", "t.npy", "--threads", "1"]
+    np.save(tmp_path / "t.npy", np.ones((1, 8), np.int32))
+    done = subprocess.run(
+        [sys.executable, "-m", "tinysleb", *command],
+        env=environment | {"OMP_DISPLAY_ENV": "true"}, cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "OMP_WAIT_POLICY = 'PASSIVE'" in done.stderr
