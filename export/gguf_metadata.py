@@ -16,6 +16,7 @@ from gguf.gguf_writer import GGUFValue, GGUFWriter
 from tinysleb.checkpoint.config import ModelConfig, parameter_count
 from tinysleb.checkpoint.rotary import Rotary
 from tinysleb.errors import TinyslebError
+from tinysleb.export.front_matter import CARD_NAME, check_card
 from tinysleb.export.gguf_limits import ignored_window
 from tinysleb.export.gguf_vocab import add_vocabulary
 from tinysleb.formats.files import read_json_object
@@ -32,6 +33,7 @@ def checkpoint_metadata(
     Raises TinyslebError if the tokenizer cannot be expressed.
     """
     check_read_files(folder)  # the gguf package opens them by name
+    check_card(folder / CARD_NAME)
     values = read_json_object(folder / "config.json")
     writer = GGUFWriter(None, config.architecture.gguf)
     writer.add_type(gguf.GGUFType.MODEL)

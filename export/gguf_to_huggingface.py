@@ -12,7 +12,8 @@ from tinysleb.checkpoint.gguf_source import GgufWeights
 from tinysleb.checkpoint.weights import TensorInfo, Weights
 from tinysleb.errors import TinyslebError
 from tinysleb.export.config_json import config_json
-from tinysleb.export.huggingface import CARD_NAME, write_json_file, write_shards
+from tinysleb.export.front_matter import CARD_NAME
+from tinysleb.export.huggingface import write_json_file, write_shards
 from tinysleb.export.job import Job, Written
 from tinysleb.export.model_card import card_from_metadata
 from tinysleb.formats.files import replaced_folder

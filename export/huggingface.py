@@ -12,13 +12,12 @@ from typing import Any
 from tinysleb.checkpoint.config import ModelConfig
 from tinysleb.checkpoint.huggingface_source import INDEX_NAME, SINGLE_NAME, HuggingfaceWeights
 from tinysleb.checkpoint.weights import Weights, total_bytes
+from tinysleb.export.front_matter import CARD_NAME, read_card
 from tinysleb.export.job import SHARD_BYTES, Job, Written
 from tinysleb.export.model_card import model_card
-from tinysleb.formats.files import read_json_object, read_text, replaced_folder
+from tinysleb.formats.files import read_json_object, replaced_folder
 from tinysleb.formats.model_files import model_files, skipped_files
 from tinysleb.formats.safetensors_file import write_safetensors
-
-CARD_NAME = "README.md"
 
 
 def write_job(job: Job[HuggingfaceWeights]) -> Written:
@@ -86,7 +85,7 @@ def _is_token_list(key: str) -> bool:
 
 def _write_card(path: Path, base_model: str, plan: dict[str, Any]) -> None:
     """In place of the original's card, which was copied there."""
-    card = read_text(path) if path.is_file() else ""
+    card = read_card(path) if path.is_file() else ""
     path.write_text(model_card(card, base_model, plan), encoding="utf-8")
 
 
