@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tinysleb.checkpoint.config import ModelConfig, block_parameter_count, block_prefix
+from tinysleb.checkpoint.damage import not_finite
 from tinysleb.checkpoint.weights import Weights
 from tinysleb.compute.compute import Compute
 from tinysleb.compute.memory import rounded_up, working_bytes
@@ -190,10 +191,7 @@ class _Walk:
             if self.memory.inputs:
                 inputs[group] = (states, x)
         if not equations.finite:
-            raise TinyslebError(
-                f"{self.weights.path}: what block {index} computes is not finite, and cannot be healed",
-                "the weights may be damaged, or need --dtype float32; --no-heal leaves healing out",
-            )
+            raise not_finite(self.weights, f"what block {index} computes")
         found, factor = solve(equations, old, RIDGE, direct=self.memory.direct)
         solution = old + STEP * (found - old)
         type_ = encoding_for(self.weights.tensors[block_prefix(index) + HEALED].type, solution.shape[1])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from tinysleb.checkpoint.damage import not_finite
 from tinysleb.checkpoint.weights import Weights
 from tinysleb.compute.compute import Compute, compute_on, scaled
 from tinysleb.model.chunks import chunks
@@ -37,7 +39,10 @@ def evaluate(
     compute: Compute | None = None,
     progress: Callable[[float], None] = lambda _done: None,
 ) -> Evaluation:
-    """Score windows `[n, T]`, tokens 1 … T-1 of each, as many at a time as fit into memory."""
+    """Score windows `[n, T]`, tokens 1 … T-1 of each, as many at a time as fit into memory.
+
+    Raises TinyslebError if the perplexity is not a finite number, naming the tensor that is damaged.
+    """
     compute = compute or compute_on(dtype_name="float32")
     begin = time.monotonic()
     kept = range(weights.config.blocks)
@@ -50,4 +55,6 @@ def evaluate(
         total += losses[BASE].double().sum().item()
     seconds = time.monotonic() - begin
     count = tokens.shape[0] * (tokens.shape[1] - 1)
+    if not math.isfinite(perplexity(total / count)):
+        raise not_finite(weights, "the perplexity")
     return Evaluation(total / count, len(tokens), count, tokens.numel() / seconds)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tinysleb.checkpoint.damage import not_finite
 from tinysleb.checkpoint.weights import Weights
 from tinysleb.compute.compute import Compute, Progress
 from tinysleb.errors import TinyslebError
@@ -94,6 +95,8 @@ def _compared(
                 sums[index - span + 1] += measure(states[0], states[-1]).double().sum().item()
             progress((first + (index + 1) / config.blocks * len(windows)) / len(share))
     compute.group.add_up(sums)
+    if not sums.isfinite().all():
+        raise not_finite(weights, "what the blocks compute")
     return list(map(float, sums / tokens.numel()))
 
 

@@ -16,6 +16,7 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
+from tinysleb.checkpoint.damage import not_finite
 from tinysleb.checkpoint.weights import Weights
 from tinysleb.compute.compute import Compute, Progress, scaled
 from tinysleb.errors import TinyslebError
@@ -181,10 +182,7 @@ class _Race:
     def _record(self, key: int, values: Tensor) -> None:
         if not values.isfinite().all():
             what = "the model itself" if key == BASE else f"the model without block {key}"
-            raise TinyslebError(
-                f"{self.weights.path}: the loss of {what} is not a finite number",
-                "the weights may be damaged, or need --dtype float32",
-            )
+            raise not_finite(self.weights, f"the loss of {what}")
         earlier = self.losses.get(key)
         losses = values if earlier is None else torch.cat([earlier, values])
         self.losses[key], self.means[key] = losses, losses.double().mean().item()
