@@ -1,4 +1,4 @@
-"""The one exception for problems that the user can fix. `cli.py` turns it into text, once."""
+"""The one exception for problems that the user can fix. `commands/console.py` turns it into text, once."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class TinyslebError(Exception):
         self.hint = hint
 
     @property
-    def in_a_line(self) -> str:
-        """The message with its hint, where the problem is only told of."""
+    def one_line(self) -> str:
+        """Message and hint in one line, for a problem that is reported but does not end the command."""
         return f"{self.message} ({self.hint})" if self.hint else self.message
 
 

@@ -44,7 +44,7 @@ def prepare_unless(
     except TinyslebError as error:
         if heal:
             raise
-        return error.in_a_line
+        return error.one_line
     return prepared
 
 

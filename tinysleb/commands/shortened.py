@@ -52,9 +52,10 @@ def read_fitting_plan(path: Path, weights: Weights, force: bool, console: Consol
             f"{path} is for a model of {plan.blocks} blocks, {weights.path} has {weights.config.blocks}"
         )
     if not force and not is_same_model(plan.settings, weights):
-        other = plan.settings.get("model", "unnamed")
+        known = "model_fingerprint" in plan.settings
+        what = "another model" if known else "another model, or another file of it"
         raise TinyslebError(
-            f"{path} was made for another model ({other}), not for {weights.path}",
+            f"{path} was made for {what} ({plan.settings.get('model', 'unnamed')}), not for {weights.path}",
             "search again without --plan, or apply it all the same with --force",
         )
     for block, where in ((0, "first"), (plan.blocks - 1, "last")):

@@ -151,7 +151,7 @@ def _gather_sources(
     except TinyslebError as error:
         if not sources:
             raise
-        say(f"no text is sampled from the model: {error.in_a_line}")
+        say(f"no text is sampled from the model: {error.one_line}")
     return sources
 
 
