@@ -16,6 +16,7 @@ import pytest
 
 from reference import CORPUS
 from tinysleb.checkpoint.architectures import ARCHITECTURES
+from tinysleb.checkpoint.open_model import open_model
 from tinysleb.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -101,6 +102,46 @@ def test_commands_in_the_documentation_run(
     quicker = QUICKER.get(words[0], []) if "--plan" not in words or words[0] == "heal" else ()
     result = run(*words, *quicker)
     assert result.exit_code == 0, result.output
+
+
+def shape(line: str) -> str:
+    """A line of output without the numbers, units and types that differ from run to run."""
+    line = re.sub(r"\b(?:[KMG]iB|Q4_1|F32|bfloat16|float32)\b", "?", line)
+    return re.sub(r"\d+(?:[.,]\d+)*(?:, \d+)*", "#", line)
+
+
+def test_the_output_in_the_readme_is_what_is_printed(
+    run: Callable[..., Any], tiny_gguf: Path, tmp_path: Path
+) -> None:
+    console = README.split("```console\n")[1].split("```")[0]
+    command, *lines = console.strip().split("\n$ ")[0].splitlines()
+    words = shlex.split(command.removeprefix("$ .venv/bin/tinysleb ").replace("--remove 6", "--remove 2"))
+    (tmp_path / "models").mkdir()
+    (tmp_path / words[1]).symlink_to(tiny_gguf)
+    result = run(*words, "--window-length", 64, "--heal-tokens", 1024)
+    assert result.exit_code == 0, result.output
+    printed = list(dict.fromkeys(map(shape, result.output.splitlines())))
+    assert list(dict.fromkeys(map(shape, lines))) == [line for line in printed if "warning" not in line]
+
+
+def test_the_example_in_python_runs(
+    tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_text("".join(CORPUS) * 40, encoding="utf-8")
+    (example,) = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    assert len(example.strip().splitlines()) <= 12
+    tiny = {
+        "models/SmolLM2-135M-Instruct.Q4_1.gguf": str(tiny_gguf),
+        "=6": "=2",
+        "=32768": "=2048, self_tokens=0",
+    }
+    for written, smaller in tiny.items():
+        assert written in example
+        example = example.replace(written, smaller)
+    exec(example, {})
+    assert re.findall(r"^\d+", capsys.readouterr().out, re.MULTILINE) == ["6", "4", "4"]
+    assert open_model(tmp_path / "shorter.gguf").config.blocks == 4
 
 
 def test_commands_in_hints_are_commands() -> None:

@@ -11,11 +11,12 @@ from tinysleb.errors import TinyslebError
 from tinysleb.formats.gguf_file import is_gguf
 
 
-def open_model(path: Path) -> Weights:
+def open_model(path: Path | str) -> Weights:
     """Open a `.safetensors` file, a Hugging Face folder or a `.gguf`, reading only headers.
 
     Raises TinyslebError if it is none of these, incomplete, or of a family not modelled.
     """
+    path = Path(path)
     if not path.exists():
         raise TinyslebError(f"there is no file or folder {path}")
     if path.is_dir() or path.suffix == ".safetensors":
@@ -23,6 +24,6 @@ def open_model(path: Path) -> Weights:
     if is_gguf(path):
         return open_gguf(path)
     raise TinyslebError(
-        f"{path} is no model that tinysleb can read",
+        f"{path} is not a model that tinysleb can read",
         "give a .safetensors file, a Hugging Face folder with config.json, or a .gguf",
     )
