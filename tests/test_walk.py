@@ -240,7 +240,8 @@ def test_blocks_chosen_by_the_healed_loss(tmp_path: Path, monkeypatch: pytest.Mo
     """Against healing every run of two neighbours and the plan itself, one by one."""
     monkeypatch.setattr(healed_search, "FEW_TOKENS", 12 * 48)
     weights = open_model(make_llama(tmp_path / "m"))
-    plan = plan_from_json({"blocks": 6, "removed": [3, 1]}, Path("p.json"))
+    settings = {"metric": "perplexity"}
+    plan = plan_from_json({"blocks": 6, "removed": [3, 1], "settings": settings}, Path("p.json"))
     source = Source("windows", FIT, CHECK)
     chosen, finalists = choose_healed(
         weights, plan, range(1, 5), [source], COMPUTE, tmp_path, lambda _part: None
@@ -263,6 +264,16 @@ def test_blocks_chosen_by_the_healed_loss(tmp_path: Path, monkeypatch: pytest.Mo
     again = {removed: loss(removed, fit, f"all{removed}") for removed in best[: healed_search.FINALISTS]}
     assert {choice.removed: choice.loss for choice in finalists} == pytest.approx(again, abs=1e-4)
     assert chosen.removed == finalists[0].removed == min(again, key=lambda removed: again[removed])
+    kind = "sleb" if chosen.removed == plan.removed else "run"
+    assert chosen.settings == {"metric": "perplexity", "search": "healed", "chosen": kind}
+
+
+def test_a_plan_says_what_the_healed_loss_chose() -> None:
+    plan = plan_from_json({"blocks": 6, "removed": [3, 1], "settings": {"metric": "cosine"}}, Path("p.json"))
+    same, run_ = (healed_search._plan_of(plan, removed) for removed in ((3, 1), (4, 3)))
+    assert same.settings == {"metric": "cosine", "search": "healed", "chosen": "sleb"}
+    assert run_.settings == {"metric": "cosine", "search": "healed", "chosen": "run"}
+    assert (same.removed, run_.removed) == ((3, 1), (4, 3))
 
 
 def test_finalists_share_at_most_half_of_their_blocks() -> None:

@@ -1,8 +1,8 @@
-"""Which blocks can be repaired is another question than which can be left out: choose by the healed loss.
+"""Choose blocks by the loss after healing: which can be repaired is not the same as which can be left out.
 
-Blocks left out one after the other, each for its own sake, miss runs of neighbours that are hopeless as they
-are and end best when healed. So the plan found by a plain search competes with every run of as many
-neighbours: all are healed on few tokens and judged on other windows, and the best few again on all tokens.
+A search that leaves out one block after the other, each for its own sake, misses runs of neighbours that are
+hopeless unhealed and best when healed. So its plan competes with every run of as many neighbours: all are
+healed on few tokens and judged on other windows, and the best few again on all tokens.
 """
 
 from __future__ import annotations
@@ -50,14 +50,15 @@ def choose_healed(
 ) -> tuple[Plan, list[Choice]]:
     """The plan whose healed model is best: `plan`, or one that leaves out a run of `allowed` blocks.
 
+    Its settings gain `search`, which is `healed`, and `chosen`: `sleb` for the blocks of `plan`, or `run`.
     Temporary files go into `folder`. Returns the finalists' losses, too, the best first.
     """
     counts = [min(JUDGES, max(1, len(source.fit) // 4)) for source in sources]
-    fit = _interleaved([source.fit[:-count] for source, count in zip(sources, counts, strict=True)])
+    fit = _interleave([source.fit[:-count] for source, count in zip(sources, counts, strict=True)])
     judges = [source.fit[-count:] for source, count in zip(sources, counts, strict=True)]
     removals = [plan.removed, *_runs(allowed, len(plan.removed), plan.removed)]
 
-    def judged(removed: tuple[int, ...], windows: Tensor) -> Choice:
+    def judge(removed: tuple[int, ...], windows: Tensor) -> Choice:
         kept = tuple(index for index in range(plan.blocks) if index not in removed)
         with tempfile.TemporaryDirectory(dir=folder) as name:
             tensors = HealedTensors(Path(name))
@@ -67,24 +68,24 @@ def choose_healed(
         return Choice(removed, sum(losses) / len(losses))
 
     few = fit[: max(2, FEW_TOKENS // fit.shape[1])]
-    rounds = len(removals) * len(few) + FINALISTS * len(fit)
-    first = []
+    work = len(removals) * len(few) + FINALISTS * len(fit)
+    choices = []
     for number, removed in enumerate(removals, 1):
-        first.append(judged(removed, few))
-        progress(number * len(few) / rounds)
-    finalists = sorted((judged(removed, fit) for removed in _finalists(first)), key=attrgetter("loss"))
+        choices.append(judge(removed, few))
+        progress(number * len(few) / work)
+    finalists = sorted((judge(removed, fit) for removed in _finalists(choices)), key=attrgetter("loss"))
     return _plan_of(plan, finalists[0].removed), finalists
 
 
 def _finalists(choices: Sequence[Choice]) -> list[tuple[int, ...]]:
     """The best few that share at most half of their blocks: few tokens tell kinds of choices apart, and
     neighbours of the best would take all places."""
-    found: list[tuple[int, ...]] = []
+    finalists: list[tuple[int, ...]] = []
     for choice in sorted(choices, key=attrgetter("loss")):
-        shared = (len(set(choice.removed) & set(other)) for other in found)
+        shared = (len(set(choice.removed) & set(other)) for other in finalists)
         if all(2 * count <= len(choice.removed) for count in shared):
-            found.append(choice.removed)
-    return found[:FINALISTS]
+            finalists.append(choice.removed)
+    return finalists[:FINALISTS]
 
 
 def _runs(allowed: Sequence[int], length: int, known: Sequence[int]) -> list[tuple[int, ...]]:
@@ -94,16 +95,17 @@ def _runs(allowed: Sequence[int], length: int, known: Sequence[int]) -> list[tup
     return [run for run in runs if run[0] - run[-1] == length - 1 and sorted(run) != sorted(known)]
 
 
-def _interleaved(parts: Sequence[Tensor]) -> Tensor:
+def _interleave(windows: Sequence[Tensor]) -> Tensor:
     """Windows of all sources in turn, so that the first few have some of each."""
-    places = torch.cat([(torch.arange(len(part)) + 0.5) / len(part) for part in parts])
-    return torch.cat(list(parts))[places.argsort(stable=True)]
+    turns = torch.cat([(torch.arange(len(some)) + 0.5) / len(some) for some in windows])
+    return torch.cat(list(windows))[turns.argsort(stable=True)]
 
 
 def _plan_of(plan: Plan, removed: tuple[int, ...]) -> Plan:
+    """The plan that removes these blocks; its settings say that the healed loss chose, and what it chose."""
+    settings = {**plan.settings, "search": "healed"}
     if removed == plan.removed:
-        return plan
+        return replace(plan, settings=settings | {"chosen": "sleb"})
+    reason = f"{plan.stopped or ''}; a run of blocks heals better".lstrip("; ")
     rounds = tuple(Round(index, math.nan, {}) for index in removed)
-    return replace(
-        plan, rounds=rounds, stopped=f"{plan.stopped or ''}; a run of blocks heals better".lstrip("; ")
-    )
+    return replace(plan, settings=settings | {"chosen": "run"}, rounds=rounds, stopped=reason)
