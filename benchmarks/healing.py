@@ -28,7 +28,7 @@ from tinysleb.checkpoint.open_model import open_model
 from tinysleb.checkpoint.weights import Shortened, Weights
 from tinysleb.compute.compute import Compute, compute_on
 from tinysleb.heal.choose_blocks import choose_healed
-from tinysleb.heal.healed_weights import HEALED, Healed, HealedTensors, Unrounded, encode
+from tinysleb.heal.healed_weights import HEALED, Healed, HealedTensors, encode, unrounded
 from tinysleb.heal.text import HealingText, Source, self_source, split_windows
 from tinysleb.heal.walk import heal
 from tinysleb.model.blocks import load_block
@@ -54,7 +54,7 @@ REPLACE_ME_RIDGE = 1e-3
 class Bench:
     def __init__(self, model: Path, text: Path) -> None:
         source = open_model(model)
-        self.weights: Weights = Unrounded(source)
+        self.weights: Weights = unrounded(source)
         self.compute: Compute = compute_on("auto", "auto", "6GiB")
         tokenizer, rows = open_tokenizer(source), source.config.vocab_size
         kinds = {

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tinysleb.checkpoint.gguf_source import GgufWeights
-from tinysleb.checkpoint.weights import TensorInfo, Weights
+from tinysleb.checkpoint.weights import Retyped, TensorInfo
 from tinysleb.errors import TinyslebError
 from tinysleb.export.config_json import config_json
 from tinysleb.export.front_matter import CARD_NAME
@@ -25,11 +24,6 @@ from tinysleb.text.tokenizer import (
     tokenizer_from_gguf,
 )
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from tinysleb.checkpoint.config import ModelConfig
-
 STORED = {"F16": ("F16", 2), "BF16": ("BF16", 2)}
 """What stays as it is; quantised and float32 tensors come out, exactly, as float32."""
 SPECIAL_IDS = {
@@ -40,33 +34,6 @@ SPECIAL_IDS = {
 }
 
 
-@dataclass(frozen=True)
-class _Dequantized:
-    """A GGUF's weights with the types that safetensors can hold."""
-
-    source: Weights
-
-    @property
-    def path(self) -> Path:
-        return self.source.path
-
-    @property
-    def config(self) -> ModelConfig:
-        return self.source.config
-
-    @cached_property
-    def tensors(self) -> dict[str, TensorInfo]:
-        found = {}
-        for name, info in self.source.tensors.items():
-            type_, size = STORED.get(info.type, ("F32", 4))
-            count = info.shape[0] * (info.shape[-1] if len(info.shape) > 1 else 1)
-            found[name] = TensorInfo(info.shape, type_, count * size)
-        return found
-
-    def tensor(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
-        return self.source.tensor(name, start, stop)
-
-
 def write_job(job: Job[GgufWeights]) -> Written:
     """As `tinysleb.export.writers.write`.
 
@@ -75,7 +42,7 @@ def write_job(job: Job[GgufWeights]) -> Written:
     weights, values = job.model, job.source.file.values()
     _check_special_tokens(values, str(weights.path))
     ids = {ours: values.get(f"tokenizer.ggml.{theirs}_token_id") for theirs, ours in SPECIAL_IDS.items()}
-    dequantized = _Dequantized(weights)
+    dequantized = Retyped(weights, _dequantized)
     stored = [info for info in dequantized.tensors.values() if len(info.shape) > 1]
     dtypes = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
     largest = max(stored, key=lambda info: info.nbytes).type
@@ -90,6 +57,12 @@ def write_job(job: Job[GgufWeights]) -> Written:
             (temporary / CARD_NAME).write_text(card, encoding="utf-8")
         write_shards(dequantized, temporary, job.shard_bytes)
     return Written()
+
+
+def _dequantized(_name: str, info: TensorInfo) -> TensorInfo:
+    """A tensor in the type that safetensors can hold."""
+    type_, size = STORED.get(info.type, ("F32", 4))
+    return TensorInfo(info.shape, type_, math.prod(info.shape) * size)
 
 
 def _generation_config(values: Mapping[str, Any]) -> dict[str, Any]:

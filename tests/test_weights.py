@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,14 @@ import torch
 from reference import LLAMA3_ROPE, make_llama, make_model, transformers_logits, transformers_model
 from tinysleb.checkpoint.config import tensor_shapes
 from tinysleb.checkpoint.gguf_source import GgufWeights
+from tinysleb.checkpoint.huggingface_source import open_huggingface
 from tinysleb.checkpoint.open_model import open_model
-from tinysleb.checkpoint.weights import Shortened, Weights
+from tinysleb.checkpoint.weights import Retyped, Shortened, TensorInfo, Weights
 from tinysleb.errors import TinyslebError
 from tinysleb.export.gguf_copy import copy_gguf
+from tinysleb.export.huggingface import write_shards
+from tinysleb.formats.safetensors_file import SafetensorsEntry
+from tinysleb.heal.healed_weights import Healed, HealedTensors
 from tinysleb.model.forward import forward
 
 
@@ -246,3 +251,45 @@ def test_an_input_that_changes_is_noticed(
         with pytest.raises(TinyslebError, match="changed while it was read"):
             copy_gguf(weights.file, tmp_path / "out.gguf", None)
         assert not (tmp_path / "out.gguf").exists()
+
+
+class Counted:
+    """A `Weights` that counts how often it is asked which tensors it has."""
+
+    def __init__(self, source: Weights) -> None:
+        self.source, self.asked = source, 0
+        self.path, self.config, self.tensor = source.path, source.config, source.tensor
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        self.asked += 1
+        return self.source.tensors
+
+
+class CountedEntries(dict[str, SafetensorsEntry]):
+    """Entries that count how often all of them are gone through."""
+
+    asked = 0
+
+    def items(self) -> Any:
+        self.asked += 1
+        return super().items()
+
+
+def test_writing_a_folder_asks_once_what_tensors_there_are(tiny_folder: Path, tmp_path: Path) -> None:
+    """Once for every model in the chain, and not once for every tensor."""
+    source = Counted(open_model(tiny_folder))
+    write_shards(Retyped(Shortened(source, (0, 2, 5)), lambda _name, info: info), tmp_path, 10**9)
+    assert source.asked == 1
+    healed = Counted(open_model(tiny_folder))
+    write_shards(Healed(Shortened(healed, (0, 2, 5)), HealedTensors(tmp_path)), tmp_path, 50_000)
+    assert healed.asked == 1
+
+
+def test_a_folders_tensors_are_listed_once(tiny_folder: Path) -> None:
+    weights = open_huggingface(tiny_folder)
+    entries = CountedEntries(weights.entries)
+    weights = replace(weights, entries=entries)
+    for name in weights.tensors:
+        weights.tensors[name]
+    assert entries.asked == 1

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,7 +45,7 @@ class HuggingfaceWeights:
     scales: Mapping[str, SafetensorsEntry]
     scale_block: tuple[int, int]
 
-    @property
+    @cached_property
     def tensors(self) -> dict[str, TensorInfo]:
         """As in `Weights`. FP8 comes out, and counts, as bfloat16."""
         return {

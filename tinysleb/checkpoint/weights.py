@@ -1,14 +1,15 @@
 """A model as the rest of the program sees it: a config, and tensors read one at a time.
 
 `Shortened` leaves blocks out and is again a `Weights`, so that a writer does not know about pruning and the
-search does not know about files.
+search does not know about files. A model has hundreds of tensors, so what is said of them is computed once.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -59,18 +60,19 @@ class Shortened:
 
     @property
     def path(self) -> Path:
-        """The path of the uncut model."""
+        """The path of the original model."""
         return self.source.path
 
-    @property
+    @cached_property
     def config(self) -> ModelConfig:
         """The shorter model's shape."""
         return self.source.config.shortened(self.kept)
 
-    @property
+    @cached_property
     def tensors(self) -> dict[str, TensorInfo]:
         """The tensors of the kept blocks, and all that belong to no block."""
-        return {name: self.source.tensors[self._original(name)] for name in tensor_shapes(self.config)}
+        found = self.source.tensors
+        return {name: found[self._original(name)] for name in tensor_shapes(self.config)}
 
     def tensor(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """As in `Weights`."""
@@ -84,6 +86,36 @@ class Shortened:
 def shorten(weights: Weights, plan: Plan) -> Weights:
     """`weights` without the blocks that `plan` removes. Nothing is copied."""
     return Shortened(weights, plan.kept)
+
+
+@dataclass(frozen=True)
+class Retyped:
+    """`source`, whose tensors are reported as `reported` says, given a name and what the source reports.
+
+    For a writer or a solver that stores tensors in other types; the values stay as the source gives them.
+    """
+
+    source: Weights
+    reported: Callable[[str, TensorInfo], TensorInfo]
+
+    @property
+    def path(self) -> Path:
+        """As in `Weights`."""
+        return self.source.path
+
+    @property
+    def config(self) -> ModelConfig:
+        """As in `Weights`."""
+        return self.source.config
+
+    @cached_property
+    def tensors(self) -> dict[str, TensorInfo]:
+        """As in `Weights`, in the types reported."""
+        return {name: self.reported(name, info) for name, info in self.source.tensors.items()}
+
+    def tensor(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """As in `Weights`."""
+        return self.source.tensor(name, start, stop)
 
 
 def total_bytes(weights: Weights) -> int:

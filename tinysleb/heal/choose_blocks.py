@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tinysleb.checkpoint.weights import Shortened, Weights
 from tinysleb.compute.compute import Compute
-from tinysleb.heal.healed_weights import Healed, HealedTensors, Unrounded
+from tinysleb.heal.healed_weights import Healed, HealedTensors, unrounded
 from tinysleb.heal.text import Source, split_windows
 from tinysleb.heal.walk import heal
 from tinysleb.plan import Plan, Round
@@ -62,7 +62,7 @@ def choose_healed(
         kept = tuple(index for index in range(plan.blocks) if index not in removed)
         with tempfile.TemporaryDirectory(dir=folder) as name:
             tensors = HealedTensors(Path(name))
-            heal(Unrounded(weights), kept, *split_windows(windows), compute, tensors, lambda _part: None)
+            heal(unrounded(weights), kept, *split_windows(windows), compute, tensors, lambda _part: None)
             model = Healed(Shortened(weights, kept), tensors)
             losses = [evaluate(model, each, compute, lambda _part: None).loss for each in judges]
         return Choice(removed, sum(losses) / len(losses))

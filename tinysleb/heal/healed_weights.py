@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +15,7 @@ from gguf.quants import dequantize, quantize
 
 from tinysleb.checkpoint.config import ModelConfig
 from tinysleb.checkpoint.gguf_source import half_rows
-from tinysleb.checkpoint.weights import TensorInfo, Weights
+from tinysleb.checkpoint.weights import Retyped, TensorInfo, Weights
 from tinysleb.formats.gguf_file import Bytes, GgufTensor
 from tinysleb.formats.input_file import input_file
 
@@ -60,34 +62,13 @@ def decode(data: Bytes, type_: GGMLQuantizationType) -> Tensor:
     return torch.from_numpy(dequantize(data, type_))
 
 
-@dataclass(frozen=True)
-class Unrounded:
-    """`source`, whose last matrices are said to be float32, so that healing does not round them; is again a
-    `Weights`."""
+def unrounded(weights: Weights) -> Retyped:
+    """`weights` that report every matrix that healing solves as float32, so that it is stored unrounded."""
+    return Retyped(weights, _as_float32)
 
-    source: Weights
 
-    @property
-    def path(self) -> Path:
-        """As in `Weights`."""
-        return self.source.path
-
-    @property
-    def config(self) -> ModelConfig:
-        """As in `Weights`."""
-        return self.source.config
-
-    @property
-    def tensors(self) -> Mapping[str, TensorInfo]:
-        """As in `Weights`."""
-        return {
-            name: TensorInfo(info.shape, "F32", info.nbytes) if name.endswith(HEALED) else info
-            for name, info in self.source.tensors.items()
-        }
-
-    def tensor(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
-        """As in `Weights`."""
-        return self.source.tensor(name, start, stop)
+def _as_float32(name: str, info: TensorInfo) -> TensorInfo:
+    return TensorInfo(info.shape, "F32", 4 * math.prod(info.shape)) if name.endswith(HEALED) else info
 
 
 @dataclass(frozen=True)
@@ -107,14 +88,17 @@ class HealedTensors:
 
 @dataclass(frozen=True)
 class Healed:
-    """`source`, a shortened model, with some tensors replaced; is again a `Weights`."""
+    """`source`, a shortened model, with some tensors replaced; is again a `Weights`.
+
+    Made when healing is done: what is added to `healed` later may be missed.
+    """
 
     source: Weights
     healed: HealedTensors
 
     @property
     def path(self) -> Path:
-        """The path of the uncut model."""
+        """The path of the original model."""
         return self.source.path
 
     @property
@@ -122,7 +106,7 @@ class Healed:
         """The shape of the shortened model."""
         return self.source.config
 
-    @property
+    @cached_property
     def tensors(self) -> Mapping[str, TensorInfo]:
         """As in `Weights`."""
         replaced = {
