@@ -9,6 +9,7 @@ from typing import Any
 
 import gguf
 import pytest
+import xllamacpp
 from click.testing import Result
 
 from reference import llama_cpp_speculative, with_metadata
@@ -24,7 +25,8 @@ def test_a_shortened_model_drafts_for_its_original(tiny_gguf: Path, run: Run) ->
     assert run("prune", tiny_gguf, "--plan", "p.json", "-o", "cut.gguf").exit_code == 0
     result = run("export", "cut.gguf", "--gguf", "draft.gguf", "--draft", tiny_gguf)
     assert result.exit_code == 0, result.output
-    assert f"llama-server -m {tiny_gguf} -md draft.gguf" in result.stdout
+    assert f"llama-server -m {tiny_gguf} -md draft.gguf --spec-type draft-simple\n" in result.stdout
+    assert hasattr(xllamacpp.common_speculative_type, "COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE")
     assert llama_cpp_speculative(tiny_gguf, Path("draft.gguf"))
 
 

@@ -93,7 +93,8 @@ def _export_gguf(model: Path, out: Path, options: ExportOptions) -> None:
         _verify(model, out, written.metadata, options.as_json, console)
     if target is not None:
         check_draft(read_gguf(out), target)
-        command = shlex.join(["llama-server", "-m", str(target.path), "-md", str(out)])
+        words = ["llama-server", "-m", target.path, "-md", out, "--spec-type", "draft-simple"]
+        command = shlex.join(map(str, words))
         tell = console.say if options.as_json else print_line
         tell(f"{out} can draft for {target.path}: {command}")
 
