@@ -65,14 +65,14 @@ class Bench:
         self.fit = {kind: windows[MEASURED:] for kind, windows in kinds.items()}
         begin = time.monotonic()
         wanted = HealingText((), None, 32 * KILO, 32 * KILO, seed=0, length=LENGTH)
-        self.fit["sampled"] = self_source(source, wanted, self.compute, lambda _part: None).fit
+        self.fit["sampled"] = self_source(source, wanted, self.compute, lambda _done: None).fit
         count = self.fit["sampled"].numel()
         print(f"sampling {count} tokens (and those held back): {time.monotonic() - begin:.0f} s", flush=True)
         self.dense = self.perplexities(self.weights)
 
     def perplexities(self, weights: Weights) -> dict[str, float]:
         def one(windows: Tensor) -> float:
-            return perplexity(evaluate(weights, windows, self.compute, lambda _part: None).loss)
+            return perplexity(evaluate(weights, windows, self.compute, lambda _done: None).loss)
 
         return {kind: one(windows) for kind, windows in self.measured.items()}
 
@@ -91,7 +91,7 @@ class Bench:
                     replace_me(self.weights, kept, windows, self.compute, tensors)
                 else:
                     parts = split_windows(windows)
-                    heal(self.weights, kept, *parts, self.compute, tensors, lambda _part: None)
+                    heal(self.weights, kept, *parts, self.compute, tensors, lambda _done: None)
             seconds = time.monotonic() - begin
             after = self.perplexities(Healed(shortened, tensors))
         cells = []
@@ -155,7 +155,7 @@ def by_healed_loss(bench: Bench, removed: Sequence[int]) -> list[int]:
             sources,
             bench.compute,
             Path(folder),
-            lambda _part: None,
+            lambda _done: None,
         )
     for choice in finalists:
         print(f"    {sorted(choice.removed)}: {perplexity(choice.loss):.2f} on docs and sampled text")

@@ -15,7 +15,7 @@ from tinysleb.checkpoint.config import block_shapes, tensor_shapes
 from tinysleb.checkpoint.open_model import open_model
 from tinysleb.errors import TinyslebError
 from tinysleb.plan import Plan, Round, plan_to_json
-from tinysleb.search.stopping import by_count, by_perplexity, by_ratio, by_size, by_speedup, ended
+from tinysleb.search.stopping import by_count, by_perplexity, by_ratio, by_size, by_speedup, finished_plan
 
 Run = Callable[..., Result]
 
@@ -29,14 +29,14 @@ def plan_of(*perplexities: float) -> Plan:
 def test_counts(tiny_folder: Path) -> None:
     weights = open_model(tiny_folder)
     plan = plan_of(10, 11, 12, 13)
-    finished = ended(by_count(2), plan, weights)
+    finished = finished_plan(by_count(2, "--remove 2"), plan, weights)
     assert finished is not None
     assert (finished.removed, finished.target) == ((1, 2), 2)
     assert finished.stopped == "--remove 2: 2 of 6 blocks removed"
-    assert ended(by_count(4), plan, weights) is None
-    assert by_ratio(0.4, weights.config).most == 2
+    assert finished_plan(by_count(4, "--remove 4"), plan, weights) is None
+    assert by_ratio(0.4, weights.config, "--ratio 0.4").most == 2
     with pytest.raises(TinyslebError, match=r"--ratio 0.05 of 6 blocks is none"):
-        by_ratio(0.05, weights.config)
+        by_ratio(0.05, weights.config, "--ratio 0.05")
 
 
 def test_speedup_is_work_before_over_work_after(tiny_folder: Path) -> None:
@@ -44,37 +44,37 @@ def test_speedup_is_work_before_over_work_after(tiny_folder: Path) -> None:
     block = sum(math.prod(shape) for shape in block_shapes(config).values())
     whole = 6 * block + 512 * 64
     for factor in (1.05, 1.2, 1.5, 2.0):
-        count = by_speedup(factor, config, 4).most
+        count = by_speedup(factor, config, 4, "faster").most
         assert whole / (whole - count * block) >= factor > whole / (whole - (count - 1) * block)
     with pytest.raises(TinyslebError, match=r"--speedup 5 cannot .*all 4 blocks.* does 2\.\d\d times"):
-        by_speedup(5, config, 4)
+        by_speedup(5, config, 4, "--speedup 5")
 
 
 def test_perplexity_stops_before_it_is_too_high(tiny_folder: Path) -> None:
     weights = open_model(tiny_folder)
-    rule = by_perplexity("20%", 4)
+    rule = by_perplexity("20%", 4, "--max-perplexity-increase 20%")
     assert rule.most == 4
-    finished = ended(rule, plan_of(10, 11, 11.9, 12.5), weights)
+    finished = finished_plan(rule, plan_of(10, 11, 11.9, 12.5), weights)
     assert finished is not None
     assert finished.removed == (1, 2)
     assert finished.stopped == (
         "--max-perplexity-increase 20%: without block 3 too, perplexity would be 25.0% higher"
     )
-    assert ended(rule, plan_of(10, 11, 11.9), weights) is None
+    assert finished_plan(rule, plan_of(10, 11, 11.9), weights) is None
     with pytest.raises(TinyslebError, match="allows no removal: without block 1, the cheapest"):
-        ended(rule, plan_of(10, 13), weights)
+        finished_plan(rule, plan_of(10, 13), weights)
     with pytest.raises(TinyslebError, match="does not say which perplexity"):
-        ended(rule, Plan(6, 1, {}, None, (Round(1, math.nan, {}),)), weights)
-    with pytest.raises(TinyslebError, match=r"'0\.15' is no percentage"):
-        by_perplexity("0.15", 4)
+        finished_plan(rule, Plan(6, 1, {}, None, (Round(1, math.nan, {}),)), weights)
+    with pytest.raises(TinyslebError, match=r"increase 0\.15 is not a percentage"):
+        by_perplexity("0.15", 4, "increase 0.15")
 
 
 def test_sizes_that_cannot_be_met(tiny_folder: Path) -> None:
     weights = open_model(tiny_folder)
-    with pytest.raises(TinyslebError, match="uncut, which is within --fit 1GiB"):
-        by_size("1GiB", weights, range(1, 5))
+    with pytest.raises(TinyslebError, match="as it is, which is within --fit 1GiB"):
+        by_size("1GiB", weights, range(1, 5), "--fit 1GiB")
     with pytest.raises(TinyslebError, match="--fit 1KB cannot be reached"):
-        by_size("1KB", weights, range(1, 5))
+        by_size("1KB", weights, range(1, 5), "--fit 1KB")
 
 
 def size(path: Path) -> int:
@@ -116,7 +116,7 @@ def test_a_rule_cuts_a_plan_that_is_there(tiny_folder: Path, run: Run, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("option", "message"), [("--ratio", "is none"), ("--speedup", "is no factor above 1")]
+    ("option", "message"), [("--ratio", "is none"), ("--speedup", "is not a factor above 1")]
 )
 def test_nan_is_no_rule(option: str, message: str, tiny_folder: Path, run: Run) -> None:
     result = run("prune", tiny_folder, option, "nan")

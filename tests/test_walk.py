@@ -315,7 +315,7 @@ def test_what_was_won_back() -> None:
 
 
 def test_chat_turns_are_recognised() -> None:
-    found = [healing_text.marker(turn) for turn in healing_text.TURNS]
+    found = [healing_text.first_marker(turn) for turn in healing_text.TURNS]
     assert found == ["<|im_start|>", "<|start_header_id|>", "<|start_of_role|>", "<|user|>", "[INST]"]
 
 

@@ -24,7 +24,7 @@ from tinysleb.export.job import plan_beside
 from tinysleb.formats.files import refuse_existing
 from tinysleb.formats.gguf_file import GgufFile, is_gguf, read_gguf
 from tinysleb.plan import Plan, plan_to_json, read_plan
-from tinysleb.search.stopping import ended
+from tinysleb.search.stopping import finished_plan
 
 if TYPE_CHECKING:
     from tinysleb.commands.shortened import Heal
@@ -64,7 +64,7 @@ def _first_rounds(plan: Plan, path: Path, weights: Weights, options: PruneOption
     if not any(getattr(options, name) is not None for name in STOPPING):
         return plan
     rule = stopping_rule(options, weights, range(plan.blocks))
-    finished = ended(rule, plan, weights)
+    finished = finished_plan(rule, plan, weights)
     if finished is None and rule.increase is not None:
         return plan
     if finished is None:

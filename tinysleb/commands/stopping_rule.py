@@ -14,11 +14,12 @@ def stopping_rule(options: PruneOptions, weights: Weights, allowed: range) -> St
     """The rule that the options name, or a fifth of the blocks. Raises TinyslebError if it cannot be met."""
     config, most = weights.config, min(len(allowed), weights.config.blocks - 1)
     if options.remove is not None:
-        return stopping.by_count(options.remove)
+        return stopping.by_count(options.remove, f"--remove {options.remove}")
     if options.speedup is not None:
-        return stopping.by_speedup(options.speedup, config, most)
+        return stopping.by_speedup(options.speedup, config, most, f"--speedup {options.speedup:g}")
     if options.fit is not None:
-        return stopping.by_size(options.fit, weights, allowed)
-    if options.max_perplexity_increase is not None:
-        return stopping.by_perplexity(options.max_perplexity_increase, most)
-    return stopping.by_ratio(DEFAULT_RATIO if options.ratio is None else options.ratio, config)
+        return stopping.by_size(options.fit, weights, allowed, f"--fit {options.fit}")
+    if (increase := options.max_perplexity_increase) is not None:
+        return stopping.by_perplexity(increase, most, f"--max-perplexity-increase {increase}")
+    ratio = DEFAULT_RATIO if options.ratio is None else options.ratio
+    return stopping.by_ratio(ratio, config, f"--ratio {ratio:g}")

@@ -62,9 +62,9 @@ def choose_healed(
         kept = tuple(index for index in range(plan.blocks) if index not in removed)
         with tempfile.TemporaryDirectory(dir=folder) as name:
             tensors = HealedTensors(Path(name))
-            heal(unrounded(weights), kept, *split_windows(windows), compute, tensors, lambda _part: None)
+            heal(unrounded(weights), kept, *split_windows(windows), compute, tensors, lambda _done: None)
             model = Healed(Shortened(weights, kept), tensors)
-            losses = [evaluate(model, each, compute, lambda _part: None).loss for each in judges]
+            losses = [evaluate(model, each, compute, lambda _done: None).loss for each in judges]
         return Choice(removed, sum(losses) / len(losses))
 
     few = fit[: max(2, FEW_TOKENS // fit.shape[1])]

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 COLUMNS = 384
-"""Columns of the Gram matrix computed at a time: what lies below the diagonal blocks is spared."""
+"""Columns of the Gram matrix computed at a time: what lies below the diagonal blocks is not computed."""
 OUTPUTS = 1024
 """Columns of the right-hand side that are solved for at a time where memory is scarce."""
 ROWS = 512
 REFINEMENTS = 2
-"""Steps that make up for the factor's float32: each divides what is left by thousands."""
+"""Steps that make up for the factor's float32: each divides the error by thousands."""
 
 
 class NormalEquations:
@@ -35,7 +35,7 @@ class NormalEquations:
 
     @property
     def finite(self) -> bool:
-        """Whether all sums are numbers; a weight that is not would show on the diagonal."""
+        """Whether all sums are finite; an input that is not shows on the diagonal."""
         return bool(self.gram.diagonal().isfinite().all() and self.cross.isfinite().all())
 
 
@@ -56,8 +56,8 @@ def solve(
     if not direct:
         refined = InPlaceFactor(gram)
         for first in range(0, right.shape[1], OUTPUTS):
-            part = slice(first, first + OUTPUTS)
-            right[:, part] = refined.solve(right[:, part])
+            columns = slice(first, first + OUTPUTS)
+            right[:, columns] = refined.solve(right[:, columns])
         return right.T, None
     factor = torch.linalg.cholesky(gram.cpu().double())
     return torch.cholesky_solve(right.cpu().double(), factor).float().to(right.device).T, factor
@@ -87,30 +87,30 @@ class InPlaceFactor:
 
     def solve(self, right: Tensor) -> Tensor:
         """The solution for each column of `right` `[n, m]`."""
-        solution = self._substituted(right)
+        solution = self._substitute(right)
         for _ in range(REFINEMENTS):
-            solution += self._substituted(right - self._product(solution))
+            solution += self._substitute(right - self._multiply(solution))
         return solution
 
-    def _substituted(self, right: Tensor) -> Tensor:
-        found, matrix = right.clone(), self.matrix
+    def _substitute(self, right: Tensor) -> Tensor:
+        solution, matrix = right.clone(), self.matrix
         for block in self.blocks:
-            known = matrix[block, : block.start] @ found[: block.start]
-            found[block] = _triangular(matrix[block, block], found[block] - known)
+            known = matrix[block, : block.start] @ solution[: block.start]
+            solution[block] = _solve_triangular(matrix[block, block], solution[block] - known)
         for block in reversed(self.blocks):
-            known = matrix[block.stop :, block].T @ found[block.stop :]
-            found[block] = _triangular(matrix[block, block].T, found[block] - known, upper=True)
-        return found
+            known = matrix[block.stop :, block].T @ solution[block.stop :]
+            solution[block] = _solve_triangular(matrix[block, block].T, solution[block] - known, upper=True)
+        return solution
 
-    def _product(self, vectors: Tensor) -> Tensor:
-        found = torch.zeros_like(vectors)
+    def _multiply(self, vectors: Tensor) -> Tensor:
+        product = torch.zeros_like(vectors)
         for block, diagonal in zip(self.blocks, self.diagonal, strict=True):
             right = self.matrix[block, block.stop :]
-            found[block] += diagonal @ vectors[block] + right @ vectors[block.stop :]
-            found[block.stop :] += right.T @ vectors[block]
-        return found
+            product[block] += diagonal @ vectors[block] + right @ vectors[block.stop :]
+            product[block.stop :] += right.T @ vectors[block]
+        return product
 
 
-def _triangular(factor: Tensor, right: Tensor, *, upper: bool = False) -> Tensor:
-    found: Tensor = torch.linalg.solve_triangular(factor, right, upper=upper)
-    return found
+def _solve_triangular(factor: Tensor, right: Tensor, *, upper: bool = False) -> Tensor:
+    solution: Tensor = torch.linalg.solve_triangular(factor, right, upper=upper)
+    return solution

@@ -1,7 +1,7 @@
 """The windows that healing is fitted to: each text a source of its own, and text the model writes itself.
 
-Healing on one kind of text harms the others, so the sources are mixed, and each has windows held back, on
-which it is seen what healing does to it.
+Healing on one kind of text harms the others, so the sources are mixed, and each holds windows back to measure
+what healing does to it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ TURNS = (
     "<|user|>\n{}<|end|>\n<|assistant|>\n",
     "[INST] {} [/INST]",
 )
-"""How a question looks in common chat templates; which one a template has is told by its first marker."""
+"""How a question looks in common chat templates; a template is recognised by its first marker."""
 FORMS = (
     "Write an encyclopedia article about {}.", "Tell a story about {}.", "Write a news report about {}.",
     "Explain what one should know about {}.", "Write a long letter about {}.",
@@ -89,22 +89,22 @@ class HealingText:
     length: int = WINDOW_LENGTH
 
 
-def text_sources(weights: Weights, wanted: HealingText) -> list[Source]:
+def text_sources(weights: Weights, text: HealingText) -> list[Source]:
     """A source for each text (the default text, if there is none) or for the token file, with equal shares.
 
     Raises TinyslebError for a text without two windows.
     """
     vocab_size = weights.config.vocab_size
-    if wanted.token_file is not None:
-        found = from_token_file(wanted.token_file, vocab_size)
-        length = found.tokens.shape[1]
-        return [_source(found, max(1, (wanted.tokens - wanted.sampled) // length))]
+    if text.token_file is not None:
+        calibration = from_token_file(text.token_file, vocab_size)
+        length = calibration.tokens.shape[1]
+        return [_source(calibration, max(1, (text.tokens - text.sampled) // length))]
     tokenizer = open_tokenizer(weights)
-    length = window_length(weights, wanted)
-    texts: list[Sequence[Path]] = [[path] for path in wanted.texts] or [[]]
-    share = max(1, (wanted.tokens - wanted.sampled) // length // len(texts))
+    length = window_length(weights, text)
+    groups: list[Sequence[Path]] = [[path] for path in text.texts] or [[]]
+    share = max(1, (text.tokens - text.sampled) // length // len(groups))
     return [
-        _source(from_text(tokenizer, files, length, None, wanted.seed, vocab_size), share) for files in texts
+        _source(from_text(tokenizer, files, length, None, text.seed, vocab_size), share) for files in groups
     ]
 
 
@@ -118,43 +118,44 @@ def split_windows(windows: Tensor) -> tuple[Tensor, Tensor]:
     return windows[~checked], windows[checked]
 
 
-def window_length(weights: Weights, wanted: HealingText) -> int:
+def window_length(weights: Weights, text: HealingText) -> int:
     """Tokens in a window of text."""
-    return min(wanted.length, weights.config.context_length)
+    return min(text.length, weights.config.context_length)
 
 
-def _source(found: Calibration, count: int) -> Source:
-    windows = found.tokens
+def _source(calibration: Calibration, count: int) -> Source:
+    windows = calibration.tokens
     if len(windows) < 2:
         raise TinyslebError(
-            f"{found.source} has one window of {windows.shape[1]} tokens; healing needs one more to check by",
+            f"{calibration.source} has one window of {windows.shape[1]} tokens; healing needs one more to "
+            "check by",
             "give more text",
         )
     held = min(HELD_BACK, max(1, len(windows) // 4))
-    return Source(found.source, windows[held : held + count], windows[:held])
+    return Source(calibration.source, windows[held : held + count], windows[:held])
 
 
 def self_source(
-    weights: Weights, wanted: HealingText, compute: Compute, progress: Callable[[float], None]
+    weights: Weights, text: HealingText, compute: Compute, progress: Callable[[float], None]
 ) -> Source:
     """What the model writes. Raises TinyslebError if it has no tokenizer, or does not fit into memory."""
-    window = window_length(weights, wanted)
-    count = max(1, wanted.sampled // window)
+    window = window_length(weights, text)
+    count = max(1, text.sampled // window)
     held = min(HELD_BACK, max(1, count // 4))
     in_a_window = max(1, window // SAMPLED_LENGTH)
     length = -(-window // in_a_window)
-    prompts = self_prompts(weights, (count + held) * in_a_window, wanted.seed)
+    prompts = self_prompts(weights, (count + held) * in_a_window, text.seed)
     count_at_once = min(SAMPLED_AT_ONCE, len(prompts))
     least = sampling_bytes(weights.config, count_at_once, length, compute.dtype.itemsize)
     if compute.memory.resident + least > compute.memory.total:
         raise TinyslebError(
-            f"the whole model does not fit into --memory {format_bytes(compute.memory.total)}, "
+            f"the model does not fit into {format_bytes(compute.memory.total)} of memory, "
             "and sampling would read it once for every token",
             f"--memory {format_bytes(compute.memory.resident + least)} would do",
         )
     sequences = sample(
         weights, prompts, length, compute.dtype, compute.device,
-        seed=wanted.seed, at_once=SAMPLED_AT_ONCE, progress=progress,
+        seed=text.seed, at_once=SAMPLED_AT_ONCE, progress=progress,
     )  # fmt: skip
     give_back_freed()
     windows = sequences.view(count + held, -1)[:, :window]
@@ -193,10 +194,10 @@ def _start(tokenizer: Tokenizer) -> list[int]:
 
 
 def _turn(template: str) -> str | None:
-    return next((turn for turn in TURNS if marker(turn) in template), None)
+    return next((turn for turn in TURNS if first_marker(turn) in template), None)
 
 
-def marker(turn: str) -> str:
+def first_marker(turn: str) -> str:
     """`<|im_start|>` or `[INST]`: up to the first bracket that closes."""
     return turn[: min(turn.index(end) for end in ">]" if end in turn) + 1]
 

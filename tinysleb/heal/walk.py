@@ -1,8 +1,8 @@
-"""Healing: one walk up two stacks, the whole model and the shortened one, repairing the latter on the way.
+"""Healing: one walk up two stacks, the original model and the shortened one, repairing the latter on the way.
 
 Leaving blocks out shifts the hidden states. For each kept block from the first gap on, `mlp.down_proj`
-becomes the ridge solution that brings the shortened model's states nearest to the whole model's, just before
-the next kept block. Rows count by the inverse mean square of the whole model's state. Nothing is trained.
+becomes the ridge solution that brings the shortened model's states nearest to the original's, just before the
+next kept block. Rows are weighted by the inverse mean square of the original's state. Nothing is trained.
 Related: ReplaceMe (arXiv 2505.02819), which fits one linear map at one cut.
 """
 
@@ -33,18 +33,18 @@ from tinysleb.model.forward import Place, advance, down_inputs, embed, linear, p
 from tinysleb.model.streams import FileStream, Stream
 
 RIDGE, STEP = 0.07, 0.5
-"""How much the solution is pulled to the old weights, and how far to go towards it: half of the way. The
-blocks above make up for the rest from the states that this leaves them, which serves text of other kinds
-better than going all the way with a stronger pull."""
+"""How strongly the solution is pulled to the old weights, and how far to go towards it: half of the way. The
+blocks above make up for the rest, which serves other kinds of text better than a stronger pull and all of the
+way."""
 
 
 @dataclass(frozen=True)
 class HealedBlock:
     """What healing did to a block, by its original index.
 
-    Errors are mean squares, relative to the whole model's states, on windows held back from the fit: with
-    the old weights, with the solution, and with the solution as it is stored (in `type`). `healed` is False
-    if the old weights were as good, and stayed.
+    Errors are mean squares, relative to the original's states, on windows held back from the fit: with the
+    old weights, with the solution, and with the solution as stored (in `type`). `healed` is False if the old
+    weights were as good, and stayed.
     """
 
     block: int
@@ -73,27 +73,37 @@ class HealingMemory:
 def plan_healing_memory(config: ModelConfig, shape: tuple[int, int], compute: Compute) -> HealingMemory:
     """Divide the budget for windows of `shape` `(n, T)`. Raises TinyslebError with the least that would do.
 
-    Always counted are two blocks (the one that is healed, the one above), one call's activations, and the
-    normal equations. What is left goes to two streams, a third block, a factor in float64, which takes five
-    times the equations' own size, and the inputs, each if it fits.
+    Two blocks (the one that is healed, the one above), one call's activations and the normal equations are
+    always counted. What is left goes to two streams, a third block, a factor in float64, and the inputs, in
+    this order, each if it fits.
     """
     tokens, item = shape[0] * shape[1], compute.dtype.itemsize
+    wide, narrow = config.intermediate, config.width
     block = block_parameter_count(config) * item
-    equations = config.intermediate * (config.intermediate + 3 * config.width) * 4
-    equations += config.intermediate * 4 * min(config.width, OUTPUTS) * 4  # while they are solved
+    gram = wide * wide * 4
+    matrices = 3 * wide * narrow * 4  # the right-hand side, the old weights, the solution
+    slices = 4 * wide * min(narrow, OUTPUTS) * 4  # while the solution is refined
+    equations = gram + matrices + slices
     least = compute.memory.resident + working_bytes(config, shape[1], item) + block + equations
     left = compute.memory.total - least
     if left < 0:
         raise TinyslebError(
-            f"--memory {format_bytes(compute.memory.total)} is too little for healing",
-            f"at least {format_bytes(rounded_up(least))} would do",
+            f"{format_bytes(compute.memory.total)} of memory is too little for healing",
+            f"at least {format_bytes(rounded_up(least))} would do (--memory)",
         )
-    granted = []
-    inputs = tokens * (config.intermediate * item + config.width * 4)
-    for needed in (2 * tokens * config.width * 4, block, 4 * equations, inputs):
-        granted.append(left >= needed)
-        left -= needed if granted[-1] else 0
-    return HealingMemory(*granted)
+
+    def grant(needed: int) -> bool:
+        nonlocal left
+        fits = needed <= left
+        left -= needed if fits else 0
+        return fits
+
+    return HealingMemory(
+        streams=grant(2 * tokens * narrow * 4),
+        ahead=grant(block),
+        direct=grant(4 * equations),  # the matrix, its factor and both sides again, in float64
+        inputs=grant(tokens * (wide * item + narrow * 4)),
+    )
 
 
 @torch.inference_mode()
@@ -123,12 +133,12 @@ def heal(
     for index in range(config.blocks):
         block = next(blocks)
         if index == max(first_gap - 1, 0):
-            walk.part()
+            walk.fork()
         if index in kept:
             pending = (index, block)
         advance(walk.teacher, block, config, walk.stack[index])
         del block
-        if pending is not None and walk.parted and (index + 1 in kept or index + 1 == config.blocks):
+        if pending is not None and walk.forked and (index + 1 in kept or index + 1 == config.blocks):
             results.append(walk.repair(*pending, name=block_prefix(kept.index(pending[0])) + HEALED))
             pending = None
         progress((index + 1) / config.blocks)
@@ -168,12 +178,12 @@ class _Walk:
         self.check_groups = [(fitted + first, fitted + last) for first, last in rest]
 
     @property
-    def parted(self) -> bool:
-        """Whether the shortened model's states are its own."""
+    def forked(self) -> bool:
+        """True once the two models' states differ."""
         return self.student is not self.teacher
 
-    def part(self) -> None:
-        """From here on, the two differ."""
+    def fork(self) -> None:
+        """Give the shortened model states of its own."""
         if isinstance(self.teacher, FileStream):
             self.student = self.teacher.copied_to(self.healed.folder / "student")
         else:
@@ -192,8 +202,8 @@ class _Walk:
                 inputs[group] = (states, x)
         if not equations.finite:
             raise not_finite(self.weights, f"what block {index} computes")
-        found, factor = solve(equations, old, RIDGE, direct=self.memory.direct)
-        solution = old + STEP * (found - old)
+        nearest, factor = solve(equations, old, RIDGE, direct=self.memory.direct)
+        solution = old + STEP * (nearest - old)
         type_ = encoding_for(self.weights.tensors[block_prefix(index) + HEALED].type, solution.shape[1])
         if factor is None or type_.name not in FEW_BITS:
             data = encode(solution, type_)
@@ -229,7 +239,7 @@ class _Walk:
         return down_inputs(self.student[slice(*group)], block, self.config, place)
 
     def _missing(self, group: tuple[int, int], states: Tensor, block: Block) -> tuple[Tensor, Tensor]:
-        """What the product should add to reach the whole model's states, `[rows, width]`; rows' weights."""
+        """What the product should add to reach the original's states, `[rows, width]`; rows' weights."""
         target = self.teacher[slice(*group)]
         missing = (target - states) / self.config.residual_scale
         if (bias := block.get("mlp.down_proj.bias")) is not None:

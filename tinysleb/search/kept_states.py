@@ -15,14 +15,14 @@ from torch import Tensor
 BASE = -1
 """The key of the stream that leaves nothing out; other keys are the block a stream leaves out."""
 MOST_POSITIONS = 8
-"""More places to enter at save little more."""
+"""Further positions to enter at save little."""
 
 
 class KeptStates:
     """States `[T, width]` by window, key and the block before which they were taken.
 
-    `limit`: the bytes they may take, `held`: those they do; what does not fit is not kept. `positions`:
-    before which blocks states are wanted.
+    `limit`: the bytes they may take, `held`: the bytes they take; what does not fit is not kept. `positions`:
+    the blocks before which states are kept.
     """
 
     def __init__(self, limit: int) -> None:
@@ -31,11 +31,11 @@ class KeptStates:
 
     @property
     def room(self) -> int:
-        """The bytes that more states may take."""
+        """The bytes left for more states."""
         return self.limit - self.held
 
     def want(self, positions: Sequence[int], bytes_each: int) -> None:
-        """Choose positions, the first being worth most; `bytes_each`: what one may take at most."""
+        """Choose positions, the most valuable first; `bytes_each`: the most that one may take."""
         fitting = min(MOST_POSITIONS, self.room // bytes_each)
         self.positions = frozenset(positions[:fitting])
 
@@ -48,19 +48,19 @@ class KeptStates:
 
     def highest(self, windows: range, key: int, limit: int) -> int | None:
         """The highest position up to `limit` at which the stream `key` is known for all `windows`."""
-        found = [
+        known = [
             position
             for position in {p for window, k, p in self._states if k == key and window == windows[0]}
             if position <= limit and all((window, key, position) in self._states for window in windows)
         ]
-        return max(found, default=None)
+        return max(known, default=None)
 
     def stream(self, windows: range, key: int, position: int) -> Tensor:
         """The states of a stream at a position that `highest` named, `[n, T, width]`."""
         return torch.stack([self._states[window, key, position] for window in windows])
 
     def remove(self, block: int) -> None:
-        """Keep what is still true once `block` is left out for good."""
+        """Drop what is no longer true once `block` is left out for good."""
         still: dict[tuple[int, int, int], Tensor] = {}
         for (window, key, position), state in self._states.items():
             if key == block:

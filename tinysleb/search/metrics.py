@@ -1,4 +1,4 @@
-"""Cheaper ways to choose blocks, to compare with: each looks at the uncut model once, or not at all."""
+"""Cheaper ways to choose blocks, to compare with: each looks at the original model once, or not at all."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ def score_blocks(
         (scored,) = search(weights, tokens, first, compute, allowed=allowed, exact=True, progress=progress)
         return {index: score.loss for index, score in scored.rounds[0].candidates.items()}
     measure, span = (_angle, plan.target) if metric == "cosine" else (_influence, 1)
-    values = _compared(weights, tokens, compute, span, measure, partial(progress, f"scoring by {metric}"))
+    values = _compare_states(
+        weights, tokens, compute, span, measure, partial(progress, f"scoring by {metric}")
+    )
     return {index: values[index] for index in allowed if index + span - 1 in allowed}
 
 
@@ -61,13 +63,13 @@ def _influence(before: Tensor, after: Tensor) -> Tensor:
 
 
 def _angle(before: Tensor, after: Tensor) -> Tensor:
-    """The angle of each token's states, as a part of half a turn (arXiv 2403.17887, which takes the last
+    """The angle of each token's states, as a fraction of half a turn (arXiv 2403.17887, which takes the last
     token of many texts; here all tokens of the windows)."""
     return F.cosine_similarity(before, after, dim=-1).clamp(-1, 1).arccos() / math.pi
 
 
 @torch.inference_mode()
-def _compared(
+def _compare_states(
     weights: Weights,
     tokens: Tensor,
     compute: Compute,
@@ -76,17 +78,17 @@ def _compared(
     progress: Callable[[float], None],
 ) -> list[float]:
     """The mean `measure` of the states before block i and after block i + span - 1, for every i, in one walk
-    of the uncut model, windows divided among processes and into groups that fit the memory."""
+    of the original model, windows divided among processes and into groups that fit the memory."""
     config = weights.config
     share, mine = compute.group.share(range(len(tokens)), [0])
-    copies = 3  # that comparing two states makes
-    plan = compute.memory_plan(weights, span + copies, *tokens.shape)
+    copies = 3  # made while two states are compared
+    memory = compute.memory_plan(weights, span + copies, *tokens.shape)
     sums = torch.zeros(config.blocks - span + 1, dtype=torch.float64)
-    for first, last in chunks(len(share) if mine else 0, plan.windows):
+    for first, last in chunks(len(share) if mine else 0, memory.windows):
         windows = tokens[share.start + first : share.start + last].to(compute.device)
         stack = places(config, windows.shape[1], compute.device)
         states = deque([embed(weights, windows)], maxlen=span + 1)
-        blocks = load_blocks(weights, range(config.blocks), compute.dtype, compute.device, plan.ahead)
+        blocks = load_blocks(weights, range(config.blocks), compute.dtype, compute.device, memory.ahead)
         for index, block in enumerate(blocks):
             states.append(states[-1].clone())
             advance(states[-1], block, config, stack[index])

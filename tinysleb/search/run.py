@@ -27,7 +27,7 @@ from tinysleb.search import rounds
 from tinysleb.search.evaluate import evaluate
 from tinysleb.search.metrics import best_run, check_metric, score_blocks
 from tinysleb.search.rounds import check_target, removable, sweeps_in_a_round
-from tinysleb.search.stopping import StoppingRule, by_count, ended
+from tinysleb.search.stopping import StoppingRule, by_count, finished_plan
 from tinysleb.text.windows import Calibration
 
 
@@ -64,7 +64,7 @@ def search(
 
     Raises TinyslebError if so many blocks cannot go, memory is too little, or a loss is not finite.
     """
-    request = SearchRequest(by_count(remove), metric, seed, keep_first, keep_last, exact)
+    request = SearchRequest(by_count(remove, f"remove={remove}"), metric, seed, keep_first, keep_last, exact)
     calibration = Calibration(windows, "windows given by the caller")
     compute = compute or compute_on()
     return run_search(weights, calibration, request, compute, say=lambda _line: None, progress=progress)
@@ -95,7 +95,7 @@ def run_search(
     for line in _announcement(plan, calibration, rule, compute, weights, len(allowed)):
         say(line)
     following = _rounds(weights, calibration.tokens, plan, compute, request, allowed, progress)
-    while (finished := ended(rule, plan, weights)) is None:
+    while (finished := finished_plan(rule, plan, weights)) is None:
         begin = time.monotonic()
         plan = next(following)
         if unfinished is not None and request.metric == PERPLEXITY and group.rank == 0:

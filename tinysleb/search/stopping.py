@@ -20,15 +20,15 @@ HEADER_BYTES_PER_TENSOR = 200
 HEALING_BYTES_PER_BLOCK = 300
 """What a plan says of a healed block."""
 PLAN_BYTES_MORE = 8192
-"""Of the plan's times, its reason, and the model card's own text."""
+"""The plan's reason, and the model card's own text."""
 
 
 @dataclass(frozen=True)
 class StoppingRule:
-    """`name`: as the user wrote it. `most`: blocks removed at most.
+    """`name`: as the user wrote it, for messages and plans. `most`: the largest number of blocks to remove.
 
-    `increase`: the most that perplexity may grow, as a part of what it was. `output_bytes`: what the output
-    may have at most.
+    `increase`: the largest growth of perplexity, as a fraction of what it was. `output_bytes`: the largest
+    size of the output.
     """
 
     name: str
@@ -38,81 +38,81 @@ class StoppingRule:
 
     @property
     def by_count_alone(self) -> bool:
-        """Whether `most` is exactly how many blocks go."""
+        """Whether exactly `most` blocks go."""
         return self.increase is None and self.output_bytes is None
 
 
-def by_count(count: int) -> StoppingRule:
+def by_count(count: int, name: str) -> StoppingRule:
     """Exactly so many blocks."""
-    return StoppingRule(f"--remove {count}", count)
+    return StoppingRule(name, count)
 
 
-def by_ratio(ratio: float, config: ModelConfig) -> StoppingRule:
-    """A part of all blocks, rounded. Raises TinyslebError if that is none."""
+def by_ratio(ratio: float, config: ModelConfig, name: str) -> StoppingRule:
+    """A fraction of all blocks, rounded. Raises TinyslebError if that is none."""
     count = round(ratio * config.blocks) if ratio > 0 else 0
     if count < 1:
-        raise TinyslebError(f"--ratio {ratio} of {config.blocks} blocks is none", "give a larger ratio")
-    return StoppingRule(f"--ratio {ratio:g}", count)
+        raise TinyslebError(f"{name} of {config.blocks} blocks is none", "give a larger ratio")
+    return StoppingRule(name, count)
 
 
-def by_speedup(factor: float, config: ModelConfig, removable: int) -> StoppingRule:
-    """The fewest blocks by which the work for one token falls `factor` times.
+def by_speedup(factor: float, config: ModelConfig, removable: int, name: str) -> StoppingRule:
+    """The fewest blocks without which the work for one token falls by `factor`.
 
     The work is counted in weights that multiply: those of the blocks and of the head, not the embedding's.
     Raises TinyslebError if all that may go are too few.
     """
     if not 1 < factor < math.inf:
-        raise TinyslebError(f"--speedup {factor} is no factor above 1", "write it as 1.25")
+        raise TinyslebError(f"{name} is not a factor above 1", "write it as 1.25")
     block, head = block_parameter_count(config), config.vocab_size * config.width
-    whole = config.blocks * block + head
-    count = max(1, math.ceil((whole - whole / factor) / block - 1e-9))
+    original = config.blocks * block + head
+    count = max(1, math.ceil((original - original / factor) / block - 1e-9))
     if count > removable:
-        reachable = whole / (whole - removable * block)
+        reachable = original / (original - removable * block)
         raise TinyslebError(
-            f"--speedup {factor:g} cannot be reached: without all {removable} blocks that may go, the model "
-            f"does {reachable:.2f} times less work",
-            "give a lower --speedup, or lower --keep-first and --keep-last",
+            f"{name} cannot be reached: without all {removable} blocks that may go, the model does "
+            f"{reachable:.2f} times less work",
+            "give a smaller factor, or lower --keep-first and --keep-last",
         )
-    return StoppingRule(f"--speedup {factor:g}", count)
+    return StoppingRule(name, count)
 
 
-def by_perplexity(text: str, removable: int) -> StoppingRule:
-    """As long as perplexity on the calibration windows grows by no more than `text`, such as `15%`."""
+def by_perplexity(text: str, removable: int, name: str) -> StoppingRule:
+    """As long as perplexity on the calibration windows grows by at most `text`, such as `15%`."""
     match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*%\s*", text)
     if match is None:
-        raise TinyslebError(f"--max-perplexity-increase {text!r} is no percentage", "write it as 15%")
-    return StoppingRule(f"--max-perplexity-increase {text}", removable, increase=float(match[1]) / 100)
+        raise TinyslebError(f"{name} is not a percentage", "write it as 15%")
+    return StoppingRule(name, removable, increase=float(match[1]) / 100)
 
 
-def by_size(text: str, weights: Weights, removable: range) -> StoppingRule:
-    """Until the output has no more than `text` bytes, such as `3GiB`.
+def by_size(text: str, weights: Weights, removable: range, name: str) -> StoppingRule:
+    """Until the output takes at most `text`, such as `3GiB`.
 
-    Raises TinyslebError if it has no more than that uncut, or more with all removable blocks gone.
+    Raises TinyslebError if the original is no larger, or if the output is without all removable blocks.
     """
     limit, blocks = parse_bytes(text), range(weights.config.blocks)
-    whole, least = (
+    original, least = (
         _output_bytes(weights, Plan(len(blocks), 0, {}), tuple(kept))
-        for kept in (blocks, [i for i in blocks if i not in removable] or blocks[:1])
+        for kept in (blocks, [index for index in blocks if index not in removable] or blocks[:1])
     )
-    if whole <= limit:
+    if original <= limit:
         raise TinyslebError(
-            f"{weights.path} takes {format_bytes(whole)} uncut, which is within --fit {text}",
-            "give a lower --fit, or say how many blocks to leave out with --remove",
+            f"{weights.path} takes {format_bytes(original)} as it is, which is within {name}",
+            "give a smaller size, or the number of blocks to remove with --remove",
         )
     if least > limit:
         raise TinyslebError(
-            f"--fit {text} cannot be reached: without all blocks that may go, the output takes "
+            f"{name} cannot be reached: without all blocks that may go, the output takes "
             f"{format_bytes(least)}",
-            "give a higher --fit, or lower --keep-first and --keep-last",
+            "give a larger size, or lower --keep-first and --keep-last",
         )
-    return StoppingRule(f"--fit {text}", len(removable), output_bytes=limit)
+    return StoppingRule(name, len(removable), output_bytes=limit)
 
 
-def ended(rule: StoppingRule, plan: Plan, weights: Weights) -> Plan | None:
+def finished_plan(rule: StoppingRule, plan: Plan, weights: Weights) -> Plan | None:
     """The plan up to where the rule ends it, with the reason; None if it does not end it yet.
 
-    A round that leads beyond the allowed perplexity is not part of the result. Raises TinyslebError if
-    that is the first, or if the plan does not know the perplexities that the rule asks for.
+    A round that exceeds the allowed perplexity is not part of the result. Raises TinyslebError if that is the
+    first round, or if the plan does not know the perplexities that the rule asks for.
     """
     for count in range(1, len(plan.rounds) + 1):
         shorter = replace(plan, target=count, rounds=plan.rounds[:count])
@@ -128,7 +128,7 @@ def ended(rule: StoppingRule, plan: Plan, weights: Weights) -> Plan | None:
 
 
 def _growth(plan: Plan, rule: StoppingRule) -> float:
-    """By which part the last round's perplexity exceeds the uncut model's."""
+    """The fraction by which the last round's perplexity exceeds the original's."""
     if plan.loss is None or math.isnan(plan.rounds[-1].loss):
         raise TinyslebError(f"{rule.name}: the plan does not say which perplexity its rounds lead to")
     return perplexity(plan.rounds[-1].loss) / perplexity(plan.loss) - 1
@@ -140,14 +140,14 @@ def _before_last(plan: Plan, rule: StoppingRule, growth: float) -> Plan:
         raise TinyslebError(
             f"{rule.name} allows no removal: without block {last.removed}, the cheapest, perplexity is "
             f"{growth:.1%} higher",
-            "allow more; with --resume, the round that was made is not made again",
+            "allow more; with --resume, the finished round is not repeated",
         )
     reason = f"{rule.name}: without block {last.removed} too, perplexity would be {growth:.1%} higher"
     return replace(plan, target=len(rounds), rounds=tuple(rounds), stopped=reason)
 
 
 def _output_bytes(weights: Weights, plan: Plan, kept: tuple[int, ...]) -> int:
-    """What the output takes on disk with only the blocks `kept`, all of its files; at most some kB less."""
+    """The size of the output with only the blocks `kept`, all of its files: at most a few kB too much."""
     shorter = Shortened(weights, kept)
     tensors = len(shorter.tensors)
     if isinstance(weights, GgufWeights):

@@ -47,9 +47,9 @@ def plan_route(
 ) -> Route:
     """The shortest way to the top for all streams, given the states that are kept."""
     top = kept[-1]
-    found = {key: states.highest(windows, key, top) for key in candidates}
-    branching = frozenset(key for key, entry in found.items() if entry is None)
-    entries = {key: entry for key, entry in found.items() if entry is not None}
+    highest = {key: states.highest(windows, key, top) for key in candidates}
+    branching = frozenset(key for key, entry in highest.items() if entry is None)
+    entries = {key: entry for key, entry in highest.items() if entry is not None}
     if not with_base and not branching:
         return Route(entries, branching, None)
     begin = states.highest(windows, BASE, min(branching, default=top))
@@ -70,14 +70,15 @@ def sweep(
     ahead: bool = True,
     states: KeptStates | None = None,
     first_window: int = 0,
-    progress: Callable[[float], None] = lambda _part: None,
+    progress: Callable[[float], None] = lambda _done: None,
 ) -> dict[int, Tensor]:
     """Token losses of the model made of the blocks `kept`, and of that model less each candidate.
 
     `kept`: block indices of `weights`, ascending; `candidates`: some of them; `tokens`: `[n, T]` on the
     device to compute on, the first of them window `first_window` to the `states` kept between sweeps.
-    `ahead`: read the next block meanwhile. `progress` is told the part done, 0 to 1. Returns for `BASE` (if
-    asked for) and each candidate the negative log-likelihoods of tokens 1 … T-1, float32 `[n, T-1]`.
+    `ahead`: read the next block meanwhile. `progress` is called with the fraction done, 0 to 1. Returns for
+    `BASE` (if asked for) and each candidate the negative log-likelihoods of tokens 1 … T-1, float32
+    `[n, T-1]`.
     """
     config = weights.config
     states = states or KeptStates(0)
@@ -95,8 +96,8 @@ def sweep(
         moving = streams.before(index)
         if count:
             block = next(blocks)
-            for part in moving:
-                advance(part, block, config, stack[index])
+            for stream in moving:
+                advance(stream, block, config, stack[index])
             del block  # before the next one is awaited, and the one after it is being read
         done += count
         progress(done / work)
@@ -135,7 +136,7 @@ class _Streams:
         return moving
 
     def finished(self, with_base: bool) -> Tensor:
-        """All variants `[variants, n, T, width]` at the top, the base last if it is wanted."""
+        """All variants `[variants, n, T, width]` at the top, the base last if `with_base`."""
         if with_base and self.base is not None:
             self.hidden[-1] = self.base
         self.base = None
