@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tinysleb.checkpoint.config import ModelConfig
+from tinysleb.checkpoint.config_keys import PER_BLOCK_KEYS
 from tinysleb.checkpoint.huggingface_source import INDEX_NAME, SINGLE_NAME, HuggingfaceWeights
 from tinysleb.checkpoint.weights import Weights, total_bytes
 from tinysleb.export.front_matter import CARD_NAME, read_card
@@ -67,8 +68,8 @@ def cut_config(config: dict[str, Any], kept: Sequence[int], shape: ModelConfig) 
     blocks = config["num_hidden_layers"]
     cut = {
         key: [value[index] for index in kept]
-        for key, value in config.items()
-        if isinstance(value, list) and len(value) == blocks and not _is_token_list(key)
+        for key in PER_BLOCK_KEYS
+        if isinstance(value := config.get(key), list) and len(value) == blocks
     }
     if shape.unrotated:
         cut["no_rope_layers"] = [int(not still) for still in shape.unrotated]
@@ -77,10 +78,6 @@ def cut_config(config: dict[str, Any], kept: Sequence[int], shape: ModelConfig) 
         cut["layer_types"] = [kinds[window > 0] for window in shape.attention_windows]
     plain = {key: value for key, value in config.items() if key != "quantization_config"}
     return plain | cut | {"num_hidden_layers": len(kept)}
-
-
-def _is_token_list(key: str) -> bool:
-    return key == "architectures" or key.endswith(("_token_id", "_token_ids", "_tokens"))
 
 
 def _write_card(path: Path, base_model: str, plan: dict[str, Any]) -> None:

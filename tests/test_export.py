@@ -363,6 +363,8 @@ def test_per_block_lists_of_a_config_are_cut(run: Run, tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["layer_types"] = ["full_attention"] * 6
     config["eos_token_id"] = [1, 2, 3, 4, 5, 6]
+    config["bad_words_ids"] = [[7], [8], [9], [10], [11], [12]]
+    config["keys_to_ignore_at_inference"] = ["a", "b", "c", "d", "e", "f"]
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "generation_config.json").write_text('{"temperature": 0.5}')
     out = pruned(run, folder, [1, 2])

@@ -28,3 +28,6 @@ READ_KEYS = frozenset(
     vocab_size
     """.split()  # noqa: SIM905
 )
+PER_BLOCK_KEYS = ("layer_types", "no_rope_layers")
+"""Lists with one entry a block, which are cut with the blocks. Any other list means something else, whatever
+its length: a key that is neither read nor harmless was refused when the model was opened."""
