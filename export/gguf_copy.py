@@ -11,7 +11,8 @@ from io import FileIO
 from math import prod
 from pathlib import Path
 
-from gguf.constants import GGUFValueType
+import numpy as np
+from gguf.constants import GGML_QUANT_SIZES, GGUFValueType
 from gguf.utility import size_label
 
 from tinysleb.checkpoint.architectures import BY_GGUF_NAME
@@ -22,7 +23,8 @@ from tinysleb.errors import TinyslebError
 from tinysleb.export.gguf_writer import tinysleb_metadata, write_all, write_gguf_file
 from tinysleb.export.job import Job, Written, compact_json, plan_beside, plan_in_gguf, stored_plan
 from tinysleb.formats.files import write_json
-from tinysleb.formats.gguf_file import GgufFile, GgufTensor, GgufValue
+from tinysleb.formats.finite import all_finite, not_finite
+from tinysleb.formats.gguf_file import Bytes, GgufFile, GgufTensor, GgufValue
 from tinysleb.plan import Plan
 
 COPY_BYTES = 1 << 20
@@ -62,7 +64,7 @@ def write_job(job: Job[GgufWeights]) -> Written:
     shorter = shortened_gguf(job.source.file, job.kept, job.unknown_arrays)
     if job.replaced:
         shorter = with_tensors(shorter, job.replaced)
-    metadata = copy_gguf(shorter, job.out, compact_json(job.plan))
+    metadata = copy_gguf(shorter, job.out, compact_json(job.plan), job.kept)
     return Written(metadata, _notes(job.source.file))
 
 
@@ -80,7 +82,9 @@ def write_unmodelled(file: GgufFile, out: Path, plan: Plan, unknown_arrays: str 
     if plan.blocks != blocks:
         raise TinyslebError(f"the plan is for a model of {plan.blocks} blocks, {file.path} has {blocks}")
     values = stored_plan(plan, plan_in_gguf(file))
-    metadata = copy_gguf(shortened_gguf(file, plan.kept, unknown_arrays), out, compact_json(values))
+    metadata = copy_gguf(
+        shortened_gguf(file, plan.kept, unknown_arrays), out, compact_json(values), plan.kept
+    )
     write_json(plan_beside(out), values)
     return Written(metadata, _notes(file))
 
@@ -113,10 +117,13 @@ def with_tensors(source: GgufFile, tensors: Mapping[str, GgufTensor]) -> GgufFil
     return replace(source, tensors={**source.tensors, **replaced})
 
 
-def copy_gguf(source: GgufFile, out: Path, plan_text: str | None) -> dict[str, GgufValue]:
+def copy_gguf(
+    source: GgufFile, out: Path, plan_text: str | None, kept: Sequence[int] | None = None
+) -> dict[str, GgufValue]:
     """Write a GGUF with the bytes of `source`'s tensors, wherever they lie. Returns the metadata written.
 
-    Raises TinyslebError if `out` cannot be written, or an input changed meanwhile.
+    `kept`: the original indices of its blocks, for messages. Raises TinyslebError if `out` cannot be written,
+    an input changed meanwhile, or a tensor holds numbers that are not finite.
     """
     tensors = source.tensors
     with ExitStack() as stack:
@@ -124,7 +131,8 @@ def copy_gguf(source: GgufFile, out: Path, plan_text: str | None) -> dict[str, G
         files = {each: stack.enter_context(FileIO(each.path, "rb")) for each in inputs}
 
         def copy(name: str, target: FileIO) -> None:
-            _copy_bytes(files[tensors[name].file], target, tensors[name])
+            tensor = tensors[name]
+            _copy_bytes(files[tensor.file], target, tensor, _original_name(name, kept))
 
         types = {name: (tensor.shape, tensor.type) for name, tensor in tensors.items()}
         metadata = {**source.metadata, **tinysleb_metadata(plan_text)}
@@ -200,13 +208,28 @@ def _renumbered(name: str, kept: Sequence[int]) -> str | None:
     return f"blk.{kept.index(index)}.{name[match.end() :]}" if index in kept else None
 
 
-def _copy_bytes(source: FileIO, target: FileIO, tensor: GgufTensor) -> None:
-    """Copy a tensor's bytes through one buffer, which is as fast as `cp`: source and target are not aligned
-    to pages alike, and `copy_file_range` then takes 1.3 times as long."""
+def _original_name(name: str, kept: Sequence[int] | None) -> str:
+    match = re.match(r"blk\.(\d+)\.", name)
+    return name if match is None or kept is None else f"blk.{kept[int(match[1])]}.{name[match.end() :]}"
+
+
+def _copy_bytes(source: FileIO, target: FileIO, tensor: GgufTensor, name: str) -> None:
+    """Copy a tensor's bytes, and look at them, through one buffer, nearly as fast as `cp`: source and target
+    are not aligned to pages alike, and `copy_file_range` then takes 1.3 times as long."""
+    _, block_bytes = GGML_QUANT_SIZES[tensor.type]
     source.seek(tensor.offset)
-    buffer = memoryview(bytearray(min(COPY_BYTES, tensor.nbytes)))
-    left = tensor.nbytes
-    while left and (count := source.readinto(buffer[: min(left, len(buffer))])):
-        write_all(target, buffer[:count])
-        left -= count
+    data = np.empty(min(COPY_BYTES // block_bytes * block_bytes, tensor.nbytes), dtype=np.uint8)
+    for left in range(tensor.nbytes, 0, -len(data)):
+        part = data[:left]
+        if _read_whole(source, part) and not all_finite(part, tensor.type.name):
+            raise not_finite(tensor.file.path, name)
+        write_all(target, part.data)
     tensor.file.check_unchanged(source)
+
+
+def _read_whole(source: FileIO, data: Bytes) -> bool:
+    """Fill `data` from a file; whether it had as much."""
+    view, filled = data.data, 0
+    while filled < len(view) and (count := source.readinto(view[filled:])):
+        filled += count
+    return filled == len(view)

@@ -28,30 +28,17 @@ from tinysleb.export.gguf_limits import check_expressible, ignored_window
 from tinysleb.export.gguf_metadata import checkpoint_metadata
 from tinysleb.export.gguf_writer import TensorTypes, tinysleb_metadata, write_all, write_gguf_file
 from tinysleb.export.job import Job, Written, compact_json
-from tinysleb.formats.gguf_file import DEFAULT_ALIGNMENT, GgufValue
+from tinysleb.formats.finite import all_finite, not_finite
+from tinysleb.formats.gguf_file import DEFAULT_ALIGNMENT, Bytes, GgufValue
+from tinysleb.formats.safetensors_file import as_bytes
+from tinysleb.formats.tensor_types import WRITABLE, TensorType, tensor_type
 from tinysleb.model.chunks import chunks
 from tinysleb.model.forward import head_name
 
-TYPES = {
-    "f32": (GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),
-    "f16": (GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16),
-    "bf16": (GGMLQuantizationType.BF16, gguf.LlamaFileType.MOSTLY_BF16),
-    "q8_0": (GGMLQuantizationType.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
-    "q5_1": (GGMLQuantizationType.Q5_1, gguf.LlamaFileType.MOSTLY_Q5_1),
-    "q5_0": (GGMLQuantizationType.Q5_0, gguf.LlamaFileType.MOSTLY_Q5_0),
-    "q4_1": (GGMLQuantizationType.Q4_1, gguf.LlamaFileType.MOSTLY_Q4_1),
-    "q4_0": (GGMLQuantizationType.Q4_0, gguf.LlamaFileType.MOSTLY_Q4_0),
-}
-"""What `--type` takes: the type of matrices, and the file type to state in the metadata."""
-SMALL_TYPES = ("Q5_1", "Q5_0", "Q4_1", "Q4_0")
-"""Types that the head does not have: llama.cpp's quantiser (`src/llama-quant.cpp`) gives it Q6_K or, where a
-row's length is no multiple of 256, Q8_0. The gguf package cannot write Q6_K, so here it has Q8_0 always."""
+HEAD_TYPE = "Q8_0"
+"""Of the head where matrices have few bits: llama.cpp's quantiser (`src/llama-quant.cpp`) gives it Q6_K or,
+where a row's length is not a multiple of 256, Q8_0. The gguf package cannot write Q6_K."""
 CHUNK_ELEMENTS = 1 << 22
-SAME_TYPE = {
-    GGMLQuantizationType.F32: torch.float32,
-    GGMLQuantizationType.F16: torch.float16,
-    GGMLQuantizationType.BF16: torch.bfloat16,
-}
 
 
 def write_job(job: Job[HuggingfaceWeights]) -> Written:
@@ -81,14 +68,21 @@ def write_gguf(
     type_name = own_type(weights) if type_name == "auto" else type_name.lower()
     check_type(type_name, weights.path)
     check_expressible(weights.config, weights.path)
-    matrix_type, file_type = TYPES[type_name]
+    matrix_type = WRITABLE[type_name]
+    file_type = gguf.LlamaFileType[matrix_type.file_type]
     metadata = checkpoint_metadata(weights.config, folder, file_type, pre)
     metadata |= tinysleb_metadata(plan_text)
     tensors = _tensor_types(weights, matrix_type)
 
     def write_tensor(name: str, file: FileIO) -> None:
         for chunk in _rows(weights, name):
-            write_all(file, _as_stored(chunk, tensors[name][1]))
+            data, type_ = _as_stored(chunk, tensors[name][1]), tensors[name][1]
+            if not all_finite(data, type_.name):
+                raise TinyslebError(
+                    f"{weights.path}: tensor {name!r} holds values that are too large for {type_.name}",
+                    "export it in f32 or bf16",
+                )
+            write_all(file, data.data)
 
     write_gguf_file(out, metadata, tensors, DEFAULT_ALIGNMENT, write_tensor)
     return metadata
@@ -96,9 +90,9 @@ def write_gguf(
 
 def check_type(name: str, path: Path) -> None:
     """Raise TinyslebError for a type that cannot be written here, saying how to get it."""
-    if name in TYPES:
+    if name in WRITABLE:
         return
-    known = f"known: auto, {', '.join(TYPES)}"
+    known = f"known: auto, {', '.join(WRITABLE)}"
     quantiser_name = f"MOSTLY_{name.upper()}"  # which also knows Q4_K for Q4_K_M
     if not {quantiser_name, f"{quantiser_name}_M"} & set(gguf.LlamaFileType.__members__):
         raise TinyslebError(f"--type {name} is no type of a GGUF", known)
@@ -117,19 +111,19 @@ def own_type(weights: Weights) -> str:
     for info in weights.tensors.values():
         stored[info.type] = stored.get(info.type, 0) + info.nbytes
     name = max(stored, key=lambda key: stored[key]).lower()
-    return name if name in TYPES else "f32"
+    return name if name in WRITABLE else "f32"
 
 
-def _tensor_types(weights: Weights, matrix_type: GGMLQuantizationType) -> TensorTypes:
+def _tensor_types(weights: Weights, matrix_type: TensorType) -> TensorTypes:
     tensors: dict[str, tuple[tuple[int, ...], GGMLQuantizationType]] = {
         name: ((len(factors),), GGMLQuantizationType.F32)
         for name, factors in _rotary_tensors(weights.config.rotary).items()
     }
     for name, info in weights.tensors.items():
         is_head = name == head_name(weights.config)
-        wanted = GGMLQuantizationType.Q8_0 if is_head and matrix_type.name in SMALL_TYPES else matrix_type
+        name_of_type = HEAD_TYPE if is_head and matrix_type.few_bits else matrix_type.name
         stored_name = gguf_name(name, weights.config.architecture)
-        tensors[stored_name] = (info.shape, _tensor_type(info.shape, wanted))
+        tensors[stored_name] = (info.shape, _tensor_type(info.shape, GGMLQuantizationType[name_of_type]))
     return tensors
 
 
@@ -165,17 +159,15 @@ def _rows(weights: Weights, stored_name: str) -> Iterator[torch.Tensor]:
     whole = interleaved(weights.tensor(name), heads) if heads else None
     for start, stop in row_chunks(shape):
         chunk = weights.tensor(name, start, stop) if whole is None else whole[start:stop]
-        yield _finite(chunk, name)
+        if not all_finite(as_bytes(chunk), weights.tensors[name].type):
+            raise not_finite(weights.path, name)
+        yield chunk
 
 
-def _as_stored(chunk: torch.Tensor, type_: GGMLQuantizationType) -> memoryview:
+def _as_stored(chunk: torch.Tensor, type_: GGMLQuantizationType) -> Bytes:
     """The bytes of a chunk in a GGUF's type; a float type that the chunk has already is not converted."""
-    if chunk.dtype == SAME_TYPE.get(type_):
-        return chunk.contiguous().view(torch.uint8).numpy().data
-    return np.ascontiguousarray(quantize(chunk.to(torch.float32).numpy(), type_)).data
-
-
-def _finite(values: torch.Tensor, name: str) -> torch.Tensor:
-    if not values.isfinite().all():
-        raise TinyslebError(f"tensor {name!r} holds values that are not finite numbers")
-    return values
+    stored = tensor_type(type_.name)
+    if stored.is_float and chunk.dtype == getattr(torch, stored.torch):
+        return as_bytes(chunk)
+    with np.errstate(over="ignore"):  # the caller looks for infinity
+        return np.ascontiguousarray(quantize(chunk.to(torch.float32).numpy(), type_)).view(np.uint8)

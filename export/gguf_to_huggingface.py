@@ -16,6 +16,7 @@ from tinysleb.export.huggingface import write_json_file, write_shards
 from tinysleb.export.job import Job, Written
 from tinysleb.export.model_card import card_from_metadata
 from tinysleb.formats.files import replaced_folder
+from tinysleb.formats.tensor_types import tensor_type
 from tinysleb.text.sentencepiece_model import CONTROL, UNKNOWN, USER_DEFINED
 from tinysleb.text.tokenizer import (
     ByteLevelTokenizer,
@@ -24,8 +25,6 @@ from tinysleb.text.tokenizer import (
     tokenizer_from_gguf,
 )
 
-STORED = {"F16": ("F16", 2), "BF16": ("BF16", 2)}
-"""What stays as it is; quantised and float32 tensors come out, exactly, as float32."""
 SPECIAL_IDS = {
     "bos": "bos_token_id",
     "eos": "eos_token_id",
@@ -44,9 +43,8 @@ def write_job(job: Job[GgufWeights]) -> Written:
     ids = {ours: values.get(f"tokenizer.ggml.{theirs}_token_id") for theirs, ours in SPECIAL_IDS.items()}
     dequantized = Retyped(weights, _dequantized)
     stored = [info for info in dequantized.tensors.values() if len(info.shape) > 1]
-    dtypes = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
-    largest = max(stored, key=lambda info: info.nbytes).type
-    config = config_json(weights.config, weights.path) | ids | {"torch_dtype": dtypes[largest]}
+    dtype = tensor_type(max(stored, key=lambda info: info.nbytes).type).torch
+    config = config_json(weights.config, weights.path) | ids | {"torch_dtype": dtype}
     with replaced_folder(job.out) as temporary:
         _write_tokenizer(values, str(weights.path), temporary)
         write_json_file(temporary / "config.json", config)
@@ -60,9 +58,10 @@ def write_job(job: Job[GgufWeights]) -> Written:
 
 
 def _dequantized(_name: str, info: TensorInfo) -> TensorInfo:
-    """A tensor in the type that safetensors can hold."""
-    type_, size = STORED.get(info.type, ("F32", 4))
-    return TensorInfo(info.shape, type_, math.prod(info.shape) * size)
+    """What a tensor is in a safetensors file: half precision stays, float32 holds all others exactly."""
+    stored = tensor_type(info.type)
+    stored = stored if stored.is_half else tensor_type("F32")
+    return TensorInfo(info.shape, stored.name, math.prod(info.shape) * stored.item_bytes)
 
 
 def _generation_config(values: Mapping[str, Any]) -> dict[str, Any]:

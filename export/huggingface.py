@@ -7,7 +7,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tinysleb.checkpoint.config import ModelConfig
 from tinysleb.checkpoint.config_keys import PER_BLOCK_KEYS
@@ -17,8 +17,12 @@ from tinysleb.export.front_matter import CARD_NAME, read_card
 from tinysleb.export.job import SHARD_BYTES, Job, Written
 from tinysleb.export.model_card import model_card
 from tinysleb.formats.files import read_json_object, replaced_folder
+from tinysleb.formats.finite import all_finite, not_finite
 from tinysleb.formats.model_files import model_files, skipped_files
-from tinysleb.formats.safetensors_file import write_safetensors
+from tinysleb.formats.safetensors_file import as_bytes, write_safetensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def write_job(job: Job[HuggingfaceWeights]) -> Written:
@@ -110,7 +114,14 @@ def write_shards(weights: Weights, folder: Path, shard_bytes: int) -> None:
 
 def _write_shard(weights: Weights, names: Sequence[str], path: Path) -> None:
     tensors = {name: (weights.tensors[name].type, weights.tensors[name].shape) for name in names}
-    write_safetensors(path, tensors, weights.tensor)
+
+    def read(name: str) -> Tensor:
+        tensor = weights.tensor(name)
+        if not all_finite(as_bytes(tensor), tensors[name][0]):
+            raise not_finite(weights.path, name)
+        return tensor
+
+    write_safetensors(path, tensors, read)
 
 
 def write_json_file(path: Path, value: Any) -> None:

@@ -18,20 +18,12 @@ from tinysleb.export.gguf_copy import copy_gguf, shortened_gguf
 from tinysleb.export.gguf_model import row_chunks
 from tinysleb.export.llama_cpp import llama_cpp_logits
 from tinysleb.formats.gguf_file import GgufValue, pack_value, read_gguf
+from tinysleb.formats.tensor_types import tensor_type
 from tinysleb.model.forward import forward
 
-STEPS = {
-    "F32": 0.0, "F16": 2**-11, "BF16": 2**-8, "Q8_0": 1 / 127, "Q5_0": 1 / 16, "Q5_1": 1 / 15,
-    "Q4_0": 1 / 8, "Q4_1": 1 / 7,
-}  # fmt: skip
-"""How far a type may be from the value, as a part of the value or, if quantised, of the largest in its block;
-a copy is exact."""
 QUANTISED_TOGETHER = 32
 SMALLEST_STEP = 2**-24
 """Of float16, which scales are stored in."""
-TOLERANCES = {"F32": 0.002, "F16": 0.01, "BF16": 0.02}
-QUANTISED_TOLERANCE = 0.2
-"""Of logits, against their spread: llama.cpp rounds activations to 8 bits where weights are quantised."""
 PROBE_TOKENS = 16
 
 
@@ -78,7 +70,7 @@ def _check(written: GgufWeights, source: Weights, name: str, source_type: str) -
         found, wanted = (model.tensor(name, start, stop).float() for model in (written, source))
         errors = (found - wanted).abs()
         error = errors.max().item()
-        part = 0.0 if info.type == source_type else STEPS.get(info.type, 0.0)
+        part = 0.0 if info.type == source_type else tensor_type(info.type).step
         if not (errors <= _allowed(wanted, part, info.type)).all():
             raise TinyslebError(
                 f"{written.path}: tensor {stored!r} differs from its source by up to {error:.3g}, "
@@ -96,7 +88,7 @@ def _allowed(wanted: torch.Tensor, part: float, type_: str) -> torch.Tensor:
     if part == 0:
         return torch.zeros(())
     largest = wanted.abs()
-    if type_ not in ("F32", "F16", "BF16"):
+    if not tensor_type(type_).is_float:
         blocks = largest.view(-1, QUANTISED_TOGETHER)
         largest = blocks.amax(1, keepdim=True).expand_as(blocks).reshape(wanted.shape)
     return largest * part * 1.02 + SMALLEST_STEP
@@ -122,7 +114,7 @@ def compare_with_llama_cpp(path: Path) -> float:
 def _tolerance(model: GgufWeights) -> float:
     """The widest of the tolerances of all matrices."""
     types = {info.type for info in model.tensors.values() if len(info.shape) > 1}
-    return max(TOLERANCES.get(type_, QUANTISED_TOLERANCE) for type_ in types)
+    return max(tensor_type(type_).logits_tolerance for type_ in types)
 
 
 def _difference(model: GgufWeights, tokens: torch.Tensor) -> float:

@@ -179,7 +179,7 @@ def test_values_in_the_file(tiny_folder: Path, run: Run) -> None:
 @pytest.mark.parametrize("type_", ["q8_0", "q5_1", "q5_0", "q4_1", "q4_0"])
 @pytest.mark.parametrize("tied", [False, True])
 def test_quantised_like_llama_cpps_own_quantiser(type_: str, tied: bool, run: Run, tmp_path: Path) -> None:
-    """Which tensors get which type, and every byte; the width is no multiple of 256 (see `SMALL_TYPES`)."""
+    """Which tensors get which type, and every byte; the width is no multiple of 256 (see `HEAD_TYPE`)."""
     from cyllama.llama import llama_cpp
 
     folder = make_llama(tmp_path / "m", tie_word_embeddings=tied)

@@ -11,11 +11,10 @@ from tinysleb.checkpoint.config import ModelConfig, config_from_gguf
 from tinysleb.checkpoint.gguf_names import ROTARY_FACTORS, gguf_name, halved, huggingface_name, rotated_heads
 from tinysleb.checkpoint.weights import TensorInfo, check_complete
 from tinysleb.formats.gguf_file import GgufFile, GgufTensor, read_gguf
+from tinysleb.formats.tensor_types import tensor_type
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-HALF_TYPES = {"F16": "float16", "BF16": "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -59,10 +58,10 @@ def half_rows(tensor: GgufTensor, start: int = 0, stop: int | None = None) -> Te
     """Rows of a tensor in the half precision it is stored in; None if it is stored otherwise."""
     import torch
 
-    half = HALF_TYPES.get(tensor.type.name)
-    if half is None:
+    stored = tensor_type(tensor.type.name)
+    if not stored.is_half:
         return None
-    return torch.from_numpy(tensor.read_bytes(start, stop)).view(getattr(torch, half))
+    return torch.from_numpy(tensor.read_bytes(start, stop)).view(getattr(torch, stored.torch))
 
 
 def open_gguf(path: Path) -> GgufWeights:

@@ -19,22 +19,13 @@ import numpy as np
 
 from tinysleb.errors import TinyslebError
 from tinysleb.formats.input_file import InputFile, input_file
+from tinysleb.formats.tensor_types import TENSOR_TYPES, tensor_type
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 LARGEST_HEADER_BYTES = 100_000_000
-ITEM_SIZES = {
-    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
-    "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "U32": 4, "U64": 8,
-}  # fmt: skip
-FLOAT_TYPES = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "F8_E4M3": "float8_e4m3fn",
-}
+READ_TYPES = [name for name, record in TENSOR_TYPES.items() if record.item_bytes and record.torch]
 
 
 @dataclass(frozen=True)
@@ -49,7 +40,7 @@ class SafetensorsEntry:
     @property
     def nbytes(self) -> int:
         """The bytes it takes in the file."""
-        return math.prod(self.shape) * ITEM_SIZES[self.dtype]
+        return math.prod(self.shape) * TENSOR_TYPES[self.dtype].item_bytes
 
 
 def read_safetensors_header(path: Path) -> dict[str, SafetensorsEntry]:
@@ -76,16 +67,17 @@ def read_safetensors_rows(entry: SafetensorsEntry, start: int = 0, stop: int | N
     """
     import torch
 
-    if entry.dtype not in FLOAT_TYPES:
+    dtype = TENSOR_TYPES[entry.dtype].torch
+    if not dtype:
         raise TinyslebError(
-            f"{entry.file.path} stores weights as {entry.dtype}", f"supported: {', '.join(FLOAT_TYPES)}"
+            f"{entry.file.path} stores weights as {entry.dtype}", f"supported: {', '.join(READ_TYPES)}"
         )
     rows = entry.shape[0] if entry.shape else 1
     stop = rows if stop is None else stop
     row_bytes = entry.nbytes // max(rows, 1)
     buffer = np.empty((stop - start) * row_bytes, dtype=np.uint8)
     entry.file.read(entry.offset + start * row_bytes, buffer)
-    tensor = torch.from_numpy(buffer).view(getattr(torch, FLOAT_TYPES[entry.dtype]))
+    tensor = torch.from_numpy(buffer).view(getattr(torch, dtype))
     return tensor.reshape(stop - start, *entry.shape[1:])
 
 
@@ -95,12 +87,10 @@ def write_safetensors(
     read: Callable[[str], Tensor],
 ) -> None:
     """Write `tensors` (name → dtype name and shape), asking `read` for one at a time."""
-    import torch
-
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, (dtype, shape) in tensors.items():
-        end = offset + math.prod(shape) * ITEM_SIZES[dtype]
+        end = offset + math.prod(shape) * TENSOR_TYPES[dtype].item_bytes
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
@@ -108,7 +98,14 @@ def write_safetensors(
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name in tensors:
-            file.write(read(name).contiguous().flatten().view(torch.uint8).numpy().data)
+            file.write(as_bytes(read(name)).data)
+
+
+def as_bytes(tensor: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """The bytes of a tensor in their order, not copied if they lie so already."""
+    import torch
+
+    return tensor.contiguous().flatten().view(torch.uint8).numpy()
 
 
 def _header_bytes(prefix: bytes, size: int, path: Path) -> int:
@@ -145,7 +142,7 @@ def _entry(name: str, value: Any, start: int, file: InputFile) -> SafetensorsEnt
     path = file.path
     fields: dict[str, Any] = value if isinstance(value, dict) else {}
     dtype, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
-    if not isinstance(dtype, str) or dtype not in ITEM_SIZES:
+    if not isinstance(dtype, str) or not tensor_type(dtype).item_bytes:
         raise TinyslebError(f"{path}: tensor {name!r} has the dtype {dtype!r}, which is unknown")
     if not _whole_numbers(shape):
         raise TinyslebError(f"{path}: tensor {name!r} has the shape {shape!r}")

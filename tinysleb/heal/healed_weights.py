@@ -18,6 +18,7 @@ from tinysleb.checkpoint.gguf_source import half_rows
 from tinysleb.checkpoint.weights import Retyped, TensorInfo, Weights
 from tinysleb.formats.gguf_file import Bytes, GgufTensor
 from tinysleb.formats.input_file import input_file
+from tinysleb.formats.tensor_types import tensor_type
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
 HEALED = "mlp.down_proj.weight"
 """The tensor of a block that healing solves anew."""
-ENCODABLE = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")
-"""What the gguf package can quantise to."""
 
 
 def encoding_for(stored: str, columns: int) -> GGMLQuantizationType:
@@ -36,7 +35,7 @@ def encoding_for(stored: str, columns: int) -> GGMLQuantizationType:
     What cannot be quantised to becomes Q8_0 (F16, if rows of so many `columns` do not divide into its
     blocks); float64 becomes float32.
     """
-    if stored in ENCODABLE:
+    if tensor_type(stored).file_type:
         return GGMLQuantizationType[stored]
     if stored == "F64":
         return GGMLQuantizationType.F32

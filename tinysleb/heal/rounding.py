@@ -10,8 +10,6 @@ from torch import Tensor
 from tinysleb.formats.gguf_file import Bytes
 from tinysleb.heal.healed_weights import decode, encode
 
-FEW_BITS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1")
-
 
 def encode_fed_forward(values: Tensor, factor: Tensor, type_: GGMLQuantizationType) -> Bytes:
     """A matrix `[out, in]` as stored in a type, its columns rounded a quantisation block at a time, from the

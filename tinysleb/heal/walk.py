@@ -23,10 +23,11 @@ from tinysleb.compute.compute import Compute
 from tinysleb.compute.memory import rounded_up, working_bytes
 from tinysleb.errors import TinyslebError
 from tinysleb.formats.gguf_file import Bytes
+from tinysleb.formats.tensor_types import tensor_type
 from tinysleb.formats.units import format_bytes
 from tinysleb.heal.healed_weights import HEALED, HealedTensors, decode, encode, encoding_for
 from tinysleb.heal.ridge import OUTPUTS, NormalEquations, solve
-from tinysleb.heal.rounding import FEW_BITS, encode_fed_forward
+from tinysleb.heal.rounding import encode_fed_forward
 from tinysleb.model.blocks import Block, load_blocks
 from tinysleb.model.chunks import CALL_TOKENS, chunks
 from tinysleb.model.forward import Place, advance, down_inputs, embed, linear, places
@@ -205,7 +206,7 @@ class _Walk:
         nearest, factor = solve(equations, old, RIDGE, direct=self.memory.direct)
         solution = old + STEP * (nearest - old)
         type_ = encoding_for(self.weights.tensors[block_prefix(index) + HEALED].type, solution.shape[1])
-        if factor is None or type_.name not in FEW_BITS:
+        if factor is None or not tensor_type(type_.name).few_bits:
             data = encode(solution, type_)
         else:
             data = encode_fed_forward(solution, factor, type_)
