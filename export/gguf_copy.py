@@ -18,10 +18,10 @@ from gguf.utility import size_label
 from tinysleb.checkpoint.architectures import BY_GGUF_NAME
 from tinysleb.checkpoint.config import check_rotation_pattern
 from tinysleb.checkpoint.gguf_names import gguf_name
-from tinysleb.checkpoint.gguf_source import GgufWeights
+from tinysleb.checkpoint.gguf_source import GgufWeights, plan_in_gguf
 from tinysleb.errors import TinyslebError
 from tinysleb.export.gguf_writer import tinysleb_metadata, write_all, write_gguf_file
-from tinysleb.export.job import Job, Written, compact_json, plan_beside, plan_in_gguf, stored_plan
+from tinysleb.export.job import Job, Written, compact_json, plan_beside, stored_plan
 from tinysleb.formats.files import write_json
 from tinysleb.formats.finite import all_finite, not_finite
 from tinysleb.formats.gguf_file import Bytes, GgufFile, GgufTensor, GgufValue

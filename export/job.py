@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -12,7 +11,7 @@ from typing import Any, Generic, TypeVar
 from tinysleb.checkpoint.gguf_source import GgufWeights
 from tinysleb.checkpoint.huggingface_source import HuggingfaceWeights
 from tinysleb.checkpoint.weights import Weights
-from tinysleb.formats.gguf_file import GgufFile, GgufTensor, GgufValue
+from tinysleb.formats.gguf_file import GgufTensor, GgufValue
 from tinysleb.plan import Plan, plan_to_json
 
 SHARD_BYTES = 5 * 10**9
@@ -58,14 +57,6 @@ def stored_plan(plan: Plan | None, earlier: dict[str, Any]) -> dict[str, Any]:
     if plan is None:
         return earlier
     return plan_to_json(plan) | ({"earlier": earlier} if earlier else {})
-
-
-def plan_in_gguf(file: GgufFile) -> dict[str, Any]:
-    """The plan in a GGUF's metadata; empty if there is none, or none that can be read."""
-    with suppress(ValueError, RecursionError):
-        plan = json.loads(str(file.values().get("tinysleb.plan")))
-        return plan if isinstance(plan, dict) else {}
-    return {}
 
 
 def compact_json(values: dict[str, Any]) -> str | None:

@@ -13,11 +13,11 @@ from typing import Any
 from tinysleb.checkpoint.config import check_rotation_pattern
 from tinysleb.checkpoint.gguf_source import GgufWeights
 from tinysleb.checkpoint.huggingface_source import HuggingfaceWeights
-from tinysleb.checkpoint.weights import Shortened, Weights
+from tinysleb.checkpoint.weights import Checkpoint, Shortened, Weights
 from tinysleb.errors import TinyslebError
 from tinysleb.export.gguf_copy import cut_metadata
-from tinysleb.export.job import SHARD_BYTES, Job, Written, plan_beside, plan_in_gguf, stored_plan
-from tinysleb.formats.files import read_json_object, refuse_existing, write_json
+from tinysleb.export.job import SHARD_BYTES, Job, Written, plan_beside, stored_plan
+from tinysleb.formats.files import refuse_existing, write_json
 from tinysleb.formats.gguf_file import GgufTensor
 from tinysleb.heal.healed_weights import Healed
 from tinysleb.plan import Plan
@@ -70,7 +70,7 @@ def write(
         refuse_existing(path, force, source.path)
     if output_format == HUGGINGFACE and out.is_file():
         raise TinyslebError(f"{out} is a file, and a folder is to be written", "choose another output")
-    values = stored_plan(plan, earlier_plan(source))
+    values = stored_plan(plan, source.earlier_plan())
     job: Job[Any] = Job(
         model=weights, source=source, kept=kept, replaced=replaced, out=out, plan=values,
         type_name=type_name, pre=pre, shard_bytes=shard_bytes, unknown_arrays=unknown_arrays,
@@ -86,15 +86,6 @@ def own_format(weights: Weights) -> str:
     return GGUF if isinstance(_origin(weights)[0], GgufWeights) else HUGGINGFACE
 
 
-def earlier_plan(source: Weights) -> dict[str, Any]:
-    """The plan that a model was shortened by before it was opened, if it was."""
-    if isinstance(source, GgufWeights):
-        return plan_in_gguf(source.file)
-    assert isinstance(source, HuggingfaceWeights)
-    path = source.folder / "plan.json"
-    return read_json_object(path) if path.is_file() else {}
-
-
 def check_cuttable(weights: Weights, unknown_arrays: str | None) -> None:
     """Raise TinyslebError, before a search, if no block of this model could be left out.
 
@@ -107,11 +98,14 @@ def check_cuttable(weights: Weights, unknown_arrays: str | None) -> None:
             check_rotation_pattern(source.config.shortened(kept), source.path)
 
 
-def _origin(weights: Weights) -> tuple[Weights, tuple[int, ...], Mapping[str, GgufTensor]]:
+def _origin(weights: Weights) -> tuple[Checkpoint, tuple[int, ...], Mapping[str, GgufTensor]]:
     """What a model was opened as, which of its blocks are left, and the tensors that were replaced."""
     replaced: Mapping[str, GgufTensor] = {}
     if isinstance(weights, Healed):
         replaced, weights = weights.healed.tensors, weights.source
+    kept = tuple(range(weights.config.blocks))
     if isinstance(weights, Shortened):
-        return weights.source, weights.kept, replaced
-    return weights, tuple(range(weights.config.blocks)), replaced
+        kept, weights = weights.kept, weights.source
+    if not isinstance(weights, GgufWeights | HuggingfaceWeights):
+        raise TypeError(f"a {type(weights).__name__} was not opened from files, and has no writer")
+    return weights, kept, replaced

@@ -261,7 +261,7 @@ def test_what_a_user_can_get_wrong(tiny_folder: Path, tiny_gguf: Path, run: Run,
     prune = ("prune", tiny_folder, "-o", "out")
     fails(run("prune", "absent"), "there is no file or folder absent")
     fails(run("inspect", "cut.gguf"), "cut.gguf is truncated")
-    fails(run("inspect", "short.txt"), "short.txt is no model")
+    fails(run("inspect", "short.txt"), "short.txt is not a model")
     fails(run(*prune, "--text", "short.txt"), "tokens are too few for one window of 512", "shorter windows")
     fails(run(*prune, "--text", "absent.txt"), "cannot read absent.txt")
     fails(run(*prune, "--remove", 5, *FAST), "5 blocks cannot be removed: only 4 of 6 may go", "--remove")
@@ -293,7 +293,7 @@ def test_weights_that_are_not_numbers(tiny_folder: Path, run: Run, tmp_path: Pat
     state = safetensors.torch.load_file(folder / "model.safetensors")
     state["model.layers.4.mlp.up_proj.weight"][0, 0] = math.nan
     safetensors.torch.save_file(state, folder / "model.safetensors")
-    fails(run("prune", folder, "-o", "out", "--remove", 1, *FAST), "not a finite number")
+    fails(run("prune", folder, "-o", "out", "--remove", 1, *FAST), "model.layers.4.mlp.up_proj.weight")
     fails(run("export", folder, "--gguf", "x.gguf", "--pre", "smollm"), "model.layers.4.mlp.up_proj.weight")
     assert not list(tmp_path.glob("*out*")) + list(tmp_path.glob("*.gguf*"))
 

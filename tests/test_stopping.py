@@ -29,11 +29,11 @@ def plan_of(*perplexities: float) -> Plan:
 def test_counts(tiny_folder: Path) -> None:
     weights = open_model(tiny_folder)
     plan = plan_of(10, 11, 12, 13)
-    finished = finished_plan(by_count(2, "--remove 2"), plan, weights)
+    finished = finished_plan(by_count(2, "--remove 2"), plan)
     assert finished is not None
     assert (finished.removed, finished.target) == ((1, 2), 2)
     assert finished.stopped == "--remove 2: 2 of 6 blocks removed"
-    assert finished_plan(by_count(4, "--remove 4"), plan, weights) is None
+    assert finished_plan(by_count(4, "--remove 4"), plan) is None
     assert by_ratio(0.4, weights.config, "--ratio 0.4").most == 2
     with pytest.raises(TinyslebError, match=r"--ratio 0.05 of 6 blocks is none"):
         by_ratio(0.05, weights.config, "--ratio 0.05")
@@ -50,21 +50,20 @@ def test_speedup_is_work_before_over_work_after(tiny_folder: Path) -> None:
         by_speedup(5, config, 4, "--speedup 5")
 
 
-def test_perplexity_stops_before_it_is_too_high(tiny_folder: Path) -> None:
-    weights = open_model(tiny_folder)
+def test_perplexity_stops_before_it_is_too_high() -> None:
     rule = by_perplexity("20%", 4, "--max-perplexity-increase 20%")
     assert rule.most == 4
-    finished = finished_plan(rule, plan_of(10, 11, 11.9, 12.5), weights)
+    finished = finished_plan(rule, plan_of(10, 11, 11.9, 12.5))
     assert finished is not None
     assert finished.removed == (1, 2)
     assert finished.stopped == (
         "--max-perplexity-increase 20%: without block 3 too, perplexity would be 25.0% higher"
     )
-    assert finished_plan(rule, plan_of(10, 11, 11.9), weights) is None
+    assert finished_plan(rule, plan_of(10, 11, 11.9)) is None
     with pytest.raises(TinyslebError, match="allows no removal: without block 1, the cheapest"):
-        finished_plan(rule, plan_of(10, 13), weights)
+        finished_plan(rule, plan_of(10, 13))
     with pytest.raises(TinyslebError, match="does not say which perplexity"):
-        finished_plan(rule, Plan(6, 1, {}, None, (Round(1, math.nan, {}),)), weights)
+        finished_plan(rule, Plan(6, 1, {}, None, (Round(1, math.nan, {}),)))
     with pytest.raises(TinyslebError, match=r"increase 0\.15 is not a percentage"):
         by_perplexity("0.15", 4, "increase 0.15")
 

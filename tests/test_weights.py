@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from gguf.constants import GGUFValueType
 
 from reference import LLAMA3_ROPE, make_llama, make_model, transformers_logits, transformers_model
 from tinysleb.checkpoint.config import tensor_shapes
@@ -22,6 +23,7 @@ from tinysleb.checkpoint.weights import Retyped, Shortened, TensorInfo, Weights
 from tinysleb.errors import TinyslebError
 from tinysleb.export.gguf_copy import copy_gguf
 from tinysleb.export.huggingface import write_shards
+from tinysleb.formats.gguf_file import GgufValue, read_gguf
 from tinysleb.formats.safetensors_file import SafetensorsEntry
 from tinysleb.heal.healed_weights import Healed, HealedTensors
 from tinysleb.model.forward import forward
@@ -221,7 +223,7 @@ def test_what_is_no_model(tmp_path: Path, tiny_folder: Path) -> None:
     safetensors.torch.save_file({"x": torch.ones(1)}, shard)
     cases = {
         "nothing": "there is no file or folder",
-        "text.txt": "no model that tinysleb can read",
+        "text.txt": "not a model that tinysleb can read",
         "empty": r"no config.json",
         f"pickled/{shard.name}": "one shard of several",
     }
@@ -293,3 +295,20 @@ def test_a_folders_tensors_are_listed_once(tiny_folder: Path) -> None:
     for name in weights.tensors:
         weights.tensors[name]
     assert entries.asked == 1
+
+
+def test_what_else_a_checkpoint_says(tiny_folder: Path, tiny_gguf: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "m"))
+    assert open_model(folder).earlier_plan() == {}
+    (folder / "tokenizer_config.json").write_text('{"chat_template": [{"name": "default", "template": "A"}]}')
+    assert open_model(folder).chat_template() == "A"
+    (folder / "chat_template.jinja").write_text("B")
+    assert open_model(folder).chat_template() == "B"
+    for damaged in ("[" * 100_000, "3", "{", '{"blocks": '):
+        (folder / "plan.json").write_text(damaged)
+        assert open_model(folder).earlier_plan() == {}
+    file = read_gguf(tiny_gguf)
+    for text, plan in (("[" * 100_000, {}), ("[3]", {}), ('{"removed": [3]}', {"removed": [3]})):
+        value = GgufValue(text, GGUFValueType.STRING)
+        changed = replace(file, metadata={**file.metadata, "tinysleb.plan": value})
+        assert GgufWeights(tiny_gguf, changed, open_model(tiny_gguf).config).earlier_plan() == plan

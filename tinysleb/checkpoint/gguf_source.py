@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tinysleb.checkpoint.config import ModelConfig, config_from_gguf
 from tinysleb.checkpoint.gguf_names import ROTARY_FACTORS, gguf_name, halved, huggingface_name, rotated_heads
-from tinysleb.checkpoint.weights import TensorInfo, check_complete
+from tinysleb.checkpoint.weights import TensorInfo, TokenizerMetadata, check_complete
 from tinysleb.formats.gguf_file import GgufFile, GgufTensor, read_gguf
 from tinysleb.formats.tensor_types import tensor_type
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+PLAN_KEY = "tinysleb.plan"
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,23 @@ class GgufWeights:
             if name not in ROTARY_FACTORS.values()
         }
 
+    def chat_template(self) -> str:
+        """As in `Checkpoint`."""
+        template = self.file.values().get("tokenizer.chat_template")
+        return template if isinstance(template, str) else ""
+
+    def earlier_plan(self) -> dict[str, Any]:
+        """As in `Checkpoint`."""
+        return plan_in_gguf(self.file)
+
+    def tokenizer_files(self) -> TokenizerMetadata:
+        """As in `Checkpoint`."""
+        return TokenizerMetadata(self.file.values(), str(self.path))
+
+    def bytes_around(self, tensors: int) -> int:
+        """As in `Checkpoint`."""
+        return self.file.header_bytes + self.file.alignment * tensors
+
     def tensor(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """As in `Weights`. Half precision stays as stored; everything else comes in float32."""
         info = self.tensors[name]
@@ -52,6 +73,14 @@ class GgufWeights:
         stored = gguf_name(name, self.config.architecture)
         half = half_rows(self.file.tensors[stored], start, stop)
         return torch.from_numpy(self.file.read_floats(stored, start, stop)) if half is None else half
+
+
+def plan_in_gguf(file: GgufFile) -> dict[str, Any]:
+    """The plan in a GGUF's metadata; empty if there is none, or none that can be read."""
+    with suppress(ValueError, RecursionError):
+        plan = json.loads(str(file.values().get(PLAN_KEY)))
+        return plan if isinstance(plan, dict) else {}
+    return {}
 
 
 def half_rows(tensor: GgufTensor, start: int = 0, stop: int | None = None) -> Tensor | None:

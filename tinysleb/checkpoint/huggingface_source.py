@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tinysleb.checkpoint.config import ModelConfig, config_from_huggingface
 from tinysleb.checkpoint.settings import not_modelled
-from tinysleb.checkpoint.weights import TensorInfo, check_complete
+from tinysleb.checkpoint.weights import TensorInfo, TokenizerFolder, check_complete
 from tinysleb.errors import TinyslebError
-from tinysleb.formats.files import read_json_object
+from tinysleb.formats.files import read_json_object, read_text
+from tinysleb.formats.model_files import model_files
 from tinysleb.formats.safetensors_file import (
     SafetensorsEntry,
     read_safetensors_header,
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
+PLAN_NAME = "plan.json"
+TEMPLATE_NAME = "chat_template.jinja"
+HEADER_BYTES_PER_TENSOR = 200
 SCALE_SUFFIXES = (".weight_scale_inv", ".weight_scale")
 """What follows a matrix's name in the name of its FP8 scales; either way the matrix is multiplied by them."""
 
@@ -54,6 +59,33 @@ class HuggingfaceWeights:
             else TensorInfo(entry.shape, entry.dtype, entry.nbytes)
             for name, entry in self.entries.items()
         }
+
+    def chat_template(self) -> str:
+        """As in `Checkpoint`: of a file of its own, or of `tokenizer_config.json`."""
+        if (self.folder / TEMPLATE_NAME).is_file():
+            return read_text(self.folder / TEMPLATE_NAME)
+        template: Any = None
+        with suppress(TinyslebError):
+            template = read_json_object(self.folder / "tokenizer_config.json").get("chat_template")
+        if isinstance(template, list):  # several by name
+            named = [item for item in template if isinstance(item, dict)]
+            template = next((item.get("template") for item in named if item.get("name") == "default"), None)
+        return template if isinstance(template, str) else ""
+
+    def earlier_plan(self) -> dict[str, Any]:
+        """As in `Checkpoint`."""
+        with suppress(TinyslebError):
+            return read_json_object(self.folder / PLAN_NAME)
+        return {}
+
+    def tokenizer_files(self) -> TokenizerFolder:
+        """As in `Checkpoint`."""
+        return TokenizerFolder(self.folder)
+
+    def bytes_around(self, tensors: int) -> int:
+        """As in `Checkpoint`."""
+        copied = sum(file.stat().st_size for file in model_files(self.folder))
+        return HEADER_BYTES_PER_TENSOR * tensors + copied
 
     def tensor(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """As in `Weights`."""

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from tinysleb.checkpoint.gguf_source import open_gguf
 from tinysleb.checkpoint.huggingface_source import open_huggingface
-from tinysleb.checkpoint.weights import Weights
+from tinysleb.checkpoint.weights import Checkpoint
 from tinysleb.errors import TinyslebError
 from tinysleb.formats.gguf_file import is_gguf
 
 
-def open_model(path: Path | str) -> Weights:
+def open_model(path: Path | str) -> Checkpoint:
     """Open a `.safetensors` file, a Hugging Face folder or a `.gguf`, reading only headers.
 
     Raises TinyslebError if it is none of these, incomplete, or of a family not modelled.

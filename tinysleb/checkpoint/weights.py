@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tinysleb.checkpoint.config import ModelConfig, block_prefix, tensor_shapes
 from tinysleb.errors import TinyslebError
@@ -49,6 +49,38 @@ class Weights(Protocol):
 
     def tensor(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """Rows [start, stop) of a tensor, in its stored float type or, if quantised, in float32."""
+
+
+class Checkpoint(Weights, Protocol):
+    """A model as it was opened from files: its weights, and what else the files say."""
+
+    def chat_template(self) -> str:
+        """The default chat template, as text; '' if there is none."""
+
+    def earlier_plan(self) -> dict[str, Any]:
+        """The plan by which the model was shortened before, as `plan.json` has it; empty if it was not, or
+        if what is there is not a plan."""
+
+    def tokenizer_files(self) -> TokenizerFolder | TokenizerMetadata:
+        """Where the model's tokenizer is."""
+
+    def bytes_around(self, tensors: int) -> int:
+        """The bytes that a shortened copy with so many tensors takes besides them and its plan, at most."""
+
+
+@dataclass(frozen=True)
+class TokenizerFolder:
+    """A folder that holds `tokenizer.model` or `tokenizer.json`, and what belongs to them."""
+
+    folder: Path
+
+
+@dataclass(frozen=True)
+class TokenizerMetadata:
+    """A GGUF's metadata, key → value; `where` names the file in errors."""
+
+    values: Mapping[str, Any]
+    where: str
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tinysleb.checkpoint.gguf_source import gguf_weights
 from tinysleb.checkpoint.open_model import open_model
-from tinysleb.checkpoint.weights import Weights
+from tinysleb.checkpoint.weights import Checkpoint
 from tinysleb.commands.console import Console, print_json, print_line
 from tinysleb.commands.options import refuse_unused
 from tinysleb.commands.prune_options import STOPPING, PruneOptions
@@ -51,7 +51,7 @@ def apply_plan(options: PruneOptions, plan_path: Path) -> None:
     print_shortened(weights, plan, options.out, options.as_json, searched=False)
 
 
-def _prepare_heal(weights: Weights, options: PruneOptions, console: Console) -> Heal:
+def _prepare_heal(weights: Checkpoint, options: PruneOptions, console: Console) -> Heal:
     from tinysleb.commands.computing import choose_compute
     from tinysleb.commands.healing import heal_with, prepare
 
@@ -59,12 +59,12 @@ def _prepare_heal(weights: Weights, options: PruneOptions, console: Console) -> 
     return heal_with(weights, prepare(weights, options, compute), compute, console)
 
 
-def _first_rounds(plan: Plan, path: Path, weights: Weights, options: PruneOptions) -> Plan:
+def _first_rounds(plan: Plan, path: Path, weights: Checkpoint, options: PruneOptions) -> Plan:
     """The plan up to where the stopping rule that was given ends it; all of it if none was."""
     if not any(getattr(options, name) is not None for name in STOPPING):
         return plan
     rule = stopping_rule(options, weights, range(plan.blocks))
-    finished = finished_plan(rule, plan, weights)
+    finished = finished_plan(rule, plan)
     if finished is None and rule.increase is not None:
         return plan
     if finished is None:

@@ -7,12 +7,12 @@ from typing import Any
 
 from tinysleb.checkpoint.config import block_parameter_count, parameter_count
 from tinysleb.checkpoint.rotary import Rotary
-from tinysleb.checkpoint.weights import Weights
+from tinysleb.checkpoint.weights import Checkpoint
 from tinysleb.compute.memory import ASSUMED_RESIDENT_BYTES, SPARE_STREAMS, working_bytes
 from tinysleb.text.tokenizer import tokenizer_kind
 
 
-def describe(weights: Weights, window_length: int) -> dict[str, Any]:
+def describe(weights: Checkpoint, window_length: int) -> dict[str, Any]:
     """Family, shape, sizes, tokenizer, and what `prune` would need.
 
     `prune_memory_bytes`: about the least `--memory` for one window and all candidates in float32.

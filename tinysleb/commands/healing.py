@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tinysleb.checkpoint.weights import Weights
+from tinysleb.checkpoint.weights import Checkpoint
 from tinysleb.commands.console import Console
 from tinysleb.commands.options import HealingOptions
 from tinysleb.compute.compute import Compute
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tinysleb.commands.shortened import Heal
 
 
-def prepare(weights: Weights, options: HealingOptions, compute: Compute) -> PreparedHealing:
+def prepare(weights: Checkpoint, options: HealingOptions, compute: Compute) -> PreparedHealing:
     """Read the text to heal on. Raises TinyslebError if the model cannot be healed."""
     tokens, sampled = options.heal_tokens, options.self_text
     sampled = tokens // 2 if sampled is None else min(sampled, tokens)
@@ -28,7 +28,7 @@ def prepare(weights: Weights, options: HealingOptions, compute: Compute) -> Prep
 
 
 def prepare_unless(
-    weights: Weights, options: HealingOptions, compute: Compute, heal: bool | None, fit: str | None
+    weights: Checkpoint, options: HealingOptions, compute: Compute, heal: bool | None, fit: str | None
 ) -> PreparedHealing | str:
     """As `prepare`, or why nothing will be healed.
 
@@ -49,7 +49,7 @@ def prepare_unless(
 
 
 def heal_with(
-    weights: Weights,
+    weights: Checkpoint,
     prepared: PreparedHealing,
     compute: Compute,
     console: Console,

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from tinysleb.checkpoint.open_model import open_model
-from tinysleb.checkpoint.weights import Weights
+from tinysleb.checkpoint.weights import Checkpoint
 from tinysleb.commands.console import duration, print_json, print_line
 from tinysleb.commands.describe import describe
 from tinysleb.commands.options import Given, refuse_unused
@@ -50,7 +50,7 @@ def inspect(options: InspectOptions) -> None:
     print_line(f"{'':<20} {passes} block passes for each window in the first round, if exact")
 
 
-def _print_estimate(weights: Weights, options: InspectOptions, memory: str) -> None:
+def _print_estimate(weights: Checkpoint, options: InspectOptions, memory: str) -> None:
     from tinysleb.compute.compute import compute_on
     from tinysleb.compute.threads import use_threads
     from tinysleb.search.estimate import estimate

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tinysleb.checkpoint.config import block_parameter_count, parameter_count
 from tinysleb.checkpoint.open_model import open_model
-from tinysleb.checkpoint.weights import Weights, total_bytes
+from tinysleb.checkpoint.weights import Checkpoint, total_bytes
 from tinysleb.commands.computing import choose_compute
 from tinysleb.commands.console import Console
 from tinysleb.commands.healing import heal_with, prepare_unless
@@ -43,7 +43,7 @@ def search_blocks(options: PruneOptions) -> None:
             ) from error
 
 
-def _search_and_write(weights: Weights, options: PruneOptions, group: Group) -> None:
+def _search_and_write(weights: Checkpoint, options: PruneOptions, group: Group) -> None:
     unfinished = options.out.with_name(options.out.name + ".unfinished.json")
     request = _request(weights, options)
     allowed = check_request(request, weights.config.blocks)
@@ -79,7 +79,7 @@ def _search_and_write(weights: Weights, options: PruneOptions, group: Group) -> 
     print_shortened(weights, plan, options.out, options.as_json, searched=True)
 
 
-def _request(weights: Weights, options: PruneOptions) -> SearchRequest:
+def _request(weights: Checkpoint, options: PruneOptions) -> SearchRequest:
     """What to search for. Raises TinyslebError if the disk has no space for the result."""
     allowed = range(options.keep_first, weights.config.blocks - options.keep_last)
     rule = stopping_rule(options, weights, allowed)
@@ -92,7 +92,7 @@ def _request(weights: Weights, options: PruneOptions) -> SearchRequest:
 
 
 def _works(
-    weights: Weights, calibration: Calibration, rule: StoppingRule, prepared: PreparedHealing | str
+    weights: Checkpoint, calibration: Calibration, rule: StoppingRule, prepared: PreparedHealing | str
 ) -> list[float]:
     """How much work each stage is, in tokens that pass a block; a search of n candidates is n²/2 passes."""
     blocks = weights.config.blocks

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tinysleb.checkpoint.weights import Weights
+from tinysleb.checkpoint.weights import Checkpoint
 from tinysleb.commands.prune_options import PruneOptions
 from tinysleb.search import stopping
 from tinysleb.search.stopping import StoppingRule
@@ -10,7 +10,7 @@ from tinysleb.search.stopping import StoppingRule
 DEFAULT_RATIO = 0.2
 
 
-def stopping_rule(options: PruneOptions, weights: Weights, allowed: range) -> StoppingRule:
+def stopping_rule(options: PruneOptions, weights: Checkpoint, allowed: range) -> StoppingRule:
     """The rule that the options name, or a fifth of the blocks. Raises TinyslebError if it cannot be met."""
     config, most = weights.config, min(len(allowed), weights.config.blocks - 1)
     if options.remove is not None:

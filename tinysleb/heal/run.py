@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from tinysleb.checkpoint.weights import Shortened, Weights
+from tinysleb.checkpoint.weights import Checkpoint, Shortened, Weights
 from tinysleb.compute.compute import Compute, Progress, compute_on
 from tinysleb.compute.device import dtype_name
 from tinysleb.compute.memory import give_back_freed
@@ -63,7 +63,7 @@ class PreparedHealing:
 
 
 def heal(
-    weights: Weights,
+    weights: Checkpoint,
     plan: Plan,
     texts: Sequence[Path] = (),
     *,
@@ -90,7 +90,7 @@ def heal(
     return Healed(Shortened(weights, plan.kept), tensors), plan
 
 
-def prepare_healing(weights: Weights, text: HealingText, compute: Compute) -> PreparedHealing:
+def prepare_healing(weights: Checkpoint, text: HealingText, compute: Compute) -> PreparedHealing:
     """Read the texts, and check all that can be checked before the slow work.
 
     Raises TinyslebError if the model cannot be healed, or there is too little text or memory.
@@ -111,7 +111,7 @@ def prepare_healing(weights: Weights, text: HealingText, compute: Compute) -> Pr
 
 
 def heal_plan(
-    weights: Weights,
+    weights: Checkpoint,
     plan: Plan,
     prepared: PreparedHealing,
     compute: Compute,
@@ -137,7 +137,7 @@ def heal_plan(
 
 
 def _gather_sources(
-    weights: Weights, prepared: PreparedHealing, compute: Compute, say: Say, progress: Progress
+    weights: Checkpoint, prepared: PreparedHealing, compute: Compute, say: Say, progress: Progress
 ) -> list[Source]:
     """The texts, and what the model writes itself if it can; if not, `say` says why."""
     sources, text = list(prepared.sources), prepared.text
@@ -156,7 +156,7 @@ def _gather_sources(
 
 
 def _choose(
-    weights: Weights,
+    weights: Checkpoint,
     plan: Plan,
     allowed: Sequence[int],
     sources: Sequence[Source],
@@ -176,7 +176,7 @@ def _choose(
 
 
 def _heal_and_judge(
-    weights: Weights,
+    weights: Checkpoint,
     plan: Plan,
     sources: Sequence[Source],
     compute: Compute,

@@ -7,8 +7,7 @@ what healing does to it.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinysleb.checkpoint.gguf_source import GgufWeights
-from tinysleb.checkpoint.huggingface_source import HuggingfaceWeights
-from tinysleb.checkpoint.weights import Weights
+from tinysleb.checkpoint.weights import Checkpoint
 from tinysleb.compute.compute import Compute
 from tinysleb.compute.memory import give_back_freed, sampling_bytes
 from tinysleb.errors import TinyslebError
-from tinysleb.formats.files import read_json_object, read_text
 from tinysleb.formats.units import format_bytes
 from tinysleb.model.sampling import sample
 from tinysleb.text.tokenizer import Tokenizer, open_tokenizer
@@ -89,7 +85,7 @@ class HealingText:
     length: int = WINDOW_LENGTH
 
 
-def text_sources(weights: Weights, text: HealingText) -> list[Source]:
+def text_sources(weights: Checkpoint, text: HealingText) -> list[Source]:
     """A source for each text (the default text, if there is none) or for the token file, with equal shares.
 
     Raises TinyslebError for a text without two windows.
@@ -118,7 +114,7 @@ def split_windows(windows: Tensor) -> tuple[Tensor, Tensor]:
     return windows[~checked], windows[checked]
 
 
-def window_length(weights: Weights, text: HealingText) -> int:
+def window_length(weights: Checkpoint, text: HealingText) -> int:
     """Tokens in a window of text."""
     return min(text.length, weights.config.context_length)
 
@@ -136,7 +132,7 @@ def _source(calibration: Calibration, count: int) -> Source:
 
 
 def self_source(
-    weights: Weights, text: HealingText, compute: Compute, progress: Callable[[float], None]
+    weights: Checkpoint, text: HealingText, compute: Compute, progress: Callable[[float], None]
 ) -> Source:
     """What the model writes. Raises TinyslebError if it has no tokenizer, or does not fit into memory."""
     window = window_length(weights, text)
@@ -162,12 +158,12 @@ def self_source(
     return Source(SELF_SOURCE, windows[held:], windows[:held])
 
 
-def self_prompts(weights: Weights, count: int, seed: int) -> list[list[int]]:
+def self_prompts(weights: Checkpoint, count: int, seed: int) -> list[list[int]]:
     """What each sampled sequence begins with: half with nothing, and of a model that chats, a quarter with
     a user's turn that it writes itself, a quarter with a question."""
     tokenizer = open_tokenizer(weights)
     start = _start(tokenizer)
-    turn = _turn(_chat_template(weights))
+    turn = _turn(weights.chat_template())
     if turn is None:
         return [start] * count
     opening, _, _ = turn.partition("{}")
@@ -200,18 +196,3 @@ def _turn(template: str) -> str | None:
 def first_marker(turn: str) -> str:
     """`<|im_start|>` or `[INST]`: up to the first bracket that closes."""
     return turn[: min(turn.index(end) for end in ">]" if end in turn) + 1]
-
-
-def _chat_template(weights: Weights) -> str:
-    if isinstance(weights, GgufWeights):
-        return str(weights.file.values().get("tokenizer.chat_template", ""))
-    if not isinstance(weights, HuggingfaceWeights):
-        return ""
-    return next(_folder_templates(weights.folder), "")
-
-
-def _folder_templates(folder: Path) -> Iterator[str]:
-    if (folder / "chat_template.jinja").is_file():
-        yield read_text(folder / "chat_template.jinja")
-    with suppress(TinyslebError):
-        yield str(read_json_object(folder / "tokenizer_config.json").get("chat_template", ""))

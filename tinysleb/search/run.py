@@ -95,7 +95,7 @@ def run_search(
     for line in _announcement(plan, calibration, rule, compute, weights, len(allowed)):
         say(line)
     following = _rounds(weights, calibration.tokens, plan, compute, request, allowed, progress)
-    while (finished := finished_plan(rule, plan, weights)) is None:
+    while (finished := finished_plan(rule, plan)) is None:
         begin = time.monotonic()
         plan = next(following)
         if unfinished is not None and request.metric == PERPLEXITY and group.rank == 0:

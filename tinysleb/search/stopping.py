@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from tinysleb.checkpoint.config import ModelConfig, block_parameter_count
-from tinysleb.checkpoint.gguf_source import GgufWeights
-from tinysleb.checkpoint.weights import Shortened, Weights, total_bytes
+from tinysleb.checkpoint.weights import Checkpoint, Shortened, total_bytes
 from tinysleb.errors import TinyslebError
-from tinysleb.formats.model_files import model_files
 from tinysleb.formats.units import format_bytes, parse_bytes
 from tinysleb.plan import Plan, perplexity, plan_to_json
 
-HEADER_BYTES_PER_TENSOR = 200
 HEALING_BYTES_PER_BLOCK = 300
 """What a plan says of a healed block."""
 PLAN_BYTES_MORE = 8192
@@ -28,13 +25,14 @@ class StoppingRule:
     """`name`: as the user wrote it, for messages and plans. `most`: the largest number of blocks to remove.
 
     `increase`: the largest growth of perplexity, as a fraction of what it was. `output_bytes`: the largest
-    size of the output.
+    size of the output; `size_of`: the size of the output shortened by a plan.
     """
 
     name: str
     most: int
     increase: float | None = None
     output_bytes: int | None = None
+    size_of: Callable[[Plan], int] | None = None
 
     @property
     def by_count_alone(self) -> bool:
@@ -84,14 +82,14 @@ def by_perplexity(text: str, removable: int, name: str) -> StoppingRule:
     return StoppingRule(name, removable, increase=float(match[1]) / 100)
 
 
-def by_size(text: str, weights: Weights, removable: range, name: str) -> StoppingRule:
+def by_size(text: str, weights: Checkpoint, removable: range, name: str) -> StoppingRule:
     """Until the output takes at most `text`, such as `3GiB`.
 
     Raises TinyslebError if the original is no larger, or if the output is without all removable blocks.
     """
     limit, blocks = parse_bytes(text), range(weights.config.blocks)
     original, least = (
-        _output_bytes(weights, Plan(len(blocks), 0, {}), tuple(kept))
+        output_bytes(weights, Plan(len(blocks), 0, {}), tuple(kept))
         for kept in (blocks, [index for index in blocks if index not in removable] or blocks[:1])
     )
     if original <= limit:
@@ -105,10 +103,15 @@ def by_size(text: str, weights: Weights, removable: range, name: str) -> Stoppin
             f"{format_bytes(least)}",
             "give a larger size, or lower --keep-first and --keep-last",
         )
-    return StoppingRule(name, len(removable), output_bytes=limit)
+    return StoppingRule(
+        name,
+        len(removable),
+        output_bytes=limit,
+        size_of=lambda plan: output_bytes(weights, plan, plan.kept),
+    )
 
 
-def finished_plan(rule: StoppingRule, plan: Plan, weights: Weights) -> Plan | None:
+def finished_plan(rule: StoppingRule, plan: Plan) -> Plan | None:
     """The plan up to where the rule ends it, with the reason; None if it does not end it yet.
 
     A round that exceeds the allowed perplexity is not part of the result. Raises TinyslebError if that is the
@@ -118,8 +121,8 @@ def finished_plan(rule: StoppingRule, plan: Plan, weights: Weights) -> Plan | No
         shorter = replace(plan, target=count, rounds=plan.rounds[:count])
         if rule.increase is not None and (growth := _growth(shorter, rule)) > rule.increase:
             return _before_last(shorter, rule, growth)
-        if rule.output_bytes is not None:
-            size = _output_bytes(weights, shorter, shorter.kept)
+        if rule.output_bytes is not None and rule.size_of is not None:
+            size = rule.size_of(shorter)
             if size <= rule.output_bytes:
                 return replace(shorter, stopped=f"{rule.name}: the output takes {format_bytes(size)}")
         if count == rule.most:
@@ -146,20 +149,10 @@ def _before_last(plan: Plan, rule: StoppingRule, growth: float) -> Plan:
     return replace(plan, target=len(rounds), rounds=tuple(rounds), stopped=reason)
 
 
-def _output_bytes(weights: Weights, plan: Plan, kept: tuple[int, ...]) -> int:
+def output_bytes(weights: Checkpoint, plan: Plan, kept: tuple[int, ...]) -> int:
     """The size of the output with only the blocks `kept`, all of its files: at most a few kB too much."""
     shorter = Shortened(weights, kept)
-    tensors = len(shorter.tensors)
-    if isinstance(weights, GgufWeights):
-        around = weights.file.header_bytes + weights.file.alignment * tensors
-    else:
-        around = HEADER_BYTES_PER_TENSOR * tensors + _files_beside(weights.path)
+    around = weights.bytes_around(len(shorter.tensors))
     text = json.dumps(plan_to_json(plan), indent=1)
     healing = HEALING_BYTES_PER_BLOCK * len(kept)
     return around + total_bytes(shorter) + len(text) + healing + PLAN_BYTES_MORE
-
-
-def _files_beside(path: Path) -> int:
-    """The bytes of what is copied besides the weights."""
-    folder = path if path.is_dir() else path.parent
-    return sum(file.stat().st_size for file in model_files(folder))

@@ -14,9 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from sentencepiece import SentencePieceProcessor
 
-from tinysleb.checkpoint.gguf_source import GgufWeights
-from tinysleb.checkpoint.huggingface_source import HuggingfaceWeights
-from tinysleb.checkpoint.weights import Weights
+from tinysleb.checkpoint.weights import Checkpoint, TokenizerFolder, TokenizerMetadata
 from tinysleb.errors import TinyslebError, pip_install
 from tinysleb.formats.files import read_json_object
 from tinysleb.text.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
@@ -82,28 +80,27 @@ class ByteLevelTokenizer:
         return prefix + list(self.tokenizer.encode(text).ids)
 
 
-def open_tokenizer(weights: Weights) -> Tokenizer:
+def open_tokenizer(model: Checkpoint) -> Tokenizer:
     """The tokenizer beside a checkpoint's weights, or the one in a GGUF's metadata.
 
     Raises TinyslebError if there is none, or if it needs a package that is not installed.
     """
-    if isinstance(weights, GgufWeights):
-        return tokenizer_from_gguf(weights.file.values(), str(weights.path))
-    if isinstance(weights, HuggingfaceWeights):
-        return _from_folder(weights.folder)
-    raise TypeError(f"no tokenizer is known for {type(weights).__name__}")
+    files = model.tokenizer_files()
+    if isinstance(files, TokenizerMetadata):
+        return tokenizer_from_gguf(files.values, files.where)
+    if isinstance(files, TokenizerFolder):
+        return _from_folder(files.folder)
+    raise TypeError(f"no tokenizer is known for {type(files).__name__}")
 
 
-def tokenizer_kind(weights: Weights) -> str:
+def tokenizer_kind(model: Checkpoint) -> str:
     """A few words for people: which tokenizer a model has. Reads names only."""
-    if isinstance(weights, GgufWeights):
-        values = weights.file.values()
-        kind, pre = values.get("tokenizer.ggml.model"), values.get("tokenizer.ggml.pre")
+    files = model.tokenizer_files()
+    if isinstance(files, TokenizerMetadata):
+        kind, pre = (files.values.get(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
         return " ".join(str(part) for part in (kind, pre) if part) or "none"
-    if isinstance(weights, HuggingfaceWeights):
-        names = [n for n in ("tokenizer.model", "tokenizer.json") if (weights.folder / n).is_file()]
-        return ", ".join(names) or "none"
-    return "none"
+    names = [name for name in ("tokenizer.model", "tokenizer.json") if (files.folder / name).is_file()]
+    return ", ".join(names) or "none"
 
 
 def import_tokenizers(what: str) -> Any:

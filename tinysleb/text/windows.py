@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tinysleb.checkpoint.weights import Weights
+from tinysleb.checkpoint.weights import Checkpoint
 from tinysleb.errors import TinyslebError
 from tinysleb.formats.files import read_text
 from tinysleb.text.tokenizer import Tokenizer, open_tokenizer
@@ -46,7 +46,7 @@ class Calibration:
 
 
 def windows(
-    weights: Weights,
+    weights: Checkpoint,
     texts: Sequence[Path] = (),
     *,
     count: int | None = None,
@@ -62,7 +62,7 @@ def windows(
     ).tokens
 
 
-def read_windows(weights: Weights, windows: WindowSource, seed: int | None) -> Calibration:
+def read_windows(weights: Checkpoint, windows: WindowSource, seed: int | None) -> Calibration:
     """The windows asked for: sampled with a seed, in order and all of them without one.
 
     Windows are never longer than the model's context. Raises TinyslebError if there are none.
