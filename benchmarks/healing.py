@@ -4,8 +4,8 @@
 
 PLAN removes at least as many blocks as are asked for. Two kinds of text: TEXT, and the documentation that
 comes with Python; 48 windows of each are only measured on. The gap is what leaving blocks out costs in
-perplexity; printed is the part of it that is closed. ReplaceMe fits one linear map for each gap, from the
-output of the feed-forward before it, on the whole model's states; the map is multiplied into `down_proj`.
+perplexity; the fraction of it that is closed is printed. ReplaceMe fits one linear map for each gap, from the
+output of the feed-forward before it, on the original model's states; the map is multiplied into `down_proj`.
 Weights are kept in float32, so that all methods are compared before rounding.
 """
 
@@ -64,11 +64,11 @@ class Bench:
         self.measured = {kind: windows[:MEASURED] for kind, windows in kinds.items()}
         self.fit = {kind: windows[MEASURED:] for kind, windows in kinds.items()}
         begin = time.monotonic()
-        wanted = HealingText((), None, 32 * KILO, 32 * KILO, seed=0, length=LENGTH)
-        self.fit["sampled"] = self_source(source, wanted, self.compute, lambda _done: None).fit
+        sampled = HealingText((), None, 32 * KILO, 32 * KILO, seed=0, length=LENGTH)
+        self.fit["sampled"] = self_source(source, sampled, self.compute, lambda _done: None).fit
         count = self.fit["sampled"].numel()
         print(f"sampling {count} tokens (and those held back): {time.monotonic() - begin:.0f} s", flush=True)
-        self.dense = self.perplexities(self.weights)
+        self.original = self.perplexities(self.weights)
 
     def perplexities(self, weights: Weights) -> dict[str, float]:
         def one(windows: Tensor) -> float:
@@ -95,8 +95,8 @@ class Bench:
             seconds = time.monotonic() - begin
             after = self.perplexities(Healed(shortened, tensors))
         cells = []
-        for kind, dense in self.dense.items():
-            gap = (before[kind] - after[kind]) / (before[kind] - dense)
+        for kind, original in self.original.items():
+            gap = (before[kind] - after[kind]) / (before[kind] - original)
             cells.append(f"{before[kind]:>9.1f} -> {after[kind]:>6.1f} {gap:>6.0%}")
         print(f"{what:<44}{'  '.join(cells)} {seconds:>6.0f} s", flush=True)
 
@@ -172,8 +172,8 @@ def main() -> None:
     options = parser.parse_args()
     removed = json.loads(options.plan.read_text())["removed"]
     bench = Bench(options.model, options.text)
-    shown = ", ".join(f"{kind} {value:.1f}" for kind, value in bench.dense.items())
-    print(f"whole model: {shown}\n{'':<44}{'text':>25}{'docs':>27}")
+    shown = ", ".join(f"{kind} {value:.1f}" for kind, value in bench.original.items())
+    print(f"original model: {shown}\n{'':<44}{'text':>25}{'docs':>27}")
     six = removed[:6]
     bench.row("6: 16 k of the text", six, bench.mixed(text=16 * KILO))
     bench.row("6: 48 k of the text", six, bench.mixed(text=48 * KILO))

@@ -62,9 +62,9 @@ def work(path: Path) -> tuple[int, int, int]:
     return total - counts[head], total, sum(info.nbytes for info in matrices.values())
 
 
-def ideal(whole: tuple[int, int, int], cut: tuple[int, int, int]) -> tuple[float, float]:
+def ideal(original: tuple[int, int, int], cut: tuple[int, int, int]) -> tuple[float, float]:
     """The speed-up that the smaller work allows, of prompt and generation."""
-    blocks, both, stored = (before / after for before, after in zip(whole, cut, strict=True))
+    blocks, both, stored = (before / after for before, after in zip(original, cut, strict=True))
     return blocks, max(both, stored)
 
 
@@ -82,15 +82,15 @@ def main() -> None:
         servers = {count: server(path) for count, path in paths.items()}
         runs = [{count: speeds(running) for count, running in servers.items()} for _ in range(RUNS)]
         print("removed  perplexity  MB     prompt tokens/s       of ideal  generated tokens/s    of ideal")
-        whole, first = next(iter(paths.values())), None
+        original, first = next(iter(paths.values())), None
         for count, path in paths.items():
             words = ("eval", path, "--text", text, "--windows", 16, "--json")
             perplexity = json.loads(tinysleb(*words))["perplexity"]
             fastest = [max(run[count][i] for run in runs) for i in (0, 1)]
             first = first or fastest
             line = f"{count:<9}{perplexity:<12.2f}{path.stat().st_size / 1e6:<7.1f}"
-            for speed, uncut, limit in zip(fastest, first, ideal(work(whole), work(path)), strict=True):
-                line += f"{f'{speed:.0f} ({speed / uncut:.2f}x)':<22}{speed / uncut / limit:<10.0%}"
+            for speed, before, limit in zip(fastest, first, ideal(work(original), work(path)), strict=True):
+                line += f"{f'{speed:.0f} ({speed / before:.2f}x)':<22}{speed / before / limit:<10.0%}"
             print(line)
 
 

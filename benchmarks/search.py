@@ -4,7 +4,7 @@
 
 search  6 rounds in float32 and bfloat16: the naive loop, exact sweeps, racing
 growth  one exact round of random models of 8, 16, 32 and 64 blocks: the exponent of its work, its memory
-floor   the part of a block's time that its matrix products alone take
+floor   the share of a block's time that its matrix products alone take
 
 Ratios compare runs in one process with the same windows and dtype. The naive loop runs the whole model once
 per candidate, window by window, as the authors' code does; it is timed on some candidates of each round and
@@ -191,7 +191,7 @@ def floor(weights: Weights) -> None:
     states = torch.randn(2, LENGTH, config.width)
     shapes = {name: shape for name, shape in block_shapes(config).items() if len(shape) == 2}
     print(f"\na block on 2 x {LENGTH} tokens, ms")
-    print(f"{'dtype':<10}{'block':>8}{'products':>10}{'part':>7}{'attention':>11}{'rest':>7}{'GFLOP/s':>9}")
+    print(f"{'dtype':<10}{'block':>8}{'products':>10}{'share':>7}{'attention':>11}{'rest':>7}{'GFLOP/s':>9}")
     for dtype in DTYPES:
         block = load_block(weights, 0, dtype, CPU)
         inputs = {shape[1]: torch.randn(2, LENGTH, shape[1]).to(dtype) for shape in shapes.values()}
@@ -201,7 +201,7 @@ def floor(weights: Weights) -> None:
             for name in names:
                 F.linear(inputs[shapes[name][1]], block[name])
 
-        whole, products, attending, projecting = fastest(
+        full, products, attending, projecting = fastest(
             partial(block_forward, states, block, config, place),
             partial(multiply, shapes),
             partial(attention, inputs[config.width], block, config, place),
@@ -210,8 +210,8 @@ def floor(weights: Weights) -> None:
         rate = sum(2 * rows * columns for rows, columns in shapes.values()) * 2 * LENGTH / products / 1e6
         mixing = attending - projecting
         print(
-            f"{str(dtype)[6:]:<10}{whole:>8.1f}{products:>10.1f}{products / whole:>7.0%}"
-            f"{mixing:>11.1f}{whole - products - mixing:>7.1f}{rate:>9.0f}"
+            f"{str(dtype)[6:]:<10}{full:>8.1f}{products:>10.1f}{products / full:>7.0%}"
+            f"{mixing:>11.1f}{full - products - mixing:>7.1f}{rate:>9.0f}"
         )
 
 

@@ -106,6 +106,6 @@ def check_metric(metric: str, count_is_known: bool) -> None:
     """Raise TinyslebError if the metric must know how many blocks go, and the stopping rule does not say."""
     if metric == "cosine" and not count_is_known:
         raise TinyslebError(
-            "--metric cosine chooses one run of blocks, and must know how long it is to be",
+            "the metric cosine chooses one run of blocks, and must know its length beforehand",
             "use it with --remove, --ratio or --speedup",
         )

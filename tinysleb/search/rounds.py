@@ -191,8 +191,8 @@ class _Race:
         comparisons = self.variants * len(self.tokens)
         threshold = NormalDist().inv_cdf(1 - ERROR_LEVEL / comparisons)
         best = self.losses[self.leader]
-        part = len(best) / len(self.tokens)
-        self.alive = [index for index in self.alive if paired_z(self.losses[index], best, part) <= threshold]
+        seen = len(best) / len(self.tokens)
+        self.alive = [index for index in self.alive if paired_z(self.losses[index], best, seen) <= threshold]
 
 
 def heats(windows: int, growing: bool) -> Iterator[int]:
@@ -209,12 +209,12 @@ def sweeps_in_a_round(windows: int, fitting: int, exact: bool) -> int:
     return sum(-(-size // fitting) for size in heats(windows, growing=not exact))
 
 
-def paired_z(losses: Tensor, best: Tensor, part: float) -> float:
-    """How sure it is that `losses` exceed `best` on all windows, as a standard normal deviate.
+def paired_z(losses: Tensor, best: Tensor, seen: float) -> float:
+    """How certain it is that `losses` exceed `best` on all windows, as a standard normal deviate.
 
-    Both are `[n, T-1]` on the same tokens, which are a random `part` of all. A paired t-test: observations
+    Both are `[n, T-1]` on the same tokens, a random fraction `seen` of all. A paired t-test: observations
     are the differences summed over segments of `SEGMENT` tokens; the standard error is that of a mean over a
-    finite population, smaller by sqrt(1 - part), since the question is only which is better on these
+    finite population, smaller by sqrt(1 - seen), since the question is only which is better on these
     windows (Cochran, Sampling Techniques, 2.6). t becomes z by Wallace's approximation (Annals of
     Mathematical Statistics 30, 1959). Too few segments give 0.
     """
@@ -222,7 +222,7 @@ def paired_z(losses: Tensor, best: Tensor, part: float) -> float:
     segments = difference[:, : difference.shape[1] // SEGMENT * SEGMENT].reshape(-1, SEGMENT).sum(1)
     if len(segments) < FEWEST_SEGMENTS:
         return 0.0
-    error = (segments.std() * ((1 - part) / len(segments)) ** 0.5).item()
+    error = (segments.std() * ((1 - seen) / len(segments)) ** 0.5).item()
     if error == 0:
         return 0.0
     t, freedom = segments.mean().item() / error, len(segments) - 1
