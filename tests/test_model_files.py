@@ -12,9 +12,9 @@ import pytest
 from click.testing import Result
 
 from tinysleb.errors import TinyslebError
+from tinysleb.formats import model_files as names
 from tinysleb.formats.files import refuse_existing, replaced_folder
 from tinysleb.formats.model_files import foreign_file, model_files, skipped_files
-from tinysleb.formats.model_files import model_files as names
 
 Run = Callable[..., Result]
 PRIVATE = ["credentials.json", "diary.md", "bank-statement.txt", "notes.jinja", "key.model", "LICENSE.pem"]
