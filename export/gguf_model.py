@@ -95,7 +95,7 @@ def check_type(name: str, path: Path) -> None:
     known = f"known: auto, {', '.join(WRITABLE)}"
     quantiser_name = f"MOSTLY_{name.upper()}"  # which also knows Q4_K for Q4_K_M
     if not {quantiser_name, f"{quantiser_name}_M"} & set(gguf.LlamaFileType.__members__):
-        raise TinyslebError(f"--type {name} is no type of a GGUF", known)
+        raise TinyslebError(f"--type {name} is not a GGUF type", known)
     stem = path.stem if path.is_file() else path.resolve().name
     half, out = (shlex.quote(f"{stem}-{kind}.gguf") for kind in ("f16", name))
     raise TinyslebError(

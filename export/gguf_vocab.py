@@ -81,7 +81,7 @@ def add_vocabulary(writer: GGUFWriter, folder: Path, rows: int, pre: str | None)
             byte_level = not (values.get("model") or {}).get("byte_fallback")
             tokens = _json_tokens(values, path, rows)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise TinyslebError(f"{path} is no BPE tokenizer as they are written ({error!r})") from error
+            raise TinyslebError(f"{path} is not a valid BPE tokenizer ({error!r})") from error
     else:
         raise TinyslebError(
             f"there is no tokenizer.model and no tokenizer.json in {folder}",
@@ -131,7 +131,7 @@ def _json_tokens(values: Mapping[str, Any], path: Path, rows: int) -> list[Token
     model = values.get("model") or {}
     if model.get("type") != "BPE":
         raise TinyslebError(
-            f"{path} is no BPE tokenizer (type {model.get('type')!r})",
+            f"{path} is not a BPE tokenizer (type {model.get('type')!r})",
             "put the model's tokenizer.model beside it",
         )
     merges = (pair.split(" ", 1) if isinstance(pair, str) else pair for pair in model.get("merges") or [])

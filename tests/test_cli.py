@@ -268,7 +268,7 @@ def test_what_a_user_can_get_wrong(tiny_folder: Path, tiny_gguf: Path, run: Run,
     every = run(*prune, "--remove", 6, "--keep-first", 0, "--keep-last", 0, *FAST)
     fails(every, "6 blocks cannot be removed: only 5 of 6 may go")
     fails(run(*prune, "--ratio", 0.01, *FAST), "--ratio 0.01 of 6 blocks is none")
-    fails(run(*prune, "--memory", "much", *FAST), "'much' is no number of bytes", "4GiB")
+    fails(run(*prune, "--memory", "much", *FAST), "'much' is not a size", "4GiB")
     fails(run(*prune, "--memory", "10MB", *FAST), "too little for one window", "at least")
     fails(run("export", "--gguf"), "expected exactly one *-sleb folder in the current directory, found none")
     fails(
@@ -276,7 +276,7 @@ def test_what_a_user_can_get_wrong(tiny_folder: Path, tiny_gguf: Path, run: Run,
     )
     unwritten = run("export", tiny_folder, "--gguf", "x.gguf", "--type", "q4_k_m")
     fails(unwritten, "--type q4_k_m is not written by tinysleb", "llama-quantize")
-    fails(run("export", tiny_folder, "--gguf", "x.gguf", "--type", "f8"), "--type f8 is no type of a GGUF")
+    fails(run("export", tiny_folder, "--gguf", "x.gguf", "--type", "f8"), "--type f8 is not a GGUF type")
     np.save(tmp_path / "long.npy", np.ones((1, 513), dtype=np.int32))
     fails(run(*prune, "--tokens", "long.npy"), "windows of 513 tokens, the model's context has 512")
     (tmp_path / "a-sleb").mkdir()

@@ -137,7 +137,7 @@ DAMAGED = {
     "dimensions": (header(tensors=1) + string(b"t") + struct.pack("<I", 9) + SPACE, "9 dimensions"),
     "no rows": (header(tensors=1) + tensor(b"t", 4, 0) + SPACE, "empty shape"),
     "tensor type": (header(tensors=1) + tensor(b"t", 4, type_=999) + SPACE, "unknown type 999"),
-    "row length": (header(tensors=1) + tensor(b"t", 31, type_=8) + SPACE, "no multiple of 32"),
+    "row length": (header(tensors=1) + tensor(b"t", 31, type_=8) + SPACE, "not a multiple of 32"),
     "past the end": (header(tensors=1) + tensor(b"t", 2**40) + SPACE, "is truncated"),
     "not aligned": (header(tensors=1) + tensor(b"t", 4, offset=4) + SPACE, "not aligned"),
     "overlap": (header(tensors=2) + tensor(b"t", 64) + tensor(b"u", 64, offset=32) + SPACE, "overlaps"),

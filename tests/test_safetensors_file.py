@@ -49,8 +49,8 @@ def one(**changes: object) -> dict[str, object]:
 
 
 DAMAGED = {
-    "no JSON": (b"not json", "no JSON"),
-    "no object": (b"[1]", "no JSON object"),
+    "no JSON": (b"not json", "is not JSON"),
+    "no object": (b"[1]", "is not a JSON object"),
     "named twice": (b'{"x":{},"x":{}}', "'x' twice"),
     "dtype": (one(dtype="Q9"), "'Q9'"),
     "negative shape": (one(shape=[-2, 2]), r"\[-2, 2\]"),

@@ -125,11 +125,11 @@ def test_without_the_package_the_error_has_the_install_line(
 def test_no_or_broken_tokenizer(tiny_folder: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_folder, tmp_path / "copy"))
     (folder / "tokenizer.json").write_text("{}")
-    with pytest.raises(TinyslebError, match=r"tokenizer.json is no tokenizer file"):
+    with pytest.raises(TinyslebError, match=r"tokenizer.json is not a tokenizer file"):
         open_tokenizer(open_model(folder))
     (folder / "tokenizer.json").unlink()
     with pytest.raises(TinyslebError, match=r"no tokenizer.model and no tokenizer.json"):
         open_tokenizer(open_model(folder))
     (folder / "tokenizer.model").write_bytes(b"nonsense")
-    with pytest.raises(TinyslebError, match=r"tokenizer.model is no SentencePiece model"):
+    with pytest.raises(TinyslebError, match=r"tokenizer.model is not a SentencePiece model"):
         open_tokenizer(open_model(folder))

@@ -54,7 +54,7 @@ def _search_and_write(weights: Checkpoint, options: PruneOptions, group: Group) 
     prepared = prepare_unless(weights, options, compute, options.heal, options.fit)
     console = Console(_works(weights, calibration, request.rule, prepared), silent=group.rank > 0)
     if options.resume and saved is None:
-        console.say(f"there is no {unfinished} to resume: the search begins anew")
+        console.say(f"there is no {unfinished} to resume: the search starts from the beginning")
     if isinstance(prepared, str) and options.search == "healed":
         raise TinyslebError(f"--search healed judges healed models, and there are none: {prepared}")
     if isinstance(prepared, str) and options.heal is None:

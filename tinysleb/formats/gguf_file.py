@@ -322,7 +322,7 @@ def _parse_tensor_info(
     if shape[-1] % items:
         raise TinyslebError(
             f"{cursor.path}: tensor {name!r} of type {type_.name} has rows of {shape[-1]} values, "
-            f"which is no multiple of {items}"
+            f"which is not a multiple of {items}"
         )
     return name, shape, type_, cursor.scalar("Q", f"the offset of {name!r}")
 
@@ -331,7 +331,9 @@ def _alignment(metadata: Mapping[str, GgufValue], path: Path) -> int:
     item = metadata.get("general.alignment")
     value = DEFAULT_ALIGNMENT if item is None else item.value
     if not isinstance(value, int) or value < 8 or value & (value - 1):
-        raise TinyslebError(f"{path}: `general.alignment` is {value!r}, which is no power of two from 8 up")
+        raise TinyslebError(
+            f"{path}: `general.alignment` is {value!r}, which is not a power of two of at least 8"
+        )
     return value
 
 

@@ -132,9 +132,9 @@ def _parse_header(text: bytes, path: Path) -> dict[str, Any]:
     try:
         header = json.loads(text, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
-        raise TinyslebError(f"{path} is not a safetensors file: its header is no JSON ({error})") from error
+        raise TinyslebError(f"{path} is not a safetensors file: its header is not JSON ({error})") from error
     if not isinstance(header, dict):
-        raise TinyslebError(f"{path} is not a safetensors file: its header is no JSON object")
+        raise TinyslebError(f"{path} is not a safetensors file: its header is not a JSON object")
     return header
 
 

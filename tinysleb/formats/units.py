@@ -17,7 +17,7 @@ def parse_bytes(text: str) -> int:
     """`4GiB`, `900MB` or a plain number of bytes. Raises TinyslebError for anything else."""
     match = re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]?I?)B?\s*", text.upper())
     if match is None or not re.fullmatch(r"\d+\.?\d*|\.\d+", match[1]) or match[2] not in UNITS:
-        raise TinyslebError(f"{text!r} is no number of bytes", "write it as 4GiB or 900MB")
+        raise TinyslebError(f"{text!r} is not a size", "write it as 4GiB or 900MB")
     return int(float(match[1]) * UNITS[match[2]])
 
 

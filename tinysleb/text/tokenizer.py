@@ -120,7 +120,7 @@ def load_sentencepiece(path: Path) -> SentencePieceProcessor:
     try:
         return SentencePieceProcessor(model_proto=path.read_bytes())
     except (OSError, RuntimeError) as error:
-        raise TinyslebError(f"{path} is no SentencePiece model: {error}") from error
+        raise TinyslebError(f"{path} is not a SentencePiece model: {error}") from error
 
 
 def _from_folder(folder: Path) -> Tokenizer:
@@ -138,7 +138,7 @@ def _from_folder(folder: Path) -> Tokenizer:
         try:
             return ByteLevelTokenizer(package.Tokenizer.from_file(str(path)))
         except Exception as error:  # the package raises plain Exception
-            raise TinyslebError(f"{path} is no tokenizer file: {error}") from error
+            raise TinyslebError(f"{path} is not a tokenizer file: {error}") from error
     raise TinyslebError(
         f"there is no tokenizer.model and no tokenizer.json in {folder}",
         f"put the model's tokenizer files there, {TOKENS_HINT}",
@@ -156,7 +156,7 @@ def added_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, int]:
 def _without_prefix(processor: SentencePieceProcessor, path: Path) -> SentencePieceProcessor:
     """The same vocabulary, but no space is put before a text."""
     if model_kind(processor.serialized_model_proto()) != BPE:
-        raise TinyslebError(f"{path} is no BPE model, so that `add_prefix_space` cannot be false")
+        raise TinyslebError(f"{path} is not a BPE model, so that `add_prefix_space` cannot be false")
     pieces, scores, types = zip(*model_pieces(processor), strict=True)
     return SentencePieceProcessor(
         model_proto=sentencepiece_bpe_model(pieces, scores, types, dummy_prefix=False)
@@ -205,7 +205,7 @@ def _sentencepiece_from_gguf(
     try:
         processor = SentencePieceProcessor(model_proto=proto)
     except RuntimeError as error:
-        raise TinyslebError(f"{where}: its vocabulary is no SentencePiece model: {error}") from error
+        raise TinyslebError(f"{where}: its vocabulary is not a SentencePiece model: {error}") from error
     kinds = (UNKNOWN, CONTROL, USER_DEFINED)
     specials = {token: index for index, token in enumerate(tokens) if types[index] in kinds}
     return SentencePieceTokenizer(processor, _bos(values, default=True), specials)
