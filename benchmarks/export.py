@@ -3,6 +3,7 @@
     python benchmarks/export.py MODEL.gguf [--llama-cpp SOURCE_TREE] [--folder WHERE]
 
 cut      a GGUF less a fifth of its blocks, and `cp` of a file of that size, both flushed to the disk
+folder   a Hugging Face folder less a fifth of its blocks, and `cp` of a folder of that size
 convert  a folder of 2 GB in float16 to an f16 GGUF, and llama.cpp's `convert_hf_to_gguf.py` on the same
 quantise the same folder to q8_0 and q4_0, and the gguf package on whole tensors
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -32,9 +34,11 @@ from gguf.quants import quantize
 from tinysleb.checkpoint.config import config_from_huggingface, tensor_shapes
 from tinysleb.checkpoint.gguf_names import huggingface_name, interleaved, rotated_heads
 from tinysleb.checkpoint.open_model import open_model
+from tinysleb.checkpoint.weights import Shortened
 from tinysleb.export.gguf_copy import copy_gguf, shortened_gguf
 from tinysleb.export.gguf_model import write_gguf
 from tinysleb.export.gguf_writer import write_gguf_file
+from tinysleb.export.writers import write
 from tinysleb.formats.gguf_file import GgufValue, read_gguf
 from tinysleb.formats.safetensors_file import write_safetensors
 from tinysleb.formats.units import format_bytes
@@ -74,6 +78,7 @@ def main() -> None:
         cut(write_large(model), "cut, 4 GB")
         Path("large.gguf").unlink()
         write_folder(Path("folder"))
+        cut_folder(Path("folder"))
         if options.llama_cpp:
             convert(options.llama_cpp.resolve())
         for type_name in TYPES:
@@ -107,7 +112,7 @@ def in_turn(*runs: Callable[[], tuple[float, int]]) -> list[tuple[float, int]]:
 
     def settled(run: Callable[[], tuple[float, int]]) -> tuple[float, int]:
         for left in Path().glob("*.out"):
-            left.unlink()
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
         os.sync()
         return run()
 
@@ -183,6 +188,32 @@ def write_folder(folder: Path) -> None:
         input="text", model_prefix=str(folder / "tokenizer"), model_type="bpe", vocab_size=PIECES,
         byte_fallback=True, minloglevel=2,
     )  # fmt: skip
+
+
+def cut_folder(folder: Path) -> None:
+    """Opening, the header and copying, in this process; `cp -r` of what comes out. The aim is 1.3."""
+    weights, out, like, copy = open_model(folder), Path("cut.out"), Path("like"), Path("copy.out")
+    blocks = weights.config.blocks
+    kept = tuple(i for i in range(blocks) if not 1 <= i <= max(1, blocks // 5))
+
+    def in_process() -> tuple[float, int]:
+        begin = time.perf_counter()
+        write(Shortened(open_model(folder), kept), out)
+        return time.perf_counter() - begin, 0
+
+    def by_cp() -> tuple[float, int]:
+        seconds, peak = run(["/bin/cp", "-r", like, copy])
+        begin = time.perf_counter()
+        for file in copy.iterdir():
+            flush(file)
+        return seconds + time.perf_counter() - begin, peak
+
+    in_process()
+    out.rename(like)
+    copying, peer = in_turn(in_process, by_cp)
+    size = sum(file.stat().st_size for file in like.iterdir())
+    report(f"cut of a folder, {format_bytes(size)}", copying[0], peer[0], 0)
+    shutil.rmtree(like)
 
 
 def convert(llama_cpp: Path) -> None:

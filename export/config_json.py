@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tinysleb.checkpoint.architectures import BY_HUGGINGFACE_NAME
+from tinysleb.checkpoint.architectures import ARCHITECTURES
 from tinysleb.checkpoint.config import ModelConfig, config_from_huggingface
 from tinysleb.checkpoint.rotary import Rotary
 from tinysleb.errors import TinyslebError
@@ -23,8 +23,9 @@ def config_json(config: ModelConfig, where: Path) -> dict[str, Any]:
     Raises TinyslebError naming what its family's `config.json` cannot say.
     """
     architecture = config.architecture
-    if config.attention_windows and architecture.huggingface == "LlamaForCausalLM":
-        architecture = BY_HUGGINGFACE_NAME["MistralForCausalLM"]
+    if config.attention_windows and "sliding_window" not in architecture.keys:
+        windowed = [a for a in ARCHITECTURES if a.gguf == architecture.gguf and "sliding_window" in a.keys]
+        architecture = windowed[0] if windowed else architecture
     values: dict[str, Any] = {
         "architectures": [architecture.huggingface],
         "model_type": architecture.huggingface.removesuffix("ForCausalLM").lower(),

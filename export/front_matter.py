@@ -95,7 +95,7 @@ def _split(card: str) -> tuple[str, str]:
 
 
 def _fields(front: str) -> Fields:
-    """The fields of a front matter. Raises ValueError, saying why, if they cannot be told."""
+    """The fields of a front matter. Raises ValueError, saying why, if they cannot be read."""
     if len(front.encode("utf-8", "replace")) > LARGEST_BYTES:
         raise ValueError(f"it has more than {LARGEST_BYTES} bytes")
     front = front.replace("\t", "  ")  # as the gguf package has it

@@ -13,6 +13,7 @@ from typing import Any
 import gguf
 from gguf.gguf_writer import GGUFValue, GGUFWriter
 
+from tinysleb.checkpoint.architectures import GGUF_GRAPHS
 from tinysleb.checkpoint.config import ModelConfig, parameter_count
 from tinysleb.checkpoint.rotary import Rotary
 from tinysleb.errors import TinyslebError
@@ -82,7 +83,7 @@ def _add_model(writer: GGUFWriter, config: ModelConfig, values: Mapping[str, Any
     _add_rotary_scaling(writer, config.rotary, values)
     writer.add_rope_freq_base(config.rotary.theta)
     writer.add_layer_norm_rms_eps(config.norm_eps)
-    if values.get("head_dim") is not None and config.architecture.gguf not in ("granite", "phi3"):
+    if values.get("head_dim") is not None and GGUF_GRAPHS[config.architecture.gguf].any_head_dim:
         writer.add_key_length(config.head_dim)
         writer.add_value_length(config.head_dim)
 
@@ -106,12 +107,12 @@ def _add_rotary_scaling(writer: GGUFWriter, rotary: Rotary, values: Mapping[str,
 
 def _add_family(writer: GGUFWriter, config: ModelConfig, values: Mapping[str, Any]) -> None:
     """What only some architectures have a key for."""
-    kind = config.architecture.gguf
-    if kind in ("llama", "granite", "smollm3"):
+    graph = GGUF_GRAPHS[config.architecture.gguf]
+    if graph.states_vocab_size:
         writer.add_vocab_size(config.vocab_size)
-    if kind in ("llama", "granite", "smollm3", "phi3"):
+    if graph.states_rope_dimensions:
         writer.add_rope_dimension_count(config.rotary.dimensions)
-    if kind == "phi3":
+    if graph.states_original_context:
         original = values.get("original_max_position_embeddings", config.context_length)
         writer.add_rope_scaling_orig_ctx_len(config.rotary.original_context or original)
         writer.add_sliding_window(values.get("sliding_window") or 0)
@@ -119,7 +120,7 @@ def _add_family(writer: GGUFWriter, config: ModelConfig, values: Mapping[str, An
             writer.add_rope_scaling_attn_factors(config.rotary.attention_factor)
     elif window := ignored_window(config):
         writer.add_sliding_window(window)  # llama.cpp does not apply it here, but the file should say so
-    if kind == "granite":
+    if graph.states_multipliers:
         writer.add_attention_scale(config.attention_scale)
         writer.add_embedding_scale(config.embedding_scale)
         writer.add_residual_scale(config.residual_scale)

@@ -159,8 +159,8 @@ def _sentencepiece_tokens(folder: Path, settings: Mapping[str, Any], rows: int) 
     processor = load_sentencepiece(path)
     if model_kind(processor.serialized_model_proto()) != BPE:
         raise TinyslebError(
-            f"{path} is a SentencePiece model of another kind than BPE, which llama.cpp cannot be told "
-            "for this family"
+            f"{path} is a SentencePiece model of another kind than BPE, which a GGUF of this family "
+            "cannot express"
         )
     found = {
         index: Token(text, TokenType(kind), score)

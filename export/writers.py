@@ -20,7 +20,7 @@ from tinysleb.export.job import SHARD_BYTES, Job, Written, plan_beside, stored_p
 from tinysleb.formats.files import refuse_existing, write_json
 from tinysleb.formats.gguf_file import GgufTensor
 from tinysleb.heal.healed_weights import Healed
-from tinysleb.plan import Plan
+from tinysleb.plan import Plan, plan_from_json
 
 GGUF, HUGGINGFACE = "gguf", "huggingface"
 WRITERS: Mapping[tuple[str, type[Weights]], str] = {
@@ -47,7 +47,8 @@ def write(
 ) -> Written:
     """Write a model, opened, shortened or healed, as a GGUF or a Hugging Face folder; whole or not at all.
 
-    `plan` is recorded in the output (beside a GGUF, too), and applied if `weights` still has all blocks.
+    `plan` is recorded in the output (beside a GGUF, too), and applied if `weights` still has all blocks. Of a
+    model that was shortened without one, the blocks are recorded.
     `output_format`: "gguf" or "huggingface"; by default, a GGUF if `out` ends in `.gguf`, else a folder.
     `type_name`: the type of a GGUF's matrices, such as "q8_0"; "auto" is the model's own. `pre`: llama.cpp's
     name of the pre-tokenizer, where it is not recognised. `shard_bytes`: the largest size of one file of a
@@ -59,8 +60,8 @@ def write(
     if plan is not None and not isinstance(weights, Shortened | Healed):
         weights = Shortened(weights, plan.kept)
     source, kept, replaced = _origin(weights)
-    if plan is not None and plan.kept != kept:
-        raise TinyslebError(f"the plan keeps the blocks {plan.kept}, the model to be written has {kept}")
+    plan = plan or _plan_of(source, kept)
+    _check_plan(plan, source, kept)
     output_format = output_format or (GGUF if out.suffix == ".gguf" else HUGGINGFACE)
     module = WRITERS.get((output_format, type(source)))
     if module is None:
@@ -79,6 +80,23 @@ def write(
     for path in beside:
         write_json(path, values)
     return written
+
+
+def _check_plan(plan: Plan | None, source: Weights, kept: tuple[int, ...]) -> None:
+    if plan is None:
+        return
+    blocks = source.config.blocks
+    if plan.blocks != blocks:
+        raise TinyslebError(f"the plan is for a model of {plan.blocks} blocks, {source.path} has {blocks}")
+    if plan.kept != kept:
+        raise TinyslebError(f"the plan keeps the blocks {plan.kept}, the model to be written has {kept}")
+
+
+def _plan_of(source: Weights, kept: tuple[int, ...]) -> Plan | None:
+    """What can be said of a model that was shortened without a plan; None for one that was not."""
+    blocks = source.config.blocks
+    removed = [index for index in range(blocks) if index not in kept]
+    return plan_from_json({"blocks": blocks, "removed": removed}, source.path) if removed else None
 
 
 def own_format(weights: Weights) -> str:

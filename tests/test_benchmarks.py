@@ -88,7 +88,9 @@ def test_export(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
         LARGE_BYTES=6 * 10**6,
         SHAPE=shape,
     )
-    assert "f16 folder to q4_0 GGUF, same bytes" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "f16 folder to q4_0 GGUF, same bytes" in printed
+    assert "cut of a folder, " in printed
 
 
 def test_healing(

@@ -48,7 +48,16 @@ def test_a_plan_is_recorded_only_if_it_was_applied(tiny_gguf: Path, tmp_path: Pa
     other = plan_from_json({"blocks": 6, "removed": [2]}, Path("plan.json"))
     with pytest.raises(TinyslebError, match=r"keeps the blocks \(0, 1, 3, 4, 5\), the model"):
         write(shorter, tmp_path / "b.gguf", other)
+    larger = plan_from_json({"blocks": 9, "removed": [8]}, Path("plan.json"))
+    with pytest.raises(TinyslebError, match="for a model of 9 blocks"):
+        write(open_model(tiny_gguf), tmp_path / "b.gguf", larger)
     assert not (tmp_path / "b.gguf").exists()
+
+
+def test_a_model_shortened_without_a_plan_says_what_it_lacks(source: Path, tmp_path: Path) -> None:
+    write(Shortened(open_model(source), PLAN.kept), tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "plan.json").read_text())["removed"] == [1, 3]
+    assert "removed the blocks 1, 3" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_nothing_is_replaced_unasked(tiny_gguf: Path, tmp_path: Path) -> None:

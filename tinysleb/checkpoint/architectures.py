@@ -1,7 +1,8 @@
 """One record per model family: what differs between them, named after the maths.
 
-A new family is one line in `ARCHITECTURES` (see docs/adding-a-model.md). Everything that can be
-read as a number or a switch from the checkpoint itself belongs into `config.py` instead.
+A new family is one record in `ARCHITECTURES` and, for GGUF, one in `GGUF_GRAPHS` (see
+docs/adding-a-model.md). Everything that can be read as a number or a switch from the checkpoint itself
+belongs into `config.py` instead.
 """
 
 from __future__ import annotations
@@ -70,3 +71,44 @@ ARCHITECTURES = (
 
 BY_HUGGINGFACE_NAME = {record.huggingface: record for record in ARCHITECTURES}
 BY_GGUF_NAME = {record.gguf: record for record in reversed(ARCHITECTURES)}
+
+
+@dataclass(frozen=True)
+class GgufGraph:
+    """What llama.cpp's graph of a family (`src/models`) reads, and what its converter writes for it."""
+
+    output_biases: bool = False
+    """It reads biases of o and of the feed-forward; those of q, k and v are read in every family."""
+    rope_freqs: bool = False
+    """It reads the tensor `rope_freqs`, which is how Llama 3's rotary scaling is stated."""
+    long_rope: bool = False
+    """It reads the tensors of LongRoPE's factors."""
+    any_head_dim: bool = True
+    """The head dimension may be other than width / heads, and is stated then."""
+    states_vocab_size: bool = False
+    """`vocab_size` is written."""
+    states_rope_dimensions: bool = False
+    """`rope.dimension_count` is written."""
+    states_original_context: bool = False
+    """`rope.scaling.original_context_length` and `attention.sliding_window` are written always."""
+    states_multipliers: bool = False
+    """The scales of attention, embedding, residual and logits are written."""
+
+
+GGUF_GRAPHS = {
+    "llama": GgufGraph(
+        output_biases=True, rope_freqs=True, states_vocab_size=True, states_rope_dimensions=True
+    ),
+    "qwen2": GgufGraph(),
+    "qwen3": GgufGraph(),
+    "phi3": GgufGraph(
+        long_rope=True, any_head_dim=False, states_rope_dimensions=True, states_original_context=True
+    ),
+    "granite": GgufGraph(
+        output_biases=True, rope_freqs=True, any_head_dim=False, states_vocab_size=True,
+        states_rope_dimensions=True, states_multipliers=True,
+    ),
+    "olmo2": GgufGraph(),
+    "smollm3": GgufGraph(states_vocab_size=True, states_rope_dimensions=True),
+}  # fmt: skip
+"""By `general.architecture`."""
