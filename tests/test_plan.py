@@ -68,3 +68,6 @@ def test_a_wrong_plan(value: Any, message: str, tmp_path: Path) -> None:
 
 def test_perplexity_of_a_hopeless_model() -> None:
     assert perplexity(1000.0) == math.inf
+    hopeless = plan_to_json(Plan(5, 1, {}, 1000.0, (Round(1, 1000.0, {}),)))
+    assert hopeless["perplexity"] is hopeless["rounds"][0]["perplexity"] is None
+    json.dumps(hopeless, allow_nan=False)

@@ -58,10 +58,16 @@ text_options = shared(
     click.option("--tokens", "token_file", type=path_type, help="Windows as a .npy array, int32 [n, T]."),
 )
 window_options = shared(
-    click.option("--windows", type=click.IntRange(1), help="Number of windows.  [default: 4; all for eval]"),
+    click.option(
+        "--windows",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Number of windows.  [default: 4; all for eval]",
+    ),
     click.option(
         "--window-length",
         type=click.IntRange(2),
+        metavar="N",
         default=1024,
         show_default=True,
         help="Tokens in a window.",
@@ -72,7 +78,9 @@ threads_option = click.option(
     help="Processor threads.  [default: all cores that this process may use]",
 )  # fmt: skip
 compute_options = shared(
-    click.option("--memory", default="4GiB", show_default=True, help="Limit for the whole process."),
+    click.option(
+        "--memory", metavar="SIZE", default="4GiB", show_default=True, help="Limit for the whole process."
+    ),
     click.option(
         "--device",
         type=click.Choice(["auto", "cpu", "cuda", "mps"]),
@@ -89,6 +97,7 @@ heal_options = shared(
     click.option(
         "--heal-tokens",
         type=click.IntRange(2),
+        metavar="N",
         default=32768,
         show_default=True,
         help="Tokens to heal on, including those of --self-text.",
@@ -123,9 +132,12 @@ def main() -> None:
 @main.command()
 @click.argument("model", type=path_type)
 @click.option("-o", "--output", type=path_type, help="Default: MODEL's name with -sleb, here.")
-@click.option("--remove", type=click.IntRange(1), help="Number of blocks to remove.")
+@click.option("--remove", type=click.IntRange(1), metavar="N", help="Number of blocks to remove.")
 @click.option(
-    "--ratio", type=click.FloatRange(0, 1), help="Fraction of the blocks to remove.  [default: 0.2]"
+    "--ratio",
+    type=click.FloatRange(0, 1),
+    metavar="R",
+    help="Fraction of the blocks to remove.  [default: 0.2]",
 )
 @click.option(
     "--max-perplexity-increase", metavar="15%", help="Stop before perplexity has grown by more than this."
@@ -134,11 +146,13 @@ def main() -> None:
 @click.option(
     "--speedup",
     type=click.FloatRange(1, min_open=True),
+    metavar="1.25",
     help="Remove blocks until a token costs this many times less work.",
 )
 @click.option(
     "--keep-first",
     type=click.IntRange(0),
+    metavar="N",
     default=1,
     show_default=True,
     help="Blocks at the bottom that always stay.",
@@ -146,6 +160,7 @@ def main() -> None:
 @click.option(
     "--keep-last",
     type=click.IntRange(0),
+    metavar="N",
     default=1,
     show_default=True,
     help="Blocks at the top that always stay.",
@@ -221,7 +236,10 @@ def prune(**options: Any) -> None:
 )
 @json_option
 def heal(**options: Any) -> None:
-    """Apply a plan to MODEL and heal the result, without a search; on other text than before, for example."""
+    """Apply a plan to MODEL and heal the result.
+
+    There is no search. Heal again on other text, or with more of it, for example.
+    """
     from tinysleb.commands.heal import HealOptions
     from tinysleb.commands.heal import heal as run
 
@@ -262,9 +280,9 @@ def heal(**options: Any) -> None:
 @force_option
 @json_option
 def export(**options: Any) -> None:
-    """Write MODEL as a GGUF or as a Hugging Face folder, with all its blocks.
+    """Write MODEL as a GGUF or a Hugging Face folder.
 
-    Without MODEL, the one *-sleb folder in the current directory is taken.
+    All its blocks are written. Without MODEL, the one *-sleb folder in the current directory is taken.
     """
     from tinysleb.commands.export import ExportOptions
     from tinysleb.commands.export import export as run
@@ -282,7 +300,10 @@ def export(**options: Any) -> None:
 )
 @json_option
 def evaluate(**options: Any) -> None:
-    """Print MODEL's perplexity on a text, its windows taken in order."""
+    """Print MODEL's perplexity on a text.
+
+    The windows are taken in order from its start.
+    """
     from tinysleb.commands.evaluate import EvalOptions
     from tinysleb.commands.evaluate import evaluate as run
 
@@ -291,12 +312,19 @@ def evaluate(**options: Any) -> None:
 
 @main.command()
 @click.argument("model", type=path_type)
-@click.option("--memory", help="Print what prune would do with this much memory, and how long it would take.")
+@click.option(
+    "--memory",
+    metavar="SIZE",
+    help="Print what prune would do with this much memory, and how long it would take.",
+)
 @window_options
 @threads_option
 @json_option
 def inspect(**options: Any) -> None:
-    """Print what MODEL is, from its headers alone; with --memory, what prune would need."""
+    """Print what MODEL is, and what prune would need.
+
+    Only headers are read. With --memory, print what prune would do with it, and how long it would take.
+    """
     from tinysleb.commands.inspect import InspectOptions
     from tinysleb.commands.inspect import inspect as run
 
@@ -309,7 +337,10 @@ def inspect(**options: Any) -> None:
 @force_option
 @json_option
 def report(**options: Any) -> None:
-    """Show PLAN as a page: the perplexity curve, every candidate of every round, and what healing did."""
+    """Show PLAN as a page.
+
+    It has the perplexity curve, every candidate of every round, and what healing did.
+    """
     from tinysleb.commands.report import ReportOptions
     from tinysleb.commands.report import report as run
 

@@ -98,7 +98,8 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
 def _with_perplexity(loss: float | None) -> dict[str, float | None]:
     if loss is None or math.isnan(loss):
         return {"loss": None, "perplexity": None}
-    return {"loss": loss, "perplexity": perplexity(loss)}
+    found = perplexity(loss)
+    return {"loss": loss, "perplexity": found if math.isfinite(found) else None}  # JSON has no infinity
 
 
 def perplexity(loss: float) -> float:
