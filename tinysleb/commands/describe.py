@@ -1,4 +1,4 @@
-"""What a model is, from its headers alone: plain values for `tinysleb inspect`. Needs no torch."""
+"""What a model is, from its headers alone, and the least a search needs: values for `tinysleb inspect`."""
 
 from __future__ import annotations
 
@@ -8,22 +8,28 @@ from typing import Any
 from tinysleb.checkpoint.config import block_parameter_count, parameter_count
 from tinysleb.checkpoint.rotary import Rotary
 from tinysleb.checkpoint.weights import Checkpoint
-from tinysleb.compute.memory import ASSUMED_RESIDENT_BYTES, SPARE_STREAMS, working_bytes
+from tinysleb.compute.compute import Compute
+from tinysleb.compute.memory import least_bytes, rounded_up
+from tinysleb.search.estimate import first_round_passes
+from tinysleb.search.rounds import removable
 from tinysleb.text.tokenizer import tokenizer_kind
 
 
-def describe(weights: Checkpoint, window_length: int) -> dict[str, Any]:
-    """Family, shape, sizes, tokenizer, and what `prune` would need.
+def describe(weights: Checkpoint, window_length: int, compute: Compute) -> dict[str, Any]:
+    """Family, shape, sizes, tokenizer, and what a search would need on `compute`.
 
-    `prune_memory_bytes`: about the least `--memory` for one window and all candidates in float32.
-    `prune_block_passes`: how often a window goes through a block in the first round of an exact search.
+    `prune_memory_bytes`: about the least memory, in bytes, that a search keeps to, all blocks but the first
+    and the last being candidates. `prune_block_passes`: how often a window goes through a block in the first
+    round of an exact search.
     """
     config = weights.config
     blocks, rotary = config.blocks, config.rotary
     types: Counter[str] = Counter()
     for info in weights.tensors.values():
         types[info.type] += info.nbytes
-    streams = (blocks + SPARE_STREAMS) * window_length * config.width * 4
+    candidates = removable(blocks, 1, 1)
+    length = min(window_length, config.context_length)
+    least = least_bytes(config, len(candidates), length, compute.dtype.itemsize, compute.memory.resident)
     return {
         "path": str(weights.path),
         "architecture": config.architecture.huggingface,
@@ -45,8 +51,8 @@ def describe(weights: Checkpoint, window_length: int) -> dict[str, Any]:
         "bytes": sum(types.values()),
         "bytes_by_type": dict(types.most_common()),
         "tokenizer": tokenizer_kind(weights),
-        "prune_memory_bytes": ASSUMED_RESIDENT_BYTES + streams + working_bytes(config, window_length, 4),
-        "prune_block_passes": blocks * (blocks + 1) // 2,
+        "prune_memory_bytes": rounded_up(least),
+        "prune_block_passes": first_round_passes(blocks, candidates),
     }
 
 

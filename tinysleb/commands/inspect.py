@@ -11,6 +11,7 @@ from tinysleb.checkpoint.weights import Checkpoint
 from tinysleb.commands.console import duration, print_json, print_line
 from tinysleb.commands.describe import describe
 from tinysleb.commands.options import Given, refuse_unused
+from tinysleb.compute.compute import compute_on
 from tinysleb.errors import TinyslebError
 from tinysleb.formats.units import format_bytes
 
@@ -39,7 +40,7 @@ def inspect(options: InspectOptions) -> None:
     if options.memory is not None:
         _print_estimate(weights, options, options.memory)
         return
-    values = describe(weights, options.window_length)
+    values = describe(weights, options.window_length, compute_on())
     if options.as_json:
         print_json(values)
         return
@@ -51,7 +52,6 @@ def inspect(options: InspectOptions) -> None:
 
 
 def _print_estimate(weights: Checkpoint, options: InspectOptions, memory: str) -> None:
-    from tinysleb.compute.compute import compute_on
     from tinysleb.compute.threads import use_threads
     from tinysleb.search.estimate import estimate
     from tinysleb.search.rounds import removable

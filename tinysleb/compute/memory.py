@@ -46,29 +46,37 @@ class MemoryPlan:
 def plan_memory(
     config: ModelConfig, candidates: int, shape: tuple[int, int], item_bytes: int, budget: Budget
 ) -> MemoryPlan:
-    """Divide the budget for a sweep over `candidates` and windows of `shape` `(n, T)`.
+    """Divide the budget for a sweep over `candidates` and windows of `shape` `(n, T)`, with matrices of
+    `item_bytes` a value.
 
-    Counted are what is resident already, one block with matrices of `item_bytes` per value, or two, the
-    tensor being read, the activations of one call, the head's chunk, and the streams. First comes one
-    window, then reading ahead, then more windows; what is left when all fit is for states. Raises
-    TinyslebError with the least that would do.
+    First comes what a sweep over one window needs, then reading ahead, then more windows; what is left when
+    all fit is for states. Raises TinyslebError with the least that would do.
     """
     count, length = shape
-    streams = candidates + SPARE_STREAMS
-    window = streams * length * config.width * 4
-    free = budget.total - budget.resident - working_bytes(config, length, item_bytes)
-    if free < window:
+    least = least_bytes(config, candidates, length, item_bytes, budget.resident)
+    spare = budget.total - least
+    if spare < 0:
         raise TinyslebError(
-            f"--memory {format_bytes(budget.total)} is too little for one window of {length} tokens "
-            f"in {streams} variants of the model",
-            f"at least {format_bytes(rounded_up(budget.total - free + window))} would do, "
-            "or a shorter --window-length",
+            f"{format_bytes(budget.total)} of memory is too little for one window of {length} tokens "
+            f"in {candidates + SPARE_STREAMS} variants of the model",
+            f"at least {format_bytes(rounded_up(least))} would do, or a shorter --window-length",
         )
-    block = block_bytes(config, item_bytes)
-    ahead = free >= window + block
-    free -= block if ahead else 0
-    fitting = min(count, free // window)
-    return MemoryPlan(fitting, ahead, free - count * window if fitting == count else 0)
+    ahead = spare >= block_bytes(config, item_bytes)
+    spare -= block_bytes(config, item_bytes) if ahead else 0
+    window = streams_bytes(config, candidates, length)
+    fitting = min(count, 1 + spare // window)
+    return MemoryPlan(fitting, ahead, spare - (count - 1) * window if fitting == count else 0)
+
+
+def least_bytes(config: ModelConfig, candidates: int, length: int, item_bytes: int, resident: int) -> int:
+    """The least a process that already holds `resident` bytes needs for a sweep: one window at a time, the
+    next block not read ahead."""
+    return resident + working_bytes(config, length, item_bytes) + streams_bytes(config, candidates, length)
+
+
+def streams_bytes(config: ModelConfig, candidates: int, length: int) -> int:
+    """The hidden states of one window of `length` tokens in all variants, in float32."""
+    return (candidates + SPARE_STREAMS) * length * config.width * 4
 
 
 def rounded_up(count: int) -> int:

@@ -1,4 +1,4 @@
-"""What a search will need, before it is run."""
+"""What a search will need, told before it runs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from tinysleb.compute.compute import Compute
 from tinysleb.compute.device import dtype_name, product_rate
 from tinysleb.search.rounds import sweeps_in_a_round
 
-PART_IN_PRODUCTS = 0.6
-"""The part of a block's time that goes into matrix products, about (docs/performance.md)."""
+PRODUCT_SHARE = 0.6
+"""The share of a search's time that goes into matrix products, about (docs/performance.md)."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,17 @@ class Estimate:
 
 
 def estimate(weights: Weights, compute: Compute, allowed: range, windows: int, length: int) -> Estimate:
-    """What scoring all of `allowed` needs. Raises TinyslebError if memory is too little."""
+    """What scoring all of `allowed` on `windows` of `length` tokens needs.
+
+    Raises TinyslebError if memory is too little.
+    """
     config = weights.config
     plan = compute.memory_plan(weights, len(allowed), windows, length)
     sweeps = sweeps_in_a_round(windows, plan.windows, exact=True)
-    passes = windows * (config.blocks + sum(config.blocks - 1 - block for block in allowed))
+    passes = windows * first_round_passes(config.blocks, allowed)
     heads = windows * (len(allowed) + 1)
-    rate = product_rate(compute.dtype, compute.device) * PART_IN_PRODUCTS
+    operations = (passes * block_operations(config) + heads * head_operations(config)) * length
+    rate = product_rate(compute.dtype, compute.device) * PRODUCT_SHARE
     return Estimate(
         dtype=dtype_name(compute.dtype),
         device=compute.device.type,
@@ -56,8 +60,14 @@ def estimate(weights: Weights, compute: Compute, allowed: range, windows: int, l
         reads_ahead=plan.ahead,
         state_bytes=plan.states,
         block_passes=passes,
-        seconds=(passes * block_operations(config) + heads * head_operations(config)) * length / rate,
+        seconds=operations / rate,
     )
+
+
+def first_round_passes(blocks: int, allowed: range) -> int:
+    """How often a window goes through a block when all of `allowed` are scored: the whole stack once, and
+    for each candidate the blocks above it."""
+    return blocks + sum(blocks - 1 - block for block in allowed)
 
 
 def block_operations(config: ModelConfig) -> int:
