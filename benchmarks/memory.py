@@ -1,19 +1,19 @@
 """Peak memory of pruning or healing a large random model: is `--memory` kept?
 
+    python benchmarks/memory.py small --memory 640MiB
     python benchmarks/memory.py 7b --memory 2GiB
     python benchmarks/memory.py tinyllama --memory 1.1GiB
     python benchmarks/memory.py tinyllama --memory 1.5GiB --windows 64 --heal
 
-Writes random float16 weights of that shape (13.5 GB, 2.2 GB) into a temporary folder, runs one round (or
-heals the model without three blocks) in a process of its own, prints its peak resident memory and what the
-round read, and deletes the folder.
+Writes random float16 weights of that shape (0.3 GB, 13.5 GB, 2.2 GB) into a temporary folder, runs one round
+(or heals the model without three blocks) in a process of its own, prints its peak resident memory and what
+the round read, and deletes the folder. Linux only.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -34,10 +34,19 @@ LLAMA: dict[str, Any] = {
     "rms_norm_eps": 1e-5, "num_attention_heads": 32,
 }  # fmt: skip
 SHAPES: dict[str, dict[str, Any]] = {
+    "small": LLAMA
+    | {"hidden_size": 1024, "intermediate_size": 2048, "num_hidden_layers": 14, "vocab_size": 8192},
     "7b": LLAMA | {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32},
     "tinyllama": LLAMA
     | {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_key_value_heads": 4},
 }
+RUN = """
+import sys
+from tinysleb.cli import main
+main(sys.argv[1:], standalone_mode=False)
+sys.stderr.writelines(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+"""
+"""A command that tells its own peak: what the system counts for a child begins with its parent's."""
 
 
 def write_model(folder: Path, values: dict[str, Any]) -> None:
@@ -66,36 +75,38 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         write_model(folder, SHAPES[options.shape])
-        tokens = np.random.default_rng(0).integers(0, 32000, (options.windows, options.window_length))
+        tokens = np.random.default_rng(0).integers(0, 8192, (options.windows, options.window_length))
         np.save(folder / "tokens.npy", tokens.astype(np.int32))
         blocks = SHAPES[options.shape]["num_hidden_layers"]
         (folder / "p.json").write_text(json.dumps({"blocks": blocks, "removed": [blocks - 2, 10, 9]}))
         search, heal = ["prune", "--remove", "1", "--exact", "--no-heal"], ["heal", "--plan", "p.json"]
         command = [
-            sys.executable, "-m", "tinysleb", *(heal if options.heal else search), str(folder),
+            sys.executable, "-c", RUN, *(heal if options.heal else search), str(folder),
             "-o", "out", "--tokens", "tokens.npy", "--memory", options.memory, "--dtype", options.dtype,
         ]  # fmt: skip
-        read = searched(command, folder)
+        read, peak = measured(command, folder)
         size = (folder / "model.safetensors").stat().st_size
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     print(
         f"{format_bytes(size)} on disk, --memory {options.memory}: peak resident {peak / 2**20:.0f} MiB, "
         f"a round read {read / size:.2f} times the model"
     )
 
 
-def searched(command: list[str], folder: Path) -> int:
-    """Run a command, showing what it says; the bytes it had read when its round was over (Linux)."""
-    read = 0
+def measured(command: list[str], folder: Path) -> tuple[int, int]:
+    """Run a command, showing what it says: the bytes it had read when its round was over, and its peak."""
+    read = peak = 0
     with subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True) as process:
         for line in process.stderr or ():
+            if line.startswith("VmHWM"):
+                peak = int(line.split()[1]) * 1024
+                continue
             sys.stderr.write(line)
             if line.startswith("round"):
                 counters = Path(f"/proc/{process.pid}/io").read_text()
                 read = int(counters.split("rchar: ")[1].split()[0])
     if process.returncode:
         sys.exit(process.returncode)
-    return read
+    return read, peak
 
 
 if __name__ == "__main__":

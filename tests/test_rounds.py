@@ -143,6 +143,9 @@ def test_memory_is_divided_in_order(tiny_folder: Path) -> None:
     assert plan(least + block) == MemoryPlan(1, True, 0)
     assert plan(least + block + 3 * window) == MemoryPlan(4, True, 0)
     assert plan(least + block + 4 * window + 77) == MemoryPlan(5, True, 77)
+    kept_by_allocator = working_bytes(config, 40, 4)
+    roomy = least + block + 4 * window + kept_by_allocator + 77
+    assert plan(roomy) == MemoryPlan(5, True, 77, tight=False)
 
 
 @pytest.mark.parametrize("seed", range(10))

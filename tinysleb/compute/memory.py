@@ -15,6 +15,8 @@ from tinysleb.model.chunks import CALL_TOKENS, DRAWN_AT_ONCE, TOKEN_CHUNK, VOCAB
 
 SPARE_STREAMS = 3
 """Streams besides the candidates': the base twice, while it is copied, and the copy that scoring makes."""
+M_MMAP_THRESHOLD = -3
+"""The number of that parameter in glibc's malloc.h."""
 ASSUMED_RESIDENT_BYTES = 400 * 2**20
 """What the program takes before it begins, where that cannot be measured."""
 
@@ -35,12 +37,14 @@ class MemoryPlan:
     """What a search does with its memory.
 
     `windows`: how many at a time; each group of them costs a sweep. `ahead`: whether the next block is read
-    while one computes. `states`: bytes left for hidden states kept between rounds.
+    while one computes. `states`: bytes left for hidden states kept between rounds. `tight`: there is no room
+    for freed buffers that the allocator keeps, see `obey`.
     """
 
     windows: int
     ahead: bool
     states: int
+    tight: bool = True
 
 
 def plan_memory(
@@ -49,8 +53,8 @@ def plan_memory(
     """Divide the budget for a sweep over `candidates` and windows of `shape` `(n, T)`, with matrices of
     `item_bytes` a value.
 
-    First comes what a sweep over one window needs, then reading ahead, then more windows; what is left when
-    all fit is for states. Raises TinyslebError with the least that would do.
+    First comes what a sweep over one window needs, then reading ahead, then more windows, then freed buffers
+    that the allocator keeps; what is left is for states. Raises TinyslebError with the least that would do.
     """
     count, length = shape
     least = least_bytes(config, candidates, length, item_bytes, budget.resident)
@@ -65,7 +69,24 @@ def plan_memory(
     spare -= block_bytes(config, item_bytes) if ahead else 0
     window = streams_bytes(config, candidates, length)
     fitting = min(count, 1 + spare // window)
-    return MemoryPlan(fitting, ahead, spare - (count - 1) * window if fitting == count else 0)
+    if fitting < count:
+        return MemoryPlan(fitting, ahead, 0)
+    spare -= (count - 1) * window
+    kept_by_allocator = working_bytes(config, length, item_bytes)
+    tight = spare < kept_by_allocator
+    return MemoryPlan(fitting, ahead, spare if tight else spare - kept_by_allocator, tight)
+
+
+def obey(plan: MemoryPlan) -> None:
+    """Let buffers of a megabyte or more go back to the system as they are freed, if the plan is tight.
+
+    glibc keeps freed buffers of up to 32 MiB in a heap. A sweep's buffers grow with its streams, so each is
+    too large for the holes that the ones before it left, and the heap becomes up to twice what is in use.
+    Fresh pages cost time: a small model's sweep takes half as long again, so that this is only done in need.
+    """
+    if plan.tight:
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**20)
 
 
 def least_bytes(config: ModelConfig, candidates: int, length: int, item_bytes: int, resident: int) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor
 from tinysleb.checkpoint.damage import not_finite
 from tinysleb.checkpoint.weights import Weights
 from tinysleb.compute.compute import Compute, compute_on, scaled
+from tinysleb.compute.memory import obey
 from tinysleb.model.chunks import chunks
 from tinysleb.plan import perplexity
 from tinysleb.search.kept_states import BASE
@@ -47,6 +48,7 @@ def evaluate(
     begin = time.monotonic()
     kept = range(weights.config.blocks)
     memory = compute.memory_plan(weights, 0, *tokens.shape)
+    obey(memory)
     total = 0.0
     for start, stop in chunks(len(tokens), memory.windows):
         windows = tokens[start:stop].to(compute.device)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from tinysleb.checkpoint.damage import not_finite
 from tinysleb.checkpoint.weights import Weights
 from tinysleb.compute.compute import Compute, Progress
+from tinysleb.compute.memory import obey
 from tinysleb.errors import TinyslebError
 from tinysleb.model.blocks import load_blocks
 from tinysleb.model.chunks import chunks
@@ -83,6 +84,7 @@ def _compare_states(
     share, mine = compute.group.share(range(len(tokens)), [0])
     copies = 3  # made while two states are compared
     memory = compute.memory_plan(weights, span + copies, *tokens.shape)
+    obey(memory)
     sums = torch.zeros(config.blocks - span + 1, dtype=torch.float64)
     for first, last in chunks(len(share) if mine else 0, memory.windows):
         windows = tokens[share.start + first : share.start + last].to(compute.device)

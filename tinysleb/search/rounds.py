@@ -19,6 +19,7 @@ from torch import Tensor
 from tinysleb.checkpoint.damage import not_finite
 from tinysleb.checkpoint.weights import Weights
 from tinysleb.compute.compute import Compute, Progress, scaled
+from tinysleb.compute.memory import obey
 from tinysleb.errors import TinyslebError
 from tinysleb.model.chunks import chunks
 from tinysleb.plan import Plan, Round, Score
@@ -154,6 +155,7 @@ class _Race:
         candidates = sum(key != BASE for key in mine)
         held = self.states.held
         memory = self.compute.memory_plan(self.weights, candidates, len(share), length, held)
+        obey(memory)
         for first, last in chunks(len(share) if mine else 0, memory.windows):
             report = scaled(progress, first / len(share), last / len(share))
             for key, values in self._sweep(share[first:last], mine, memory.ahead, report).items():
