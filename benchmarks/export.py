@@ -181,7 +181,7 @@ def write_folder(folder: Path) -> None:
     write_safetensors(
         folder / "model.safetensors",
         {name: ("F16", shape) for name, shape in shapes.items()},
-        lambda name: random(shapes[name]),
+        lambda name: [random(shapes[name])],
     )
     Path("text").write_text(default_text(), encoding="utf-8")
     sentencepiece.SentencePieceTrainer.train(

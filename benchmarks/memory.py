@@ -59,7 +59,7 @@ def write_model(folder: Path, values: dict[str, Any]) -> None:
         return torch.ones(shape).half() if len(shape) == 1 else (torch.randn(shape) * 0.02).half()
 
     entries = {name: ("F16", shape) for name, shape in shapes.items()}
-    write_safetensors(folder / "model.safetensors", entries, lambda name: random(shapes[name]))
+    write_safetensors(folder / "model.safetensors", entries, lambda name: [random(shapes[name])])
 
 
 def main() -> None:

@@ -180,7 +180,7 @@ def write_random(folder: Path, blocks: int) -> None:
     write_safetensors(
         folder / "model.safetensors",
         {name: ("F32", shape) for name, shape in shapes.items()},
-        lambda name: torch.randn(shapes[name], generator=generator) * 0.05,
+        lambda name: [torch.randn(shapes[name], generator=generator) * 0.05],
     )
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinysleb.checkpoint.config import ModelConfig
 from tinysleb.checkpoint.config_keys import PER_BLOCK_KEYS
+from tinysleb.checkpoint.gguf_names import rotated_heads
 from tinysleb.checkpoint.huggingface_source import INDEX_NAME, SINGLE_NAME, HuggingfaceWeights
 from tinysleb.checkpoint.weights import Weights, total_bytes
 from tinysleb.export.front_matter import CARD_NAME, read_card
@@ -20,9 +21,12 @@ from tinysleb.formats.files import read_json_object, replaced_folder
 from tinysleb.formats.finite import all_finite, not_finite
 from tinysleb.formats.model_files import model_files, skipped_files
 from tinysleb.formats.safetensors_file import as_bytes, write_safetensors
+from tinysleb.model.chunks import chunks
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+PART_BYTES = 1 << 20
 
 
 def write_job(job: Job[HuggingfaceWeights]) -> Written:
@@ -115,13 +119,24 @@ def write_shards(weights: Weights, folder: Path, shard_bytes: int) -> None:
 def _write_shard(weights: Weights, names: Sequence[str], path: Path) -> None:
     tensors = {name: (weights.tensors[name].type, weights.tensors[name].shape) for name in names}
 
-    def read(name: str) -> Tensor:
-        tensor = weights.tensor(name)
-        if not all_finite(as_bytes(tensor), tensors[name][0]):
-            raise not_finite(weights.path, name)
-        return tensor
+    def finite_parts(name: str) -> Iterator[Tensor]:
+        for part in _parts(weights, name):
+            if not all_finite(as_bytes(part), tensors[name][0]):
+                raise not_finite(weights.path, name)
+            yield part
 
-    write_safetensors(path, tensors, read)
+    write_safetensors(path, tensors, finite_parts)
+
+
+def _parts(weights: Weights, name: str) -> Iterator[Tensor]:
+    """A tensor's rows, so many at a time that they stay in the processor's cache."""
+    info = weights.tensors[name]
+    if len(info.shape) == 1 or rotated_heads(weights.config, name):  # which a GGUF reads whole for any row
+        yield weights.tensor(name)
+        return
+    rows = info.shape[0]
+    for start, stop in chunks(rows, max(1, PART_BYTES * rows // info.nbytes)):
+        yield weights.tensor(name, start, stop)
 
 
 def write_json_file(path: Path, value: Any) -> None:

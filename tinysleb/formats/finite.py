@@ -15,7 +15,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from tinysleb.errors import TinyslebError
 from tinysleb.formats.tensor_types import TENSOR_TYPES, tensor_type
 
-CHUNK_WORDS = 1 << 19
+CHUNK_WORDS = 1 << 14
 """Words looked at together: few enough that they stay in the processor's cache."""
 
 Words = np.ndarray[Any, np.dtype[Any]]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -84,9 +84,9 @@ def read_safetensors_rows(entry: SafetensorsEntry, start: int = 0, stop: int | N
 def write_safetensors(
     path: Path,
     tensors: Mapping[str, tuple[str, tuple[int, ...]]],
-    read: Callable[[str], Tensor],
+    read: Callable[[str], Iterable[Tensor]],
 ) -> None:
-    """Write `tensors` (name → dtype name and shape), asking `read` for one at a time."""
+    """Write `tensors` (name → dtype name and shape); `read` gives the consecutive parts of one."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, (dtype, shape) in tensors.items():
@@ -98,7 +98,8 @@ def write_safetensors(
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name in tensors:
-            file.write(as_bytes(read(name)).data)
+            for part in read(name):
+                file.write(as_bytes(part).data)
 
 
 def as_bytes(tensor: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
