@@ -33,7 +33,7 @@ from tinysleb.heal.text import HealingText, Source, self_source, split_windows
 from tinysleb.heal.walk import heal
 from tinysleb.model.blocks import load_block
 from tinysleb.model.chunks import chunks
-from tinysleb.model.forward import advance, down_inputs, embed, places
+from tinysleb.model.forward import advance, block_positions, down_inputs, embed
 from tinysleb.plan import Plan, Round, perplexity
 from tinysleb.search.evaluate import evaluate
 from tinysleb.search.rounds import removable
@@ -108,17 +108,19 @@ def replace_me(
     """The linear map T of section 3 for each gap: least squares from the feed-forward's output M to what the
     states L after the gap lack of the states Y before it was added: T = (M'M + a)⁻¹ M'(L - Y)."""
     config = weights.config
-    stack = places(config, windows.shape[1], compute.device)
+    positions = block_positions(config, windows.shape[1], compute.device)
     hidden = embed(weights, windows.to(compute.device))
     pending: tuple[int, Tensor, Tensor, Tensor] | None = None
     for index in range(config.blocks):
         block = load_block(weights, index, compute.dtype, compute.device)
         if index in kept and index + 1 < config.blocks and index + 1 not in kept:
-            parts = [down_inputs(hidden[a:b], block, config, stack[index]) for a, b in chunks(len(hidden), 8)]
+            parts = [
+                down_inputs(hidden[a:b], block, config, positions[index]) for a, b in chunks(len(hidden), 8)
+            ]
             before, inputs = (torch.cat(items).flatten(0, 1) for items in zip(*parts, strict=True))
             down = block[HEALED]
             pending = (index, before, F.linear(inputs, down).float(), down.float())
-        advance(hidden, block, config, stack[index])
+        advance(hidden, block, config, positions[index])
         if pending is not None and index not in kept and (index + 1 == config.blocks or index + 1 in kept):
             at, before, outputs, down = pending
             gram = (outputs.T @ outputs).double()

@@ -37,7 +37,7 @@ from tinysleb.compute.compute import Compute
 from tinysleb.compute.memory import Budget, resident_bytes
 from tinysleb.formats.safetensors_file import write_safetensors
 from tinysleb.model.blocks import Block, load_block
-from tinysleb.model.forward import attention, block_forward, places
+from tinysleb.model.forward import attention, block_forward, block_positions
 from tinysleb.plan import Plan
 from tinysleb.search.rounds import removable, search
 from tinysleb.text.tokenizer import open_tokenizer
@@ -187,7 +187,7 @@ def write_random(folder: Path, blocks: int) -> None:
 def floor(weights: Weights) -> None:
     """Milliseconds for 2 windows: a block, its matrix products alone, its attention, and the rest."""
     config = weights.config
-    place = places(config, LENGTH, CPU)[0]
+    position = block_positions(config, LENGTH, CPU)[0]
     states = torch.randn(2, LENGTH, config.width)
     shapes = {name: shape for name, shape in block_shapes(config).items() if len(shape) == 2}
     print(f"\na block on 2 x {LENGTH} tokens, ms")
@@ -202,9 +202,9 @@ def floor(weights: Weights) -> None:
                 F.linear(inputs[shapes[name][1]], block[name])
 
         full, products, attending, projecting = fastest(
-            partial(block_forward, states, block, config, place),
+            partial(block_forward, states, block, config, position),
             partial(multiply, shapes),
-            partial(attention, inputs[config.width], block, config, place),
+            partial(attention, inputs[config.width], block, config, position),
             partial(multiply, projections),
         )
         rate = sum(2 * rows * columns for rows, columns in shapes.values()) * 2 * LENGTH / products / 1e6

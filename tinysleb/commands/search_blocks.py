@@ -13,7 +13,7 @@ from tinysleb.commands.healing import heal_with, prepare_unless
 from tinysleb.commands.prune_options import PruneOptions
 from tinysleb.commands.shortened import finish, print_shortened, refuse_outputs
 from tinysleb.commands.stopping_rule import stopping_rule
-from tinysleb.compute.distributed import Group, joined
+from tinysleb.compute.distributed import Group, join_group
 from tinysleb.errors import TinyslebError
 from tinysleb.export.writers import check_cuttable
 from tinysleb.formats.files import refuse_full_disk
@@ -31,7 +31,7 @@ def search_blocks(options: PruneOptions) -> None:
     weights = open_model(options.model)
     refuse_outputs(options.model, options.out, options.force, options.model)
     check_cuttable(weights, options.unknown_arrays)
-    with joined() as group:
+    with join_group() as group:
         try:
             _search_and_write(weights, options, group)
         except SystemExit as error:

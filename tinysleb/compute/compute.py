@@ -1,4 +1,4 @@
-"""Where and how to compute, as one value that every stage is given."""
+"""Where and how to compute, as one value that every stage gets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several processes, one search: torchrun starts them, torch.distributed adds up what each computes."""
+"""One search in several processes: torchrun starts them, torch.distributed adds up what each computes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tinysleb.errors import TinyslebError
 
 @dataclass(frozen=True)
 class Group:
-    """The processes that search together: this one's number, and how many there are."""
+    """The processes that share a search: the number of this one, and how many there are."""
 
     rank: int = 0
     size: int = 1
@@ -27,7 +27,7 @@ class Group:
                 distributed.all_reduce(values)
 
     def same_text(self, text: str | None) -> str | None:
-        """What process 0 gave, in all processes."""
+        """Broadcast the text of process 0 to all. torch's own way for objects would unpickle it."""
         if self.size == 1:
             return text
         data = b"" if text is None else b"+" + text.encode()
@@ -42,18 +42,18 @@ class Group:
         return received[1:].decode() if received else None
 
     def share(self, windows: range, candidates: Sequence[int]) -> tuple[range, list[int]]:
-        """This process's part of a heat: a slice of the windows and, where there are fewer windows than
+        """This process's share of a heat: a slice of the windows and, where there are fewer windows than
         processes, every k-th candidate on it."""
-        parts = min(self.size, len(windows))
-        part = self.rank % parts
-        peers = range(part, self.size, parts)
-        begin, end = (len(windows) * bound // parts for bound in (part, part + 1))
+        slices = min(self.size, len(windows))
+        mine = self.rank % slices
+        peers = range(mine, self.size, slices)
+        begin, end = (len(windows) * bound // slices for bound in (mine, mine + 1))
         return windows[begin:end], list(candidates[peers.index(self.rank) :: len(peers)])
 
 
 @contextmanager
-def joined() -> Iterator[Group]:
-    """The group torchrun made this process a member of; alone, a group of one."""
+def join_group() -> Iterator[Group]:
+    """Join the group that torchrun started this process in; without torchrun, a group of one."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield Group()

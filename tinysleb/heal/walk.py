@@ -30,7 +30,7 @@ from tinysleb.heal.ridge import OUTPUTS, NormalEquations, solve
 from tinysleb.heal.rounding import encode_fed_forward
 from tinysleb.model.blocks import Block, load_blocks
 from tinysleb.model.chunks import CALL_TOKENS, chunks
-from tinysleb.model.forward import Place, advance, down_inputs, embed, linear, places
+from tinysleb.model.forward import Position, advance, block_positions, down_inputs, embed, linear
 from tinysleb.model.streams import FileStream, Stream
 
 RIDGE, STEP = 0.07, 0.5
@@ -137,7 +137,7 @@ def heal(
             walk.fork()
         if index in kept:
             pending = (index, block)
-        advance(walk.teacher, block, config, walk.stack[index])
+        advance(walk.teacher, block, config, walk.positions[index])
         del block
         if pending is not None and walk.forked and (index + 1 in kept or index + 1 == config.blocks):
             results.append(walk.repair(*pending, name=block_prefix(kept.index(pending[0])) + HEALED))
@@ -162,7 +162,7 @@ class _Walk:
     ) -> None:
         self.weights, self.config, self.fitted, self.healed = weights, weights.config, fitted, healed
         self.memory = plan_healing_memory(self.config, (tokens.shape[0], tokens.shape[1]), compute)
-        self.stack = places(self.config, tokens.shape[1], tokens.device)
+        self.positions = block_positions(self.config, tokens.shape[1], tokens.device)
         size = max(1, CALL_TOKENS // tokens.shape[1])
         self.teacher: Stream
         if self.memory.streams:
@@ -192,11 +192,11 @@ class _Walk:
 
     def repair(self, index: int, block: Block, name: str) -> HealedBlock:
         """Solve for a block's last product, store it, and send the shortened model's states through."""
-        place, old = self.stack[index], block[HEALED].float()
+        position, old = self.positions[index], block[HEALED].float()
         equations = NormalEquations(old.shape[1], old.shape[0], old.device)
         inputs: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         for group in self.fit_groups:
-            states, x = self._inputs(group, block, place)
+            states, x = self._inputs(group, block, position)
             missing, weight = self._missing(group, states, block)
             equations.add(x.flatten(0, 1), missing, weight)
             if self.memory.inputs:
@@ -211,13 +211,13 @@ class _Walk:
         else:
             data = encode_fed_forward(solution, factor, type_)
         del equations, factor
-        return self._finish(index, block, place, name, solution, (data, type_), inputs)
+        return self._finish(index, block, position, name, solution, (data, type_), inputs)
 
     def _finish(
         self,
         index: int,
         block: Block,
-        place: Place,
+        position: Position,
         name: str,
         solution: Tensor,
         encoded: tuple[Bytes, GGMLQuantizationType],
@@ -225,19 +225,19 @@ class _Walk:
     ) -> HealedBlock:
         data, type_ = encoded
         stored = decode(data, type_).to(solution.device)
-        before, after, as_stored = self._errors(block, place, (block[HEALED].float(), solution, stored))
+        before, after, as_stored = self._errors(block, position, (block[HEALED].float(), solution, stored))
         better = as_stored < before
         if better:
             self.healed.add(name, solution.shape, data, type_)
             block = block | {HEALED: stored.to(block[HEALED].dtype)}
         for group in (*self.fit_groups, *self.check_groups):
-            states, x = inputs.pop(group) if group in inputs else self._inputs(group, block, place)
+            states, x = inputs.pop(group) if group in inputs else self._inputs(group, block, position)
             added = linear(x, block, "mlp.down_proj")
             self.student[slice(*group)] = states + added * self.config.residual_scale
         return HealedBlock(index, before, after, as_stored, type_.name, better)
 
-    def _inputs(self, group: tuple[int, int], block: Block, place: Place) -> tuple[Tensor, Tensor]:
-        return down_inputs(self.student[slice(*group)], block, self.config, place)
+    def _inputs(self, group: tuple[int, int], block: Block, position: Position) -> tuple[Tensor, Tensor]:
+        return down_inputs(self.student[slice(*group)], block, self.config, position)
 
     def _missing(self, group: tuple[int, int], states: Tensor, block: Block) -> tuple[Tensor, Tensor]:
         """What the product should add to reach the original's states, `[rows, width]`; rows' weights."""
@@ -248,11 +248,11 @@ class _Walk:
         weight = target.square().mean(-1).clamp_min(torch.finfo(torch.float32).tiny).reciprocal()
         return missing.flatten(0, 1), weight.flatten()
 
-    def _errors(self, block: Block, place: Place, weights: Sequence[Tensor]) -> list[float]:
+    def _errors(self, block: Block, position: Position, weights: Sequence[Tensor]) -> list[float]:
         """The relative error with each of `weights` on the windows held back."""
         totals, rows = [0.0] * len(weights), 0
         for group in self.check_groups:
-            states, x = self._inputs(group, block, place)
+            states, x = self._inputs(group, block, position)
             missing, weight = self._missing(group, states, block)
             x = x.flatten(0, 1).float()
             rows += len(x)

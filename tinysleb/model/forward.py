@@ -1,6 +1,6 @@
 """The maths of a Llama-family model, as pure functions on tensors.
 
-One forward pass is `embed`, then `block_forward` for each block, each at its `Place` in the stack, then
+One forward pass is `embed`, then `block_forward` for each block, each at its `Position` in the stack, then
 `final_norm` and `token_losses` (or `logits`).
 A block's weights are a dict from the checkpoint's own names within the block to tensors. Hidden states
 (the residual stream) are float32; the weights' dtype is the dtype of the matrix products; norms, softmax
@@ -32,8 +32,8 @@ class RotaryTable:
 
 
 @dataclass(frozen=True)
-class Place:
-    """What a block's position in the stack decides: its rotation (None for none), and how far it sees.
+class Position:
+    """What depends on where in the stack a block is: its rotation (None for none), and how far it sees.
 
     `mask` is True where a query (row) sees a key (column), `[T, T]`; None for plain causal attention.
     """
@@ -65,14 +65,14 @@ def empty_cache(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
     return KeyValueCache(keys, values)
 
 
-def places(config: ModelConfig, length: int, device: torch.device) -> list[Place]:
-    """The place of every block, for windows of `length` tokens. Tables and masks are shared."""
+def block_positions(config: ModelConfig, length: int, device: torch.device) -> list[Position]:
+    """The position of every block, for windows of `length` tokens. Tables and masks are shared."""
     table = rotary_table(config, length, device)
     masks = {size: _window_mask(size, length, device) for size in {0, *config.attention_windows}}
     unrotated = config.unrotated or (False,) * config.blocks
     windows = config.attention_windows or (0,) * config.blocks
     return [
-        Place(None if still else table, masks[window])
+        Position(None if still else table, masks[window])
         for still, window in zip(unrotated, windows, strict=True)
     ]
 
@@ -85,7 +85,7 @@ def _window_mask(window: int, length: int, device: torch.device) -> Tensor | Non
 
 
 def rotary_table(config: ModelConfig, length: int, device: torch.device) -> RotaryTable:
-    """The rotation of positions 0 … length-1 (see `config.Rotary`)."""
+    """The rotation of positions 0 … length-1 (see `rotary.Rotary`)."""
     rotary = config.rotary
     exponents = torch.arange(0, rotary.dimensions, 2, dtype=torch.float32) / rotary.dimensions
     frequencies = 1.0 / rotary.theta**exponents
@@ -117,19 +117,19 @@ def linear(hidden: Tensor, block: Mapping[str, Tensor], name: str) -> Tensor:
     return F.linear(hidden, block[name + ".weight"], block.get(name + ".bias"))
 
 
-def at_position(place: Place, position: int) -> Place:
-    """The place of a block for the one token at `position`, which sees those before it in a cache."""
-    table, mask = place.table, place.mask
+def at_token(position: Position, index: int) -> Position:
+    """The position of a block for the one token at `index`, which sees those before it in a cache."""
+    table, mask = position.table, position.mask
     if table is not None:
-        table = RotaryTable(table.cos[position : position + 1], table.sin[position : position + 1])
-    return Place(table, None if mask is None else mask[position : position + 1, : position + 1])
+        table = RotaryTable(table.cos[index : index + 1], table.sin[index : index + 1])
+    return Position(table, None if mask is None else mask[index : index + 1, : index + 1])
 
 
 def attention(
     hidden: Tensor,
     block: Mapping[str, Tensor],
     config: ModelConfig,
-    place: Place,
+    position: Position,
     cache: KeyValueCache | None = None,
 ) -> Tensor:
     """Causal grouped-query attention (arXiv 2305.13245): `[B, T, width]` → the same.
@@ -149,17 +149,23 @@ def attention(
         return split.transpose(1, 2)
 
     queries, keys = heads("q", config.heads), heads("k", config.kv_heads)
-    if place.table is not None:
-        queries, keys = rotate(queries, place.table), rotate(keys, place.table)
+    if position.table is not None:
+        queries, keys = rotate(queries, position.table), rotate(keys, position.table)
     queries, keys, values = queries.to(hidden.dtype), keys.to(hidden.dtype), heads("v", config.kv_heads)
-    scale = config.attention_scale or config.head_dim**-0.5
+    mask, scale = position.mask, config.attention_scale or config.head_dim**-0.5
     if cache is not None:
-        mixed = mixed_for_one(queries, *cache.append(keys, values), place.mask, scale)
+        mixed = mixed_for_one(queries, *cache.append(keys, values), mask, scale)
     elif hidden.device.type == "cpu" and hidden.dtype != torch.float32:
-        mixed = mixed_in_chunks(queries, keys, values, place.mask, scale)
+        mixed = mixed_in_chunks(queries, keys, values, mask, scale)
     else:
         mixed = F.scaled_dot_product_attention(
-            queries, keys, values, place.mask, is_causal=place.mask is None, scale=scale, enable_gqa=True
+            queries,
+            keys,
+            values,
+            position.mask,
+            is_causal=position.mask is None,
+            scale=scale,
+            enable_gqa=True,
         )
     return linear(mixed.transpose(1, 2).reshape(batch, length, -1), block, "self_attn.o_proj")
 
@@ -171,7 +177,7 @@ def mixed_in_chunks(
     time, and is as near to float32.
 
     `queries`: `[B, heads, T, head_dim]`; `keys` and `values`: `[B, kv_heads, T, head_dim]`; `mask` as in
-    `Place`. Returns the shape of `queries`.
+    `Position`. Returns the shape of `queries`.
     """
     batch, heads, length, head_dim = queries.shape
     groups = batch * keys.shape[1]
@@ -213,14 +219,14 @@ def down_inputs(
     hidden: Tensor,
     block: Mapping[str, Tensor],
     config: ModelConfig,
-    place: Place,
+    position: Position,
     cache: KeyValueCache | None = None,
 ) -> tuple[Tensor, Tensor]:
     """A block up to its last product, where norms come first: the states `[B, T, width]` that the product
     will be added to, in float32, and its inputs `[B, T, intermediate]`."""
     dtype = block["self_attn.o_proj.weight"].dtype
     normed = rms_norm(hidden.float(), block["input_layernorm.weight"], config.norm_eps).to(dtype)
-    mixed = attention(normed, block, config, place, cache)
+    mixed = attention(normed, block, config, position, cache)
     hidden = hidden + (mixed if config.residual_scale == 1 else mixed * config.residual_scale)
     normed = rms_norm(hidden, block["post_attention_layernorm.weight"], config.norm_eps).to(dtype)
     return hidden, gated(normed, block)
@@ -230,12 +236,12 @@ def block_forward(
     hidden: Tensor,
     block: Mapping[str, Tensor],
     config: ModelConfig,
-    place: Place,
+    position: Position,
     cache: KeyValueCache | None = None,
 ) -> Tensor:
     """One transformer block: `[B, T, width]` float32 → the same, as a new tensor; `cache` as there."""
     if not config.architecture.post_norm:
-        hidden, inputs = down_inputs(hidden, block, config, place, cache)
+        hidden, inputs = down_inputs(hidden, block, config, position, cache)
         added = linear(inputs, block, "mlp.down_proj")
         return hidden.add_(added if config.residual_scale == 1 else added * config.residual_scale)
     dtype = block["self_attn.o_proj.weight"].dtype
@@ -243,16 +249,16 @@ def block_forward(
     def norm(states: Tensor, name: str) -> Tensor:
         return rms_norm(states.float(), block[f"{name}_layernorm.weight"], config.norm_eps)
 
-    hidden = hidden + norm(attention(hidden.to(dtype), block, config, place, cache), "post_attention")
+    hidden = hidden + norm(attention(hidden.to(dtype), block, config, position, cache), "post_attention")
     added = linear(gated(hidden.to(dtype), block), block, "mlp.down_proj")
     return hidden.add_(norm(added, "post_feedforward"))
 
 
-def advance(streams: Stream, block: Block, config: ModelConfig, place: Place) -> None:
+def advance(streams: Stream, block: Block, config: ModelConfig, position: Position) -> None:
     """Send streams `[m, T, width]` through a block, in place, a few windows of them at a time."""
     windows = max(1, CALL_TOKENS // streams.shape[1])
     for first, last in chunks(len(streams), windows):
-        streams[first:last] = block_forward(streams[first:last], block, config, place)
+        streams[first:last] = block_forward(streams[first:last], block, config, position)
 
 
 def embed(weights: Weights, tokens: Tensor) -> Tensor:
@@ -301,10 +307,10 @@ def token_losses(weights: Weights, states: Tensor, targets: Tensor, dtype: torch
     for start, stop in chunks(weights.config.vocab_size, VOCABULARY_CHUNK):
         head = weights.tensor(head_name(weights.config), start, stop).to(targets.device, dtype)
         for first, last in chunks(len(targets), TOKEN_CHUNK):
-            part = slice(first, last)
-            chunk = F.linear(hidden[part].to(dtype), head).float()
-            _gather_targets(target_logit[part], chunk, targets[part] - start)
-            log_sum[part] = torch.logaddexp(log_sum[part], _log_sum_exp_(chunk))
+            rows = slice(first, last)
+            chunk = F.linear(hidden[rows].to(dtype), head).float()
+            _gather_targets(target_logit[rows], chunk, targets[rows] - start)
+            log_sum[rows] = torch.logaddexp(log_sum[rows], _log_sum_exp_(chunk))
     return (log_sum - target_logit).view(len(states), -1)
 
 
@@ -312,9 +318,9 @@ def forward(weights: Weights, tokens: Tensor, dtype: torch.dtype = torch.float32
     """Logits `[n, T, vocabulary]` of a whole forward pass, one block in memory at a time."""
     with torch.inference_mode():
         hidden = embed(weights, tokens)
-        for index, place in enumerate(places(weights.config, tokens.shape[1], tokens.device)):
+        for index, position in enumerate(block_positions(weights.config, tokens.shape[1], tokens.device)):
             block = load_block(weights, index, dtype, tokens.device)
-            hidden = block_forward(hidden, block, weights.config, place)
+            hidden = block_forward(hidden, block, weights.config, position)
         return logits(weights, hidden, dtype)
 
 

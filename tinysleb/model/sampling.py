@@ -18,12 +18,12 @@ from tinysleb.errors import TinyslebError
 from tinysleb.model.blocks import Block, load_block
 from tinysleb.model.chunks import DRAWN_AT_ONCE
 from tinysleb.model.forward import (
-    at_position,
+    at_token,
     block_forward,
+    block_positions,
     empty_cache,
     head_name,
     head_norm,
-    places,
     rms_norm,
 )
 
@@ -64,11 +64,11 @@ def sample(
         row[: len(prompt)] = torch.tensor(prompt[:length])
     for first in range(0, len(prompts), at_once):
         batch = tokens[first : first + at_once]
-        for position, logits in _steps(weights.config, model, batch, device):
+        for index, logits in _steps(weights.config, model, batch, device):
             drawn = draw(logits, temperature, generator)
-            following = batch[:, position + 1]
-            batch[:, position + 1] = torch.where(following < 0, drawn, following)
-            done = first + len(batch) * (position + 2) / length
+            following = batch[:, index + 1]
+            batch[:, index + 1] = torch.where(following < 0, drawn, following)
+            done = first + len(batch) * (index + 2) / length
             progress(done / len(prompts))
     return tokens
 
@@ -97,20 +97,20 @@ def draw(logits: Tensor, temperature: float, generator: torch.Generator) -> Tens
 def _steps(
     config: ModelConfig, model: _Resident, tokens: Tensor, device: torch.device
 ) -> Iterator[tuple[int, Tensor]]:
-    """Each position but the last, and the logits `[n, vocabulary]` after it; by then the caller has filled
-    in the token there."""
+    """The index of each token but the last, and the logits `[n, vocabulary]` of the next, which the caller
+    fills in before it asks for more."""
     count, length = tokens.shape
     dtype = model.embedding.dtype
-    stack = places(config, length, device)
+    positions = block_positions(config, length, device)
     shape = (count, config.kv_heads, length, config.head_dim)
-    caches = [empty_cache(shape, dtype, device) for _ in stack]
-    for position in range(length - 1):
-        hidden = F.embedding(tokens[:, position : position + 1].to(device), model.embedding).float()
+    caches = [empty_cache(shape, dtype, device) for _ in positions]
+    for index in range(length - 1):
+        hidden = F.embedding(tokens[:, index : index + 1].to(device), model.embedding).float()
         hidden = hidden * config.embedding_scale
-        for block, place, cache in zip(model.blocks, stack, caches, strict=True):
-            hidden = block_forward(hidden, block, config, at_position(place, position), cache)
+        for block, position, cache in zip(model.blocks, positions, caches, strict=True):
+            hidden = block_forward(hidden, block, config, at_token(position, index), cache)
         normed = rms_norm(hidden[:, 0], model.norm, config.norm_eps).to(dtype)
-        yield position, F.linear(normed, model.head)
+        yield index, F.linear(normed, model.head)
 
 
 def _load(weights: Weights, dtype: torch.dtype, device: torch.device) -> _Resident:

@@ -28,15 +28,15 @@ class FileStream:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, part: slice) -> Tensor:
-        first, last, _ = part.indices(len(self))
+    def __getitem__(self, windows: slice) -> Tensor:
+        first, last, _ = windows.indices(len(self))
         _, length, width = self.shape
         count, before = (last - first) * length * width, first * length * width
         values = np.fromfile(self.path, np.float32, count, offset=before * 4)
         return torch.from_numpy(values).view(-1, length, width).to(self.device)
 
-    def __setitem__(self, part: slice, states: Tensor) -> None:
-        first, _, _ = part.indices(len(self))
+    def __setitem__(self, windows: slice, states: Tensor) -> None:
+        first, _, _ = windows.indices(len(self))
         _, length, width = self.shape
         with self.path.open("r+b") as file:
             file.seek(first * length * width * 4)

@@ -20,7 +20,7 @@ from tinysleb.compute.memory import obey
 from tinysleb.errors import TinyslebError
 from tinysleb.model.blocks import load_blocks
 from tinysleb.model.chunks import chunks
-from tinysleb.model.forward import advance, embed, places
+from tinysleb.model.forward import advance, block_positions, embed
 from tinysleb.plan import Plan
 from tinysleb.search.rounds import cheapest, search
 
@@ -40,7 +40,7 @@ def score_blocks(
     if metric == "random":
         order = list(allowed)
         random.Random(plan.settings.get("seed", 0)).shuffle(order)
-        return {index: float(place) for place, index in enumerate(order)}
+        return {index: float(rank) for rank, index in enumerate(order)}
     if metric == "perplexity-once":
         first = replace(plan, target=1)
         (scored,) = search(weights, tokens, first, compute, allowed=allowed, exact=True, progress=progress)
@@ -88,12 +88,12 @@ def _compare_states(
     sums = torch.zeros(config.blocks - span + 1, dtype=torch.float64)
     for first, last in chunks(len(share) if mine else 0, memory.windows):
         windows = tokens[share.start + first : share.start + last].to(compute.device)
-        stack = places(config, windows.shape[1], compute.device)
+        positions = block_positions(config, windows.shape[1], compute.device)
         states = deque([embed(weights, windows)], maxlen=span + 1)
         blocks = load_blocks(weights, range(config.blocks), compute.dtype, compute.device, memory.ahead)
         for index, block in enumerate(blocks):
             states.append(states[-1].clone())
-            advance(states[-1], block, config, stack[index])
+            advance(states[-1], block, config, positions[index])
             del block
             if len(states) > span:
                 sums[index - span + 1] += measure(states[0], states[-1]).double().sum().item()

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from tinysleb.checkpoint.config import block_parameter_count
 from tinysleb.checkpoint.weights import Weights
 from tinysleb.model.blocks import load_blocks
-from tinysleb.model.forward import advance, embed, final_norm, places, token_losses
+from tinysleb.model.forward import advance, block_positions, embed, final_norm, token_losses
 from tinysleb.search.kept_states import BASE, KeptStates
 
 
@@ -90,14 +90,14 @@ def sweep(
     blocks = load_blocks(
         weights, [i for i, count in zip(kept, passes, strict=True) if count], dtype, tokens.device, ahead
     )
-    stack = places(config, tokens.shape[1], tokens.device)
+    positions = block_positions(config, tokens.shape[1], tokens.device)
     streams = _Streams(route, weights, tokens, windows, states, len(candidates) + with_base)
     for index, count in zip(kept, passes, strict=True):
         moving = streams.before(index)
         if count:
             block = next(blocks)
             for stream in moving:
-                advance(stream, block, config, stack[index])
+                advance(stream, block, config, positions[index])
             del block  # before the next one is awaited, and the one after it is being read
         done += count
         progress(done / work)
