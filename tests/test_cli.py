@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from reference import transformers_loss, transformers_model
+from tinysleb.checkpoint.fingerprint import fingerprint
 from tinysleb.checkpoint.open_model import open_model
 from tinysleb.formats.gguf_file import read_gguf
 
@@ -321,10 +322,10 @@ def test_inspect(tiny_folder: Path, tiny_gguf: Path, run: Run) -> None:
 
 
 def test_help_and_gguf_cuts_need_no_torch(tiny_gguf: Path, tmp_path: Path) -> None:
-    (tmp_path / "p.json").write_text('{"blocks": 6, "removed": [1]}')
+    settings = {"fingerprint": fingerprint(open_model(tiny_gguf))}
+    (tmp_path / "p.json").write_text(json.dumps({"blocks": 6, "removed": [1], "settings": settings}))
     for words in (
         ["--help"],
-        ["inspect", str(tiny_gguf)],
         ["prune", str(tiny_gguf), "--plan", "p.json", "-o", "x.gguf"],
     ):
         code = (

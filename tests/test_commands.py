@@ -17,9 +17,17 @@ import numpy as np
 import pytest
 
 from reference import make_llama
+from tinysleb.cli import main
 from tinysleb.commands import console
 from tinysleb.commands.console import Console, JobClock, duration, printable
+from tinysleb.compute.compute import DEFAULT_MEMORY
+from tinysleb.export.job import SHARD_BYTES
 from tinysleb.formats.gguf_file import read_gguf
+from tinysleb.formats.units import parse_bytes
+from tinysleb.heal.run import HEAL_TOKENS
+from tinysleb.search.run import SearchRequest
+from tinysleb.search.stopping import by_count
+from tinysleb.text.windows import WINDOW_LENGTH
 
 Run = Callable[..., Any]
 ROOT = Path(__file__).parent.parent
@@ -196,6 +204,19 @@ def test_help_is_quick() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("[]\n")
+
+
+def test_defaults_are_those_of_the_library() -> None:
+    """The command line states them without importing what has them."""
+    parameters = {parameter.name: parameter for parameter in main.commands["prune"].params}
+    exported = {parameter.name: parameter for parameter in main.commands["export"].params}
+    assert parameters["heal_tokens"].default == HEAL_TOKENS
+    assert parameters["window_length"].default == WINDOW_LENGTH
+    assert parameters["memory"].default == DEFAULT_MEMORY
+    assert parse_bytes(str(exported["shard_size"].default)) == SHARD_BYTES
+    request = SearchRequest(by_count(1, "remove=1"))
+    for name in ("metric", "seed", "keep_first", "keep_last"):
+        assert parameters[name].default == getattr(request, name)
 
 
 def test_the_command_line_only_declares() -> None:
