@@ -121,7 +121,7 @@ def _check(said: ModelConfig, wanted: ModelConfig, where: Path) -> None:
     if different:
         name = different[0]
         raise TinyslebError(
-            f"{where}: its {name.replace('_', ' ')}, {getattr(wanted, name)}, cannot be said in the "
+            f"{where}: its {name.replace('_', ' ')}, {getattr(wanted, name)}, cannot be expressed in the "
             f"config.json of {wanted.architecture.huggingface}",
             "start from the original checkpoint; `tinysleb prune --plan` applies a plan to it",
         )

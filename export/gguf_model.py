@@ -60,7 +60,7 @@ def write_gguf(
 ) -> dict[str, GgufValue]:
     """Write `weights` as a GGUF; `folder` holds the config and tokenizer files. Returns its metadata.
 
-    One-dimensional tensors and norms are float32; a matrix whose rows are no multiple of the type's
+    One-dimensional tensors and norms are float32; a matrix whose rows are not a multiple of the type's
     block falls back to f16, as in llama.cpp's converter. With the four- and five-bit types, the head (with
     tied embeddings, those) is Q8_0. `auto` is the checkpoint's own type.
     Raises TinyslebError before anything is written if the model or the type cannot be expressed.
@@ -95,11 +95,11 @@ def check_type(name: str, path: Path) -> None:
     known = f"known: auto, {', '.join(WRITABLE)}"
     quantiser_name = f"MOSTLY_{name.upper()}"  # which also knows Q4_K for Q4_K_M
     if not {quantiser_name, f"{quantiser_name}_M"} & set(gguf.LlamaFileType.__members__):
-        raise TinyslebError(f"--type {name} is not a GGUF type", known)
+        raise TinyslebError(f"{name!r} is not a GGUF type", known)
     stem = path.stem if path.is_file() else path.resolve().name
     half, out = (shlex.quote(f"{stem}-{kind}.gguf") for kind in ("f16", name))
     raise TinyslebError(
-        f"--type {name} is not written by tinysleb ({known})",
+        f"the GGUF type {name!r} is not one that tinysleb writes ({known})",
         f"export with --gguf {half} --type f16; then llama.cpp's own quantiser makes it: "
         f"llama-quantize {half} {out} {name.upper()}",
     )

@@ -103,7 +103,7 @@ def add_vocabulary(writer: GGUFWriter, folder: Path, rows: int, pre: str | None)
 def _pre_tokenizer(path: Path, pre: str | None) -> str:
     """The name that the user gives, or the one recognised."""
     if pre is not None and pre not in PRE_TOKENIZERS:
-        raise TinyslebError(f"--pre {pre} is not known here", f"known: {', '.join(PRE_TOKENIZERS)}")
+        raise TinyslebError(f"the pre-tokenizer {pre!r} is not known", f"known: {', '.join(PRE_TOKENIZERS)}")
     return pre or pre_tokenizer_name(path)
 
 

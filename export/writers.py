@@ -70,7 +70,7 @@ def write(
     for path in (out, *beside):
         refuse_existing(path, force, source.path)
     if output_format == HUGGINGFACE and out.is_file():
-        raise TinyslebError(f"{out} is a file, and a folder is to be written", "choose another output")
+        raise TinyslebError(f"{out} is a file, but the output is a folder", "choose another output")
     values = stored_plan(plan, source.earlier_plan())
     job: Job[Any] = Job(
         model=weights, source=source, kept=kept, replaced=replaced, out=out, plan=values,

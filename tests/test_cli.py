@@ -276,8 +276,8 @@ def test_what_a_user_can_get_wrong(tiny_folder: Path, tiny_gguf: Path, run: Run,
         run("export", tiny_gguf, "--gguf", "x.gguf", "--type", "f16"), "is a GGUF already", "llama-quantize"
     )
     unwritten = run("export", tiny_folder, "--gguf", "x.gguf", "--type", "q4_k_m")
-    fails(unwritten, "--type q4_k_m is not written by tinysleb", "llama-quantize")
-    fails(run("export", tiny_folder, "--gguf", "x.gguf", "--type", "f8"), "--type f8 is not a GGUF type")
+    fails(unwritten, "the GGUF type 'q4_k_m' is not one that tinysleb writes", "llama-quantize")
+    fails(run("export", tiny_folder, "--gguf", "x.gguf", "--type", "f8"), "'f8' is not a GGUF type")
     np.save(tmp_path / "long.npy", np.ones((1, 513), dtype=np.int32))
     fails(run(*prune, "--tokens", "long.npy"), "windows of 513 tokens, the model's context has 512")
     (tmp_path / "a-sleb").mkdir()

@@ -68,7 +68,7 @@ def test_nothing_is_replaced_unasked(tiny_gguf: Path, tmp_path: Path) -> None:
     write(weights, tmp_path / "a.gguf", PLAN, force=True)
     with pytest.raises(TinyslebError, match="is the input itself"):
         write(weights, tiny_gguf, force=True)
-    with pytest.raises(TinyslebError, match="is a file, and a folder"):
+    with pytest.raises(TinyslebError, match="is a file, but the output is a folder"):
         write(weights, tmp_path / "a.gguf", output_format=HUGGINGFACE, force=True)
 
 
