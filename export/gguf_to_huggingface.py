@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tinysleb.checkpoint.gguf_source import GgufWeights
+from tinysleb.checkpoint.gguf_vocabulary import GgufVocabulary
+from tinysleb.checkpoint.settings import SettingsReader
 from tinysleb.checkpoint.weights import Retyped, TensorInfo
 from tinysleb.errors import TinyslebError
 from tinysleb.export.config_json import config_json
@@ -21,10 +24,12 @@ from tinysleb.text.sentencepiece_model import CONTROL, UNKNOWN, USER_DEFINED
 from tinysleb.text.tokenizer import (
     ByteLevelTokenizer,
     SentencePieceTokenizer,
+    Tokenizer,
     import_tokenizers,
     tokenizer_from_gguf,
 )
 
+SPECIAL_KEY = re.compile(r"tokenizer\.ggml\.(\w+)_token_id")
 SPECIAL_IDS = {
     "bos": "bos_token_id",
     "eos": "eos_token_id",
@@ -39,16 +44,18 @@ def write_job(job: Job[GgufWeights]) -> Written:
     Raises TinyslebError if the model or its tokenizer cannot be expressed in a folder.
     """
     weights, values = job.model, job.source.file.values()
-    _check_special_tokens(values, str(weights.path))
-    ids = {ours: values.get(f"tokenizer.ggml.{theirs}_token_id") for theirs, ours in SPECIAL_IDS.items()}
+    vocabulary = job.source.tokenizer_files()
+    tokenizer = tokenizer_from_gguf(vocabulary)
+    special = _special_tokens(values, vocabulary)
+    ids = {ours: special.get(theirs) for theirs, ours in SPECIAL_IDS.items()}
     dequantized = Retyped(weights, _dequantized)
     stored = [info for info in dequantized.tensors.values() if len(info.shape) > 1]
     dtype = tensor_type(max(stored, key=lambda info: info.nbytes).type).torch
     config = config_json(weights.config, weights.path) | ids | {"torch_dtype": dtype}
     with replaced_folder(job.out) as temporary:
-        _write_tokenizer(values, str(weights.path), temporary)
+        _write_tokenizer(tokenizer, _tokenizer_config(values, vocabulary, special), vocabulary, temporary)
         write_json_file(temporary / "config.json", config)
-        write_json_file(temporary / "generation_config.json", _generation_config(values))
+        write_json_file(temporary / "generation_config.json", _generation_config(special))
         if job.plan:
             write_json_file(temporary / "plan.json", job.plan)
         if card := card_from_metadata(values, job.plan):
@@ -64,39 +71,37 @@ def _dequantized(_name: str, info: TensorInfo) -> TensorInfo:
     return TensorInfo(info.shape, stored.name, math.prod(info.shape) * stored.item_bytes)
 
 
-def _generation_config(values: Mapping[str, Any]) -> dict[str, Any]:
+def _generation_config(special: Mapping[str, int]) -> dict[str, Any]:
     """Where a text begins and ends; a chat's turns may end otherwise than a text."""
-    ends = [values.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
-    found = list(dict.fromkeys(end for end in ends if end is not None))
-    begin = values.get("tokenizer.ggml.bos_token_id")
-    named = {"bos_token_id": begin, "eos_token_id": found if len(found) != 1 else found[0]}
+    found = list(dict.fromkeys(special[name] for name in ("eos", "eot", "eom") if name in special))
+    named = {"bos_token_id": special.get("bos"), "eos_token_id": found if len(found) != 1 else found[0]}
     return {key: value for key, value in named.items() if value not in (None, [])}
 
 
-def _check_special_tokens(values: Mapping[str, Any], where: str) -> None:
-    count = len(values.get("tokenizer.ggml.tokens") or [])
-    for key, value in values.items():
-        is_token = key.startswith("tokenizer.ggml.") and key.endswith("_token_id")
-        if count and is_token and (type(value) is not int or not 0 <= value < count):
-            raise TinyslebError(f"{where}: `{key}` is {value!r}, the vocabulary has {count} tokens")
+def _special_tokens(values: Mapping[str, Any], vocabulary: GgufVocabulary) -> dict[str, int]:
+    """The indices of special tokens by their names, such as `eos`."""
+    read = SettingsReader(values, vocabulary.where)
+    named = {match[1]: key for key in values if (match := SPECIAL_KEY.fullmatch(key))}
+    found = {name: read.token(key, len(vocabulary.tokens)) for name, key in named.items()}
+    return {name: index for name, index in found.items() if index is not None}
 
 
-def _write_tokenizer(values: Mapping[str, Any], where: str, folder: Path) -> None:
-    tokenizer = tokenizer_from_gguf(values, where)
-    config = _tokenizer_config(values)
+def _write_tokenizer(
+    tokenizer: Tokenizer, config: dict[str, Any], vocabulary: GgufVocabulary, folder: Path
+) -> None:
     if isinstance(tokenizer, SentencePieceTokenizer):
         (folder / "tokenizer.model").write_bytes(tokenizer.processor.serialized_model_proto())
         config["tokenizer_class"] = "LlamaTokenizer"
         config["legacy"] = True
-        if not values.get("tokenizer.ggml.add_space_prefix", True):
+        if not vocabulary.add_space_prefix:
             config["add_prefix_space"] = False
     elif isinstance(tokenizer, ByteLevelTokenizer):
         if tokenizer.bos is not None:
-            _put_in_front(tokenizer, values["tokenizer.ggml.tokens"][tokenizer.bos])
+            _put_in_front(tokenizer, vocabulary.tokens[tokenizer.bos])
         tokenizer.tokenizer.save(str(folder / "tokenizer.json"))
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
     else:
-        raise TinyslebError(f"{where}: its tokenizer cannot be written to a folder")
+        raise TinyslebError(f"{vocabulary.where}: its tokenizer cannot be written to a folder")
     write_json_file(folder / "tokenizer_config.json", config)
 
 
@@ -108,17 +113,19 @@ def _put_in_front(tokenizer: ByteLevelTokenizer, bos: str) -> None:
     )
 
 
-def _tokenizer_config(values: Mapping[str, Any]) -> dict[str, Any]:
-    tokens, types = values["tokenizer.ggml.tokens"], values.get("tokenizer.ggml.token_type") or []
+def _tokenizer_config(
+    values: Mapping[str, Any], vocabulary: GgufVocabulary, special: Mapping[str, int]
+) -> dict[str, Any]:
+    tokens = vocabulary.tokens
     config: dict[str, Any] = {
-        ours.removesuffix("_id"): tokens[values[f"tokenizer.ggml.{theirs}_token_id"]]
+        ours.removesuffix("_id"): tokens[special[theirs]]
         for theirs, ours in SPECIAL_IDS.items()
-        if f"tokenizer.ggml.{theirs}_token_id" in values
+        if theirs in special
     }
     config["clean_up_tokenization_spaces"] = False
     config["added_tokens_decoder"] = {
         str(index): {"content": tokens[index], "special": type_ != USER_DEFINED, "normalized": False}
-        for index, type_ in enumerate(types)
+        for index, type_ in enumerate(vocabulary.types)
         if type_ in (UNKNOWN, CONTROL, USER_DEFINED)
     }
     for key in ("add_bos_token", "add_eos_token"):

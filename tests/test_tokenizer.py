@@ -14,6 +14,7 @@ import pytest
 import sentencepiece
 
 from reference import TEXT, llama_cpp_tokens, train_sentencepiece
+from tinysleb.checkpoint.gguf_vocabulary import read_gguf_vocabulary
 from tinysleb.checkpoint.open_model import open_model
 from tinysleb.errors import TinyslebError, pip_install
 from tinysleb.formats.gguf_file import read_gguf
@@ -97,7 +98,7 @@ def test_a_damaged_tokenizer_is_not_exported(
 def test_real_vocabularies_against_llama_cpps_vectors(name: str, llama_cpp_source: Path) -> None:
     """llama.cpp's own tests: texts, and their tokens by the original tokenizers."""
     path = llama_cpp_source / "models" / f"ggml-vocab-{name}.gguf"
-    tokenizer = tokenizer_from_gguf(read_gguf(path).values(), name)
+    tokenizer = tokenizer_from_gguf(read_gguf_vocabulary(read_gguf(path).values(), name))
     texts = Path(f"{path}.inp").read_text(encoding="utf-8").split("\n__ggml_vocab_test__\n")
     expected = Path(f"{path}.out").read_text().splitlines()
     for text, line in zip(texts, expected, strict=False):

@@ -15,8 +15,9 @@ from typing import Any
 from tinysleb.checkpoint.architectures import BY_GGUF_NAME, BY_HUGGINGFACE_NAME, Architecture
 from tinysleb.checkpoint.config_keys import HARMLESS_KEYS, READ_KEYS
 from tinysleb.checkpoint.rotary import Rotary, rotary_from_gguf, rotary_from_huggingface
-from tinysleb.checkpoint.settings import SettingsReader, not_modelled
+from tinysleb.checkpoint.settings import SettingsReader, not_modelled, shown
 from tinysleb.errors import TinyslebError
+from tinysleb.plan import MOST_BLOCKS
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ class ModelConfig:
         )
 
 
-MOST_BLOCKS = 10_000
+LARGEST_HEAD = 2**16
+"""Dimensions of a head; rotary factors are computed for each before tensors are compared with the config."""
 HARMLESS_GGUF_KEYS = frozenset({"tensor_data_layout", "rope.scaling.finetuned"})
 
 
@@ -76,7 +78,7 @@ def config_from_huggingface(values: Mapping[str, Any], where: str) -> ModelConfi
     blocks = read.integer("num_hidden_layers", most=MOST_BLOCKS)
     if width % heads and values.get("head_dim") is None:
         raise not_modelled(where, "num_attention_heads", heads, f"a divisor of hidden_size, {width}")
-    head_dim = read.integer("head_dim", default=width // heads)
+    head_dim = read.integer("head_dim", default=width // heads, most=LARGEST_HEAD)
     context_length = read.integer("max_position_embeddings", default=2048)
     attention_bias = read.switch("attention_bias")
     return _checked(
@@ -124,13 +126,13 @@ def config_from_gguf(
         raise _unknown_family(where, "general.architecture", name, BY_GGUF_NAME)
     prefix = f"{name}."
     values = {key.removeprefix(prefix): metadata[key] for key in metadata if key.startswith(prefix)}
-    read = SettingsReader(values, where, prefix)
+    read = SettingsReader(values, where, prefix, per_block=True)
     heads, width = read.integer("attention.head_count"), read.integer("embedding_length")
     blocks = read.integer("block_count", most=MOST_BLOCKS)
-    head_dim = read.integer("attention.key_length", default=width // heads)
+    head_dim = read.integer("attention.key_length", default=width // heads, most=LARGEST_HEAD)
     context_length = read.integer("context_length")
     period = architecture.unrotated_period
-    window = read.value("attention.sliding_window", default=0)
+    window = read.integer("attention.sliding_window", default=0, least=0, most=2**64)
     config = ModelConfig(
         architecture=architecture,
         blocks=blocks,
@@ -243,17 +245,17 @@ def _architecture(values: Mapping[str, Any], where: str) -> Architecture:
 
 def _unknown_family(where: str, key: str, value: Any, known: Mapping[str, Any]) -> TinyslebError:
     return TinyslebError(
-        f"{where}: `{key}` is {value!r}, a model family that tinysleb does not know",
+        f"{where}: `{key}` is {shown(value)}, a model family that tinysleb does not know",
         f"known families: {', '.join(known)}",
     )
 
 
 def _refuse_unmodelled(values: Mapping[str, Any], architecture: Architecture, where: str) -> None:
-    quantization = values.get("quantization_config") or {}
-    method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+    quantization = SettingsReader(values, where).mapping("quantization_config")
+    method = quantization.get("quant_method")
     if quantization and method != "fp8":
         raise TinyslebError(
-            f"{where}: `quantization_config` says the weights are stored by {method!r}",
+            f"{where}: `quantization_config` says the weights are stored by {shown(method)}",
             "take the unquantised checkpoint, or a GGUF of the model",
         )
     if (activation := values.get("hidden_act", "silu")) != "silu":
@@ -297,9 +299,7 @@ def _attention_windows(
     if listed:
         slides = [kind == "sliding_attention" for kind in kinds]
     else:
-        first = values.get("max_window_layers", 0)
-        if type(first) is not int:
-            raise not_modelled(where, "max_window_layers", first, "a number of blocks")
+        first = read.integer("max_window_layers", default=0, least=0)
         slides = [index >= first for index in range(blocks)]
     if window >= context_length or not any(slides):
         return ()
@@ -312,6 +312,8 @@ def _checked(config: ModelConfig, where: str) -> ModelConfig:
             f"{where}: {config.heads} attention heads do not divide into {config.kv_heads} key/value heads "
             "(num_key_value_heads, attention.head_count_kv)"
         )
+    if config.architecture.fused and (config.qkv_bias or config.mlp_bias):
+        raise TinyslebError(f"{where}: this family has no biases (attention_bias, mlp_bias)")
     rotated = config.rotary.dimensions
     if rotated % 2 or not 0 < rotated <= config.head_dim:
         raise TinyslebError(f"{where}: {rotated} of {config.head_dim} dimensions rotate, which must be even")
@@ -320,4 +322,6 @@ def _checked(config: ModelConfig, where: str) -> ModelConfig:
             raise TinyslebError(
                 f"{where}: {len(factors)} rotary factors for {config.rotary.dimensions} rotated dimensions"
             )
+        if not all(0 < factor < math.inf for factor in factors):
+            raise TinyslebError(f"{where}: its rotary factors are not all positive and finite")
     return config

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import math
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinysleb.checkpoint.config import ModelConfig, config_from_gguf
+from tinysleb.checkpoint.config import LARGEST_HEAD, ModelConfig, config_from_gguf
 from tinysleb.checkpoint.gguf_names import ROTARY_FACTORS, gguf_name, halved, huggingface_name, rotated_heads
-from tinysleb.checkpoint.weights import TensorInfo, TokenizerMetadata, check_complete
+from tinysleb.checkpoint.gguf_vocabulary import GgufVocabulary, read_gguf_vocabulary
+from tinysleb.checkpoint.weights import TensorInfo, check_complete
+from tinysleb.errors import TinyslebError
 from tinysleb.formats.gguf_file import GgufFile, GgufTensor, read_gguf
+from tinysleb.formats.json_objects import parse_json_object
 from tinysleb.formats.tensor_types import tensor_type
 
 if TYPE_CHECKING:
@@ -49,9 +52,9 @@ class GgufWeights:
         """As in `Checkpoint`."""
         return plan_in_gguf(self.file)
 
-    def tokenizer_files(self) -> TokenizerMetadata:
+    def tokenizer_files(self) -> GgufVocabulary:
         """As in `Checkpoint`."""
-        return TokenizerMetadata(self.file.values(), str(self.path))
+        return read_gguf_vocabulary(self.file.values(), str(self.path))
 
     def bytes_around(self, tensors: int) -> int:
         """As in `Checkpoint`."""
@@ -77,9 +80,9 @@ class GgufWeights:
 
 def plan_in_gguf(file: GgufFile) -> dict[str, Any]:
     """The plan in a GGUF's metadata; empty if there is none, or none that can be read."""
-    with suppress(ValueError, RecursionError):
-        plan = json.loads(str(file.values().get(PLAN_KEY)))
-        return plan if isinstance(plan, dict) else {}
+    text = file.values().get(PLAN_KEY)
+    with suppress(ValueError):
+        return parse_json_object(text) if isinstance(text, str) else {}
     return {}
 
 
@@ -105,7 +108,7 @@ def gguf_weights(file: GgufFile) -> GgufWeights:
     shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
     config = config_from_gguf(values, shapes, _rotary_factors(file), str(path))
     found = {
-        huggingface_name(name, config.architecture): shape
+        _known_name(name, config): shape
         for name, shape in shapes.items()
         if name not in ROTARY_FACTORS.values()
     }
@@ -113,9 +116,15 @@ def gguf_weights(file: GgufFile) -> GgufWeights:
     return GgufWeights(path, file, config)
 
 
+def _known_name(name: str, config: ModelConfig) -> str:
+    """The Hugging Face name; a name that has none is marked, since it may look like one."""
+    known = huggingface_name(name, config.architecture)
+    return known if known != name else f"{name} (which is not a GGUF's name)"
+
+
 def _rotary_factors(file: GgufFile) -> dict[str, tuple[float, ...]]:
-    return {
-        kind: tuple(file.read_floats(name)[0].tolist())
-        for kind, name in ROTARY_FACTORS.items()
-        if name in file.tensors
-    }
+    found = {kind: name for kind, name in ROTARY_FACTORS.items() if name in file.tensors}
+    for name in found.values():
+        if math.prod(file.tensors[name].shape) > LARGEST_HEAD:
+            raise TinyslebError(f"{file.path}: `{name}` has the shape {list(file.tensors[name].shape)}")
+    return {kind: tuple(file.read_floats(name).flatten().tolist()) for kind, name in found.items()}

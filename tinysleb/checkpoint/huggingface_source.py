@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinysleb.checkpoint.config import ModelConfig, config_from_huggingface
-from tinysleb.checkpoint.settings import not_modelled
-from tinysleb.checkpoint.weights import TensorInfo, TokenizerFolder, check_complete
+from tinysleb.checkpoint.settings import SettingsReader, not_modelled
+from tinysleb.checkpoint.tokenizer_folder import TokenizerFolder, read_tokenizer_folder
+from tinysleb.checkpoint.weights import TensorInfo, check_complete
 from tinysleb.errors import TinyslebError
 from tinysleb.formats.files import read_json_object, read_text
 from tinysleb.formats.model_files import model_files
@@ -80,7 +81,7 @@ class HuggingfaceWeights:
 
     def tokenizer_files(self) -> TokenizerFolder:
         """As in `Checkpoint`."""
-        return TokenizerFolder(self.folder)
+        return read_tokenizer_folder(self.folder)
 
     def bytes_around(self, tensors: int) -> int:
         """As in `Checkpoint`."""
@@ -128,9 +129,9 @@ def open_huggingface(path: Path) -> HuggingfaceWeights:
     }
     check_complete(config, {name: entry.shape for name, entry in needed.items()}, path)
     _check_scales(needed, scales, path)
-    quantization = values.get("quantization_config") or {}
-    block = quantization.get("weight_block_size") or [1, 1]
-    if not isinstance(block, list) or len(block) != 2 or any(type(i) is not int or i < 1 for i in block):
+    quantization = SettingsReader(values, str(config_path)).mapping("quantization_config")
+    block = SettingsReader(quantization, str(config_path)).integers("weight_block_size", least=1) or [1, 1]
+    if len(block) != 2:
         raise not_modelled(str(config_path), "weight_block_size", block, "two numbers of rows and columns")
     weights = HuggingfaceWeights(path, folder, config, needed, scales, (block[0], block[1]))
     _check_grids(weights)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tinysleb.checkpoint.architectures import Architecture
-from tinysleb.checkpoint.settings import LARGEST_REAL, SettingsReader, not_modelled
+from tinysleb.checkpoint.settings import SettingsReader
 
 HARMLESS_KEYS = frozenset({"finetuned", "original_max_position_embeddings"})
 
@@ -39,15 +39,16 @@ def rotary_from_huggingface(
     values: Mapping[str, Any], architecture: Architecture, head_dim: int, context_length: int, where: str
 ) -> Rotary:
     """The rotation a `config.json` asks for: `rope_theta` and `rope_scaling`, or newer `rope_parameters`."""
-    parameters = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    if not isinstance(parameters, dict):
-        raise not_modelled(where, "rope_scaling", parameters, "an object")
+    outermost = SettingsReader(values, where)
+    parameters = outermost.mapping("rope_parameters") or outermost.mapping("rope_scaling")
     shared = ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
     outer = {key: values[key] for key in shared if values.get(key) is not None}
     read = SettingsReader(outer | {k: v for k, v in parameters.items() if v is not None}, where, "rope: ")
     part = read.real("partial_rotary_factor", default=1.0)
     if part != 1 and "partial_rotary_factor" not in architecture.keys:
         raise read.not_modelled("partial_rotary_factor", part, "1 in this family")
+    if part > 1:
+        raise read.not_modelled("partial_rotary_factor", part, "at most 1")
     plain = Rotary(read.real("rope_theta", default=10000.0), int(head_dim * part))
     rotary = _scaled(plain, read, context_length)
     read.refuse_unread(HARMLESS_KEYS)
@@ -55,7 +56,7 @@ def rotary_from_huggingface(
 
 
 def _scaled(plain: Rotary, read: SettingsReader, context_length: int) -> Rotary:
-    kind = read.value("rope_type", default=read.value("type", default="default"))
+    kind = read.text("rope_type", default=read.text("type", default="default"))
     if kind == "default":
         return plain
     if kind == "dynamic":  # acts only beyond the original length
@@ -75,8 +76,8 @@ def _scaled(plain: Rotary, read: SettingsReader, context_length: int) -> Rotary:
 def rotary_from_gguf(read: SettingsReader, head_dim: int, factors: Mapping[str, tuple[float, ...]]) -> Rotary:
     """The rotation a GGUF asks for. `factors`: those it holds as tensors, by `freqs`, `short` and `long`."""
     theta = read.real("rope.freq_base", default=10000.0)
-    plain = Rotary(theta, read.integer("rope.dimension_count", default=head_dim))
-    kind = read.value("rope.scaling.type", default="longrope" if factors.get("long") else "none")
+    plain = Rotary(theta, read.integer("rope.dimension_count", default=head_dim, most=head_dim))
+    kind = read.text("rope.scaling.type", default="longrope" if factors.get("long") else "none")
     factor = read.real("rope.scaling.factor", default=1.0)
     attention = read.real("rope.scaling.attn_factor", default=1.0)
     context_length = read.integer("context_length")
@@ -99,6 +100,7 @@ def rotary_from_gguf(read: SettingsReader, head_dim: int, factors: Mapping[str, 
     return replace(plain, frequency_factors=factors.get("freqs", ()))
 
 
+@np.errstate(all="ignore")  # what comes of senseless numbers is refused with the whole config
 def _llama3_factors(plain: Rotary, read: SettingsReader) -> tuple[float, ...]:
     """Llama 3.1's scaling as divisors of the frequencies, in float32 (Hugging Face's `llama3`).
 
@@ -128,6 +130,7 @@ def _yarn_from_huggingface(plain: Rotary, read: SettingsReader, context_length: 
     return rotary
 
 
+@np.errstate(all="ignore")
 def _yarn(plain: Rotary, factor: float, original: int, fast: float, slow: float) -> Rotary:
     """YaRN (arXiv 2309.00071, section 3.2): low frequencies are divided by `factor`, high ones stay.
 
@@ -164,22 +167,11 @@ def _longrope(plain: Rotary, context_length: int, read: SettingsReader) -> Rotar
     attention = math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0
     return replace(
         plain,
-        frequency_factors=_floats(read, "short_factor"),
-        long_factors=_floats(read, "long_factor"),
+        frequency_factors=tuple(read.positive_reals("short_factor")),
+        long_factors=tuple(read.positive_reals("long_factor")),
         original_context=original,
         attention_factor=float(np.float32(read.real("attention_factor", default=attention))),
     )
-
-
-def _floats(read: SettingsReader, key: str) -> tuple[float, ...]:
-    values = read.value(key)
-    if not isinstance(values, list) or not values or not all(map(_is_positive, values)):
-        raise read.not_modelled(key, values, "a list of positive numbers")
-    return tuple(float(np.float32(item)) for item in values)
-
-
-def _is_positive(item: Any) -> bool:
-    return isinstance(item, (int, float)) and not isinstance(item, bool) and 0 < item < LARGEST_REAL
 
 
 def _inverse_frequencies(rotary: Rotary) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tinysleb.checkpoint.config import ModelConfig, block_prefix, tensor_shapes
+from tinysleb.checkpoint.gguf_vocabulary import GgufVocabulary
+from tinysleb.checkpoint.tokenizer_folder import TokenizerFolder
 from tinysleb.errors import TinyslebError
 from tinysleb.plan import Plan
 
@@ -61,26 +63,11 @@ class Checkpoint(Weights, Protocol):
         """The plan by which the model was shortened before, as `plan.json` has it; empty if it was not, or
         if what is there is not a plan."""
 
-    def tokenizer_files(self) -> TokenizerFolder | TokenizerMetadata:
-        """Where the model's tokenizer is."""
+    def tokenizer_files(self) -> TokenizerFolder | GgufVocabulary:
+        """What the tokenizer is opened from. Raises TinyslebError for values of the wrong type."""
 
     def bytes_around(self, tensors: int) -> int:
         """The bytes that a shortened copy with so many tensors takes besides them and its plan, at most."""
-
-
-@dataclass(frozen=True)
-class TokenizerFolder:
-    """A folder that holds `tokenizer.model` or `tokenizer.json`, and what belongs to them."""
-
-    folder: Path
-
-
-@dataclass(frozen=True)
-class TokenizerMetadata:
-    """A GGUF's metadata, key → value; `where` names the file in errors."""
-
-    values: Mapping[str, Any]
-    where: str
 
 
 @dataclass(frozen=True)

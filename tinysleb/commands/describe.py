@@ -12,7 +12,6 @@ from tinysleb.compute.compute import Compute
 from tinysleb.compute.memory import least_bytes, rounded_up
 from tinysleb.search.estimate import first_round_passes
 from tinysleb.search.rounds import removable
-from tinysleb.text.tokenizer import tokenizer_kind
 
 
 def describe(weights: Checkpoint, window_length: int, compute: Compute) -> dict[str, Any]:
@@ -50,7 +49,7 @@ def describe(weights: Checkpoint, window_length: int, compute: Compute) -> dict[
         "block_parameters": block_parameter_count(config),
         "bytes": sum(types.values()),
         "bytes_by_type": dict(types.most_common()),
-        "tokenizer": tokenizer_kind(weights),
+        "tokenizer": weights.tokenizer_files().kind,
         "prune_memory_bytes": rounded_up(least),
         "prune_block_passes": first_round_passes(blocks, candidates),
     }

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tinysleb.errors import TinyslebError
+from tinysleb.formats.json_objects import parse_json_object
 from tinysleb.formats.model_files import foreign_file
 
 LARGEST_JSON_BYTES = 256 * 1024 * 1024
@@ -26,14 +27,11 @@ def read_json_object(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > LARGEST_JSON_BYTES:
             raise TinyslebError(f"{path} is too large for a JSON file ({path.stat().st_size} bytes)")
-        value = json.loads(path.read_bytes())
+        return parse_json_object(path.read_bytes())
     except OSError as error:
         raise TinyslebError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise TinyslebError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise TinyslebError(f"{path} should hold a JSON object, found {type(value).__name__}")
-    return value
 
 
 def read_text(path: Path) -> str:

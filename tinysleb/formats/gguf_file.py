@@ -142,6 +142,8 @@ def read_gguf(path: Path) -> GgufFile:
     first = _read_one(path)
     values = first.values()
     count = values.get("split.count", 1)
+    if type(count) is not int or count < 1:
+        raise TinyslebError(f"{path}: `split.count` should be a number of files, found {str(count)[:80]!r}")
     if count == 1:
         return first
     if values.get("split.no") != 0:

@@ -9,14 +9,17 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sentencepiece import SentencePieceProcessor
 
-from tinysleb.checkpoint.weights import Checkpoint, TokenizerFolder, TokenizerMetadata
+from tinysleb.checkpoint.gguf_vocabulary import GgufVocabulary
+from tinysleb.checkpoint.settings import shown
+from tinysleb.checkpoint.tokenizer_folder import TokenizerFolder
+from tinysleb.checkpoint.weights import Checkpoint
 from tinysleb.errors import TinyslebError, pip_install
-from tinysleb.formats.files import read_json_object
 from tinysleb.text.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
 from tinysleb.text.sentencepiece_model import (
     BPE,
@@ -57,14 +60,18 @@ class SentencePieceTokenizer:
     def encode(self, text: str) -> list[int]:
         """As in `Tokenizer`."""
         tokens = [] if self.bos is None else [self.bos]
-        longest_first = sorted(filter(None, self.specials), key=len, reverse=True)
-        pattern = "|".join(map(re.escape, longest_first))
-        for part in re.split(f"({pattern})", text) if pattern else [text]:
+        for part in self._special.split(text) if self._special else [text]:
             if part in self.specials:
                 tokens.append(self.specials[part])
             elif part:
                 tokens += self.processor.encode(part)
         return tokens
+
+    @cached_property
+    def _special(self) -> re.Pattern[str] | None:
+        """Matches any special token, the longest there is; None if there are none."""
+        longest_first = sorted(filter(None, self.specials), key=len, reverse=True)
+        return re.compile(f"({'|'.join(map(re.escape, longest_first))})") if longest_first else None
 
 
 @dataclass(frozen=True)
@@ -85,22 +92,12 @@ def open_tokenizer(model: Checkpoint) -> Tokenizer:
 
     Raises TinyslebError if there is none, or if it needs a package that is not installed.
     """
-    files = model.tokenizer_files()
-    if isinstance(files, TokenizerMetadata):
-        return tokenizer_from_gguf(files.values, files.where)
-    if isinstance(files, TokenizerFolder):
-        return _from_folder(files.folder)
-    raise TypeError(f"no tokenizer is known for {type(files).__name__}")
-
-
-def tokenizer_kind(model: Checkpoint) -> str:
-    """A few words for people: which tokenizer a model has. Reads names only."""
-    files = model.tokenizer_files()
-    if isinstance(files, TokenizerMetadata):
-        kind, pre = (files.values.get(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
-        return " ".join(str(part) for part in (kind, pre) if part) or "none"
-    names = [name for name in ("tokenizer.model", "tokenizer.json") if (files.folder / name).is_file()]
-    return ", ".join(names) or "none"
+    source = model.tokenizer_files()
+    if isinstance(source, GgufVocabulary):
+        return tokenizer_from_gguf(source)
+    if isinstance(source, TokenizerFolder):
+        return _from_folder(source)
+    raise TypeError(f"no tokenizer can be opened from a {type(source).__name__}")
 
 
 def import_tokenizers(what: str) -> Any:
@@ -123,16 +120,16 @@ def load_sentencepiece(path: Path) -> SentencePieceProcessor:
         raise TinyslebError(f"{path} is not a SentencePiece model: {error}") from error
 
 
-def _from_folder(folder: Path) -> Tokenizer:
-    config_path = folder / "tokenizer_config.json"
-    config = read_json_object(config_path) if config_path.is_file() else {}
-    if (folder / "tokenizer.model").is_file():
-        processor = load_sentencepiece(folder / "tokenizer.model")
-        if config.get("add_prefix_space") is False:
-            processor = _without_prefix(processor, folder / "tokenizer.model")
-        bos = processor.bos_id() if config.get("add_bos_token", True) else None
-        return SentencePieceTokenizer(processor, bos, _specials(processor) | added_tokens(folder, config))
-    path = folder / "tokenizer.json"
+def _from_folder(source: TokenizerFolder) -> Tokenizer:
+    path = source.path / "tokenizer.model"
+    if path.is_file():
+        processor = load_sentencepiece(path)
+        if source.add_prefix_space is False:
+            processor = _without_prefix(processor, path)
+        bos = processor.bos_id() if source.add_bos else None
+        added = {**source.added, **{token.text: index for index, token in source.decoder.items()}}
+        return SentencePieceTokenizer(processor, bos, _specials(processor) | added)
+    path = source.path / "tokenizer.json"
     if path.is_file():
         package = import_tokenizers(str(path))
         try:
@@ -140,23 +137,15 @@ def _from_folder(folder: Path) -> Tokenizer:
         except Exception as error:  # the package raises plain Exception
             raise TinyslebError(f"{path} is not a tokenizer file: {error}") from error
     raise TinyslebError(
-        f"there is no tokenizer.model and no tokenizer.json in {folder}",
+        f"there is no tokenizer.model and no tokenizer.json in {source.path}",
         f"put the model's tokenizer files there, {TOKENS_HINT}",
     )
-
-
-def added_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, int]:
-    """Tokens a checkpoint adds to its SentencePiece model (`added_tokens.json`, `tokenizer_config.json`)."""
-    path = folder / "added_tokens.json"
-    found: dict[str, int] = dict(read_json_object(path)) if path.is_file() else {}
-    decoder = config.get("added_tokens_decoder") or {}
-    return found | {item["content"]: int(index) for index, item in decoder.items()}
 
 
 def _without_prefix(processor: SentencePieceProcessor, path: Path) -> SentencePieceProcessor:
     """The same vocabulary, but no space is put before a text."""
     if model_kind(processor.serialized_model_proto()) != BPE:
-        raise TinyslebError(f"{path} is not a BPE model, so that `add_prefix_space` cannot be false")
+        raise TinyslebError(f"{path} is not a BPE model, so `add_prefix_space` cannot be false")
     pieces, scores, types = zip(*model_pieces(processor), strict=True)
     return SentencePieceProcessor(
         model_proto=sentencepiece_bpe_model(pieces, scores, types, dummy_prefix=False)
@@ -168,64 +157,58 @@ def _specials(processor: SentencePieceProcessor) -> dict[str, int]:
     return {text: index for index, (text, _, kind) in pieces if kind in (UNKNOWN, CONTROL)}
 
 
-def tokenizer_from_gguf(values: Mapping[str, Any], where: str) -> Tokenizer:
-    """The tokenizer in a GGUF's metadata (key → value); `where` names the file in errors."""
-    kind = values.get("tokenizer.ggml.model")
-    tokens = values.get("tokenizer.ggml.tokens")
-    if not tokens or not isinstance(tokens, list):
-        raise TinyslebError(f"{where} holds no tokenizer", f"take a complete GGUF, {TOKENS_HINT}")
-    types = values.get("tokenizer.ggml.token_type") or [1] * len(tokens)
-    if len(types) != len(tokens):
-        raise TinyslebError(f"{where}: {len(tokens)} tokens but {len(types)} token types")
-    if kind == "llama":
-        return _sentencepiece_from_gguf(values, tokens, types, where)
-    if kind == "gpt2":
-        return _byte_level_from_gguf(values, tokens, types, where)
+def tokenizer_from_gguf(vocabulary: GgufVocabulary) -> Tokenizer:
+    """The tokenizer that a GGUF's vocabulary describes. Raises TinyslebError as `open_tokenizer` does."""
+    if not vocabulary.tokens:
+        raise TinyslebError(f"{vocabulary.where} holds no tokenizer", f"take a complete GGUF, {TOKENS_HINT}")
+    if vocabulary.model == "llama":
+        return _sentencepiece_from_gguf(vocabulary)
+    if vocabulary.model == "gpt2":
+        return _byte_level_from_gguf(vocabulary)
     raise TinyslebError(
-        f"{where}: `tokenizer.ggml.model` is {kind!r}; supported are 'llama' and 'gpt2'",
+        f"{vocabulary.where}: `tokenizer.ggml.model` is {shown(vocabulary.model)}; "
+        "supported are 'llama' and 'gpt2'",
         f"take another file of the model, {TOKENS_HINT}",
     )
 
 
-def _sentencepiece_from_gguf(
-    values: Mapping[str, Any], tokens: list[str], types: list[int], where: str
-) -> Tokenizer:
-    scores = values.get("tokenizer.ggml.scores") or []
-    if len(scores) != len(tokens):
-        raise TinyslebError(f"{where}: {len(tokens)} tokens but {len(scores)} token scores")
-    dummy_prefix = values.get("tokenizer.ggml.add_space_prefix", True)
-    unknown = values.get("tokenizer.ggml.unknown_token_id", types.index(UNKNOWN) if UNKNOWN in types else 0)
+def _sentencepiece_from_gguf(vocabulary: GgufVocabulary) -> Tokenizer:
+    tokens, types = vocabulary.tokens, vocabulary.types
+    if not vocabulary.scores:
+        raise TinyslebError(f"{vocabulary.where}: {len(tokens)} tokens but 0 token scores")
+    unknown = vocabulary.unknown
+    if unknown is None:
+        unknown = types.index(UNKNOWN) if UNKNOWN in types else 0
     pieces = [CONTROL if type_ == UNKNOWN else type_ for type_ in types]
-    if not isinstance(unknown, int) or not 0 <= unknown < len(tokens):
-        raise TinyslebError(
-            f"{where}: `tokenizer.ggml.unknown_token_id` is {unknown!r} of {len(tokens)} tokens"
-        )
     pieces[unknown] = UNKNOWN  # the library wants exactly one
-    proto = sentencepiece_bpe_model(tokens, scores, pieces, dummy_prefix=dummy_prefix)
+    proto = sentencepiece_bpe_model(
+        tokens, vocabulary.scores, pieces, dummy_prefix=vocabulary.add_space_prefix
+    )
     try:
         processor = SentencePieceProcessor(model_proto=proto)
     except RuntimeError as error:
-        raise TinyslebError(f"{where}: its vocabulary is not a SentencePiece model: {error}") from error
+        raise TinyslebError(
+            f"{vocabulary.where}: its vocabulary is not a SentencePiece model: {error}"
+        ) from error
     kinds = (UNKNOWN, CONTROL, USER_DEFINED)
     specials = {token: index for index, token in enumerate(tokens) if types[index] in kinds}
-    return SentencePieceTokenizer(processor, _bos(values, default=True), specials)
+    return SentencePieceTokenizer(processor, _bos(vocabulary, default=True), specials)
 
 
-def _byte_level_from_gguf(
-    values: Mapping[str, Any], tokens: list[str], types: list[int], where: str
-) -> Tokenizer:
+def _byte_level_from_gguf(vocabulary: GgufVocabulary) -> Tokenizer:
+    where, tokens = vocabulary.where, vocabulary.tokens
     package = import_tokenizers(where)
-    pre = values.get("tokenizer.ggml.pre")
-    rules = PRE_TOKENIZERS.get(str(pre))
+    rules = PRE_TOKENIZERS.get(vocabulary.pre)
     if rules is None:
         raise TinyslebError(
-            f"{where}: `tokenizer.ggml.pre` is {pre!r}, a way of splitting text that is not known here",
+            f"{where}: `tokenizer.ggml.pre` is {shown(vocabulary.pre)}, a way of splitting text that is not "
+            "known here",
             f"known: {', '.join(PRE_TOKENIZERS)}; {TOKENS_HINT}",
         )
-    merges = [tuple(pair.split(" ", 1)) for pair in values.get("tokenizer.ggml.merges") or []]
-    vocabulary = {token: index for index, token in enumerate(tokens)}
+    merges = [tuple(pair.split(" ", 1)) for pair in vocabulary.merges]
+    indices = {token: index for index, token in enumerate(tokens)}
     try:
-        bpe = package.models.BPE(vocabulary, merges, ignore_merges=rules.ignore_merges)
+        bpe = package.models.BPE(indices, merges, ignore_merges=rules.ignore_merges)
     except Exception as error:  # the package raises plain Exception
         raise TinyslebError(f"{where}: its vocabulary and merges do not match: {error}") from error
     tokenizer = package.Tokenizer(bpe)
@@ -234,9 +217,9 @@ def _byte_level_from_gguf(
     if rules.normal_form:
         tokenizer.normalizer = getattr(package.normalizers, rules.normal_form)()
     for kind, add in ((CONTROL, "add_special_tokens"), (USER_DEFINED, "add_tokens")):
-        named = [token for token, type_ in zip(tokens, types, strict=True) if type_ == kind]
+        named = [token for token, type_ in zip(tokens, vocabulary.types, strict=True) if type_ == kind]
         getattr(tokenizer, add)([package.AddedToken(t, normalized=False) for t in named])
-    return ByteLevelTokenizer(tokenizer, _bos(values, default=rules.add_bos))
+    return ByteLevelTokenizer(tokenizer, _bos(vocabulary, default=rules.add_bos))
 
 
 def _pre_tokenizer(package: Any, rules: PreTokenizer) -> Any:
@@ -245,8 +228,6 @@ def _pre_tokenizer(package: Any, rules: PreTokenizer) -> Any:
     return steps.Sequence([*splits, steps.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
-def _bos(values: Mapping[str, Any], default: bool) -> int | None:
-    if not values.get("tokenizer.ggml.add_bos_token", default):
-        return None
-    bos: int | None = values.get("tokenizer.ggml.bos_token_id")
-    return bos
+def _bos(vocabulary: GgufVocabulary, default: bool) -> int | None:
+    adds = default if vocabulary.add_bos is None else vocabulary.add_bos
+    return vocabulary.bos if adds else None

@@ -1,0 +1,43 @@
+"""JSON from files, which is untrusted: whatever is accepted here can be printed, and written again."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+DEEPEST_NESTING = 100
+"""Python's own reader and writer give up somewhere between this and a few thousand."""
+
+
+def parse_json_object(text: str | bytes, **options: Any) -> dict[str, Any]:
+    """The object that a text holds; `options` are those of `json.loads`.
+
+    Raises ValueError if it is not valid JSON, not an object, nested too deeply, or has text that cannot be
+    encoded: half of a surrogate pair, which JSON can express and UTF-8 cannot.
+    """
+    try:
+        value = json.loads(text, **options)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"it should hold a JSON object, found {type(value).__name__}")
+    _check_nesting(value)
+    _check_encodable(text, value)
+    return value
+
+
+def _check_nesting(value: Any) -> None:
+    level = [value]
+    for _ in range(DEEPEST_NESTING):
+        items = [item for each in level for item in (each.values() if isinstance(each, dict) else each)]
+        level = [item for item in items if isinstance(item, (dict, list))]
+        if not level:
+            return
+    raise ValueError("it is nested too deeply")
+
+
+def _check_encodable(text: str | bytes, value: Any) -> None:
+    """Surrogates stand in JSON as `\\ud800`; few files have any, and only those are looked at."""
+    escape = b"\\ud" if isinstance(text, bytes) else "\\ud"
+    if escape in text.lower():  # type: ignore[operator]
+        json.dumps(value, ensure_ascii=False).encode("utf-8")  # UnicodeEncodeError is a ValueError
