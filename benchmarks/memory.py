@@ -43,8 +43,10 @@ SHAPES: dict[str, dict[str, Any]] = {
 RUN = """
 import sys
 from tinysleb.cli import main
-main(sys.argv[1:], standalone_mode=False)
-sys.stderr.writelines(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+try:
+    main(prog_name="tinysleb")
+finally:
+    sys.stderr.writelines(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
 """
 """A command that tells its own peak: what the system counts for a child begins with its parent's."""
 
