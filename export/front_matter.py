@@ -52,7 +52,7 @@ def check_card(path: Path) -> None:
         _fields(_split(read_card(path))[0])
     except ValueError as error:
         raise TinyslebError(
-            f"{path}: its front matter cannot be read: {str(error).splitlines()[0]}", "mend or delete it"
+            f"{path}: its front matter cannot be read: {str(error).splitlines()[0]}", "repair or delete it"
         ) from error
 
 

@@ -64,7 +64,7 @@ def _add_general(writer: GGUFWriter, config: ModelConfig, folder: Path) -> None:
     except Exception as error:  # whatever the package's parsers of YAML and JSON raise
         raise TinyslebError(
             f"{folder}: its model card (README.md) or a .json file is damaged: {str(error).splitlines()[0]}",
-            "mend or delete it",
+            "repair or delete it",
         ) from error
     if metadata.name is None:
         metadata.name = folder.resolve().name

@@ -10,7 +10,8 @@ from gguf.constants import GGMLQuantizationType, GGUFValueType
 
 from tinysleb import __version__
 from tinysleb.formats.files import replaced_file
-from tinysleb.formats.gguf_file import GgufValue, pack_gguf_header, padded, stored_bytes
+from tinysleb.formats.gguf_file import GgufValue, padded, stored_bytes
+from tinysleb.formats.gguf_header import pack_gguf_header
 
 TensorTypes = Mapping[str, tuple[tuple[int, ...], GGMLQuantizationType]]
 

@@ -17,7 +17,8 @@ from tinysleb.errors import TinyslebError
 from tinysleb.export.gguf_copy import copy_gguf, shortened_gguf
 from tinysleb.export.gguf_model import row_chunks
 from tinysleb.export.llama_cpp import llama_cpp_logits
-from tinysleb.formats.gguf_file import GgufValue, pack_value, read_gguf
+from tinysleb.formats.gguf_file import GgufValue, read_gguf
+from tinysleb.formats.gguf_header import pack_value
 from tinysleb.formats.tensor_types import tensor_type
 from tinysleb.model.forward import forward
 

@@ -11,7 +11,8 @@ import pytest
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
 from tinysleb.errors import TinyslebError
-from tinysleb.formats.gguf_file import GgufValue, is_gguf, pack_gguf_header, read_gguf
+from tinysleb.formats.gguf_file import GgufValue, is_gguf, read_gguf
+from tinysleb.formats.gguf_header import pack_gguf_header
 
 RANDOM = np.random.default_rng(0)
 QUANTISED = [

@@ -302,7 +302,7 @@ def test_a_search_for_what_heals(run: Run, tiny_gguf: Path) -> None:
     assert result.stderr.count("on other windows") == healed_search.FINALISTS
     refused = run(*words, "-o", "other.gguf", "--no-heal")
     assert refused.exit_code == 1
-    assert "--search healed judges healed models" in refused.stderr
+    assert "--search healed needs healing" in refused.stderr
     Path("p.json").write_text('{"blocks": 6, "removed": [3, 1]}')
     for more in (("--plan", "p.json"), ("--fit", "1MiB"), ("--max-perplexity-increase", "5%")):
         assert run("prune", tiny_gguf, "--search", "healed", *more).exit_code == 2
@@ -312,6 +312,7 @@ def test_what_was_won_back() -> None:
     outcome = Outcome("text", *(float(np.log(value)) for value in (10, 20, 14)))
     assert outcome.closed == pytest.approx(0.6)
     assert Outcome("text", *(float(np.log(value)) for value in (10, 20, 22))).closed == pytest.approx(-0.2)
+    assert Outcome("text", *(float(np.log(value)) for value in (10, 9, 8))).closed == 0, "nothing was lost"
 
 
 def test_chat_turns_are_recognised() -> None:

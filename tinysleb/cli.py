@@ -79,7 +79,11 @@ threads_option = click.option(
 )  # fmt: skip
 compute_options = shared(
     click.option(
-        "--memory", metavar="SIZE", default="4GiB", show_default=True, help="Limit for the whole process."
+        "--memory",
+        metavar="SIZE",
+        default="4GiB",
+        show_default=True,
+        help="Memory limit for the whole process.",
     ),
     click.option(
         "--device",
@@ -131,7 +135,12 @@ def main() -> None:
 
 @main.command()
 @click.argument("model", type=path_type)
-@click.option("-o", "--output", type=path_type, help="Default: MODEL's name with -sleb, here.")
+@click.option(
+    "-o",
+    "--output",
+    type=path_type,
+    help="Where to write.  [default: MODEL's name plus -sleb, in the current directory]",
+)
 @click.option("--remove", type=click.IntRange(1), metavar="N", help="Number of blocks to remove.")
 @click.option(
     "--ratio",
@@ -155,7 +164,7 @@ def main() -> None:
     metavar="N",
     default=1,
     show_default=True,
-    help="Blocks at the bottom that always stay.",
+    help="Number of blocks at the bottom to keep.",
 )
 @click.option(
     "--keep-last",
@@ -163,7 +172,7 @@ def main() -> None:
     metavar="N",
     default=1,
     show_default=True,
-    help="Blocks at the top that always stay.",
+    help="Number of blocks at the top to keep.",
 )
 @text_options
 @window_options
@@ -180,7 +189,7 @@ def main() -> None:
     type=click.Choice(["plain", "healed"]),
     default="plain",
     show_default=True,
-    help="healed: then let every run of neighbouring blocks compete, judged after healing.",
+    help="healed: also try every run of neighbouring blocks, and judge after healing.",
 )
 @click.option("--exact", is_flag=True, help="Score all candidates on all windows, without racing.")
 @compute_options
@@ -208,7 +217,7 @@ def prune(**options: Any) -> None:
     MODEL is a .safetensors file with its config.json beside it, a Hugging Face folder, or a .gguf. The output
     is of the same kind. Without --text, blocks are chosen on Python's own documentation.
 
-    At most one of --remove, --ratio, --max-perplexity-increase, --fit and --speedup says when to stop.
+    Give at most one of --remove, --ratio, --max-perplexity-increase, --fit and --speedup to say when to stop.
 
     The shortened model is then healed: the last matrix of each block above the first gap is solved for anew,
     on --text and on text sampled from the model, so that it comes as close to the original as it can.
@@ -260,12 +269,14 @@ def heal(**options: Any) -> None:
 @click.option(
     "--type",
     "type_name",
+    metavar="TYPE",
     default="auto",
     show_default=True,
     help="Type of a GGUF's matrices: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0; auto: the model's own.",
 )
 @click.option(
     "--shard-size",
+    metavar="SIZE",
     default="5GB",
     show_default=True,
     help="Largest size of one weights file in a folder; a larger tensor gets a file of its own.",
@@ -274,9 +285,12 @@ def heal(**options: Any) -> None:
     "--verify", is_flag=True, help="Read the GGUF back and compare all of it, also in llama.cpp if installed."
 )
 @click.option(
-    "--draft", type=path_type, metavar="TARGET", help="Check that the GGUF can draft for this other one."
+    "--draft",
+    type=path_type,
+    metavar="TARGET",
+    help="Check that the GGUF can serve as a draft model for TARGET.",
 )
-@click.option("--pre", help="llama.cpp's name of the pre-tokenizer, if it is not recognised.")
+@click.option("--pre", help="llama.cpp's name for the pre-tokenizer, if tinysleb does not recognise it.")
 @force_option
 @json_option
 def export(**options: Any) -> None:

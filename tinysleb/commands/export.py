@@ -111,7 +111,7 @@ def _verify(
     for check in [] if as_json else checks:
         values = f"{check.smallest:.4g} … {check.largest:.4g}"
         print_line(f"{check.name:<32} {check.type:<5} {check.sha256[:16]}  {values}, error {check.error:.2g}")
-    tell(f"{len(checks)} tensors read back: all as they should be")
+    tell(f"{len(checks)} tensors read back: all match")
     if not is_installed():
         console.say(f"llama.cpp was not asked, since it is not installed: run {pip_install('llamacpp')}")
         return

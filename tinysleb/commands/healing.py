@@ -40,7 +40,7 @@ def prepare_unless(
     try:
         prepared = prepare(weights, options, compute)
         if fit and (recoded := grown_types(weights)):
-            raise TinyslebError(f"what is stored as {recoded} would become larger, and --fit not be kept")
+            raise TinyslebError(f"healing would store {recoded} as a larger type, and exceed --fit")
     except TinyslebError as error:
         if heal:
             raise

@@ -48,7 +48,7 @@ def inspect(options: InspectOptions) -> None:
     for key, value in values.items():
         print_line(f"{key.replace('_', ' '):<20} {_shown(key, value)}")
     print_line(f"{'prune needs':<20} --memory of about {format_bytes(least)} at least")
-    print_line(f"{'':<20} {passes} block passes for each window in the first round, if exact")
+    print_line(f"{'':<20} {passes} block passes for each window in the first round, with --exact")
 
 
 def _print_estimate(weights: Checkpoint, options: InspectOptions, memory: str) -> None:
@@ -69,16 +69,16 @@ def _print_estimate(weights: Checkpoint, options: InspectOptions, memory: str) -
         return
     sweeps = "1 sweep" if needs.sweeps == 1 else f"{needs.sweeps} sweeps"
     fitting = f"{needs.windows} of {length} tokens, {needs.windows_in_a_sweep} in a sweep"
-    reading = "the next block is read" if needs.reads_ahead else "nothing is read"
+    reading = "the next block is read while one computes" if needs.reads_ahead else "one block at a time"
     print_line(f"windows              {fitting}")
     print_line(
-        f"a round, if exact    {sweeps}, {format_bytes(needs.bytes_read)} read; racing reads once a heat"
+        f"a round, --exact     {sweeps}, {format_bytes(needs.bytes_read)} read; racing reads once a heat"
     )
-    print_line(f"while one computes   {reading}")
-    print_line(f"between rounds       {format_bytes(needs.state_bytes)} for states to keep")
-    print_line(f"the first round      {needs.block_passes} block passes of a window, if exact")
-    spent = f"about {duration(needs.seconds)}, if exact; {needs.dtype} on {needs.device}"
-    print_line(f"its time             {spent}")
+    print_line(f"reading ahead        {reading}")
+    print_line(f"between rounds       {format_bytes(needs.state_bytes)} for kept states")
+    print_line(f"the first round      {needs.block_passes} block passes of a window, with --exact")
+    spent = f"about {duration(needs.seconds)} with --exact; {needs.dtype} on {needs.device}"
+    print_line(f"time                 {spent}")
 
 
 def _shown(key: str, value: object) -> str:

@@ -56,11 +56,10 @@ class PruneOptions(HealingOptions):
             refuse_unused(self.given, ("exact", "resume"), f"--metric {self.metric} scores blocks once")
         if self.search == "healed":
             sizes = ("fit", "max_perplexity_increase")
-            refuse_unused(
-                self.given, sizes, "--search healed must know how many blocks go (--remove, --ratio)"
-            )
+            why = "--search healed needs a fixed number of blocks (--remove, --ratio or --speedup)"
+            refuse_unused(self.given, sizes, why)
             if self.heal is False:
-                raise TinyslebError("--search healed judges healed models, and there are none: --no-heal")
+                raise TinyslebError("--search healed needs healing, and --no-heal leaves it out")
 
     def _check_with_plan(self) -> None:
         refuse_unused(self.given, SEARCH_ONLY, "With --plan there is no search")

@@ -38,8 +38,8 @@ def search_blocks(options: PruneOptions) -> None:
             if group.size == 1:
                 raise
             raise TinyslebError(
-                f"process {group.rank} of this search was ended, which happens when another one is lost",
-                "the rounds that were finished are saved: the same command with --resume continues",
+                f"process {group.rank} was stopped because another process of this search failed",
+                "finished rounds are saved; run the same command with --resume to continue",
             ) from error
 
 
@@ -56,7 +56,7 @@ def _search_and_write(weights: Checkpoint, options: PruneOptions, group: Group) 
     if options.resume and saved is None:
         console.say(f"there is no {unfinished} to resume: the search starts from the beginning")
     if isinstance(prepared, str) and options.search == "healed":
-        raise TinyslebError(f"--search healed judges healed models, and there are none: {prepared}")
+        raise TinyslebError(f"--search healed needs healing: {prepared}")
     if isinstance(prepared, str) and options.heal is None:
         console.say(f"not healed: {prepared}")
     try:
@@ -107,6 +107,4 @@ def _works(
 
 def _say_how_to_continue(unfinished: Path, console: Console) -> None:
     if unfinished.exists():
-        console.say(
-            "stopped; the rounds that were finished are saved: the same command with --resume continues"
-        )
+        console.say("Stopped. Finished rounds are saved; run the same command with --resume to continue.")

@@ -49,9 +49,12 @@ class Outcome:
 
     @property
     def closed(self) -> float:
-        """The fraction of the perplexity lost by shortening that healing won back; negative if it harmed."""
+        """The fraction of what shortening added to the perplexity that healing took away again.
+
+        Negative if healing harmed; 0 if shortening added nothing.
+        """
         original, shortened, healed = map(perplexity, (self.original, self.shortened, self.healed))
-        return (shortened - healed) / (shortened - original) if shortened != original else 0.0
+        return (shortened - healed) / (shortened - original) if shortened > original else 0.0
 
 
 @dataclass(frozen=True)
@@ -223,9 +226,10 @@ def _summary(blocks: list[HealedBlock], outcomes: list[Outcome]) -> Iterator[str
     for outcome in outcomes:
         losses = (outcome.original, outcome.shortened, outcome.healed)
         original, shortened, healed = map(perplexity, losses)
+        won = f"; {outcome.closed:.0%} won back" if shortened > original else ""
         yield (
             f"healed on {outcome.source}: perplexity {original:.2f} original, {shortened:.2f} shortened, "
-            f"{healed:.2f} healed; {outcome.closed:.0%} won back"
+            f"{healed:.2f} healed{won}"
         )
         if healed > shortened:
             yield f"warning: on {outcome.source}, the healed model is worse than the shortened one"
