@@ -73,8 +73,8 @@ def write_unmodelled(file: GgufFile, out: Path, plan: Plan, unknown_arrays: str 
 
     Raises TinyslebError if what a block does may follow from its position, or the plan is of another size.
     """
-    name, blocks = file.values().get("general.architecture"), block_count(file)
-    known = BY_GGUF_NAME.get(str(name))
+    name, blocks = str(file.values().get("general.architecture")), block_count(file)
+    known = BY_GGUF_NAME.get(name)
     if name not in COPIED_ONLY and (known is None or known.unrotated_period):
         raise TinyslebError(
             f"{file.path}: what a block does may follow from its position; it is not cut unread"

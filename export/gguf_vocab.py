@@ -13,6 +13,7 @@ import gguf
 from gguf.constants import TokenType
 from gguf.gguf_writer import GGUFWriter
 
+from tinysleb.checkpoint.tokenizer_folder import TokenizerFolder, read_tokenizer_folder
 from tinysleb.errors import TinyslebError
 from tinysleb.formats.files import read_json_object
 from tinysleb.text.pre_tokenizers import PRE_TOKENIZERS
@@ -67,13 +68,12 @@ def add_vocabulary(writer: GGUFWriter, folder: Path, rows: int, pre: str | None)
     Raises TinyslebError if there is none, if it has more tokens than rows, or if its way of splitting
     text is unknown to llama.cpp.
     """
-    config_path = folder / "tokenizer_config.json"
-    settings = read_json_object(config_path) if config_path.is_file() else {}
-    if isinstance(settings.get("add_prefix_space"), bool):
-        writer.add_add_space_prefix(settings["add_prefix_space"])
+    settings = read_tokenizer_folder(folder)
+    if settings.add_prefix_space is not None:
+        writer.add_add_space_prefix(settings.add_prefix_space)
     byte_level = False
     if (folder / "tokenizer.model").is_file():
-        tokens = _sentencepiece_tokens(folder, settings, rows)
+        tokens = _sentencepiece_tokens(settings, rows)
     elif (folder / "tokenizer.json").is_file():
         path = folder / "tokenizer.json"
         values = read_json_object(path)
@@ -94,10 +94,19 @@ def add_vocabulary(writer: GGUFWriter, folder: Path, rows: int, pre: str | None)
     if not byte_level:
         writer.add_token_scores([token.score for token in tokens])
     writer.add_token_types([token.type for token in tokens])
-    special = gguf.SpecialVocab(folder, load_merges=byte_level, n_vocab=rows)
-    if rows == CODE_VOCABULARY:
-        special.add_special_token["bos"] = False
-    special.add_to_gguf(writer, quiet=True)
+    _add_special_tokens(writer, folder, rows, byte_level)
+
+
+def _add_special_tokens(writer: GGUFWriter, folder: Path, rows: int, merges: bool) -> None:
+    try:
+        special = gguf.SpecialVocab(folder, load_merges=merges, n_vocab=rows)
+        if rows == CODE_VOCABULARY:
+            special.add_special_token["bos"] = False
+        special.add_to_gguf(writer, quiet=True)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:  # the package trusts these files
+        raise TinyslebError(
+            f"{folder}: its special tokens, merges or chat template are of a wrong type ({error!r})"
+        ) from error
 
 
 def _pre_tokenizer(path: Path, pre: str | None) -> str:
@@ -154,8 +163,8 @@ def _piece_type(text: str, model: Mapping[str, Any]) -> TokenType:
     return TokenType.BYTE if is_byte else TokenType.NORMAL
 
 
-def _sentencepiece_tokens(folder: Path, settings: Mapping[str, Any], rows: int) -> list[Token]:
-    path = folder / "tokenizer.model"
+def _sentencepiece_tokens(settings: TokenizerFolder, rows: int) -> list[Token]:
+    path = settings.path / "tokenizer.model"
     processor = load_sentencepiece(path)
     if model_kind(processor.serialized_model_proto()) != BPE:
         raise TinyslebError(
@@ -166,21 +175,17 @@ def _sentencepiece_tokens(folder: Path, settings: Mapping[str, Any], rows: int) 
         index: Token(text, TokenType(kind), score)
         for index, (text, score, kind) in enumerate(model_pieces(processor))
     }
-    found |= dict(_added_tokens(folder, settings))
+    found |= dict(_added_tokens(settings))
     return _filled(found, rows, path)
 
 
-def _added_tokens(folder: Path, settings: Mapping[str, Any]) -> Iterator[tuple[int, Token]]:
-    added_path = folder / "added_tokens.json"
-    if added_path.is_file():
-        for text, index in read_json_object(added_path).items():
-            yield index, Token(text, TokenType.USER_DEFINED, ADDED_SCORE)
-    for index, item in (settings.get("added_tokens_decoder") or {}).items():
-        type_ = _added_type(item["content"], item.get("special"))
-        text = item["content"]
-        if type_ == TokenType.USER_DEFINED:
-            text = text.replace("▁", " ")
-        yield int(index), Token(text, type_, ADDED_SCORE)
+def _added_tokens(settings: TokenizerFolder) -> Iterator[tuple[int, Token]]:
+    for text, index in settings.added.items():
+        yield index, Token(text, TokenType.USER_DEFINED, ADDED_SCORE)
+    for index, token in settings.decoder.items():
+        type_ = _added_type(token.text, token.special)
+        text = token.text.replace("▁", " ") if type_ == TokenType.USER_DEFINED else token.text
+        yield index, Token(text, type_, ADDED_SCORE)
 
 
 def _added_type(text: str, special: bool | None) -> TokenType:

@@ -149,7 +149,7 @@ def train_byte_level(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": "{{ messages }}"}))
 
 
-def train_sentencepiece(folder: Path, model_type: str = "bpe") -> None:
+def train_sentencepiece(folder: Path, model_type: str = "bpe", **options: Any) -> None:
     """`tokenizer.model` of Llama 2's kind: BPE with byte fallback and a space in front."""
     corpus = folder / "corpus.txt"
     corpus.write_text("".join(CORPUS * 20), encoding="utf-8")
@@ -166,6 +166,7 @@ def train_sentencepiece(folder: Path, model_type: str = "bpe") -> None:
         split_digits=True,
         allow_whitespace_only_pieces=True,
         minloglevel=2,
+        **options,
     )
     corpus.unlink()
     (folder / "tokenizer.vocab").unlink()

@@ -50,8 +50,16 @@ def one(**changes: object) -> dict[str, object]:
 
 DAMAGED = {
     "no JSON": (b"not json", "is not JSON"),
-    "no object": (b"[1]", "is not a JSON object"),
+    "no object": (b"[1]", "should hold a JSON object"),
+    "too deep": (b'{"x":' * 5000 + b"1" + b"}" * 5000, "nested too deeply"),
     "named twice": (b'{"x":{},"x":{}}', "'x' twice"),
+    "the last of many named twice": (
+        b"{" + b", ".join(b'"%d": 0' % index for index in (*range(100_000), 99_999)) + b"}",
+        "'99999' twice",
+    ),
+    "too many dimensions": (one(shape=[2**62] * 500), "has the shape"),
+    "no 64-bit number": (one(shape=[2**63]), "has the shape"),
+    "numbers of 4000 digits": (one(shape=[int("9" * 4000)] * 500), "has the shape"),
     "dtype": (one(dtype="Q9"), "'Q9'"),
     "negative shape": (one(shape=[-2, 2]), r"\[-2, 2\]"),
     "shape of floats": (one(shape=[2.0, 2]), r"\[2.0, 2\]"),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from tinysleb.checkpoint.gguf_vocabulary import read_gguf_vocabulary
 from tinysleb.checkpoint.open_model import open_model
 from tinysleb.errors import TinyslebError, pip_install
 from tinysleb.formats.gguf_file import read_gguf
-from tinysleb.text.tokenizer import open_tokenizer, tokenizer_from_gguf
+from tinysleb.text.tokenizer import SentencePieceTokenizer, open_tokenizer, tokenizer_from_gguf
 
 
 @pytest.mark.parametrize("kind", ["byte-level", "sentencepiece"])
@@ -134,3 +135,45 @@ def test_no_or_broken_tokenizer(tiny_folder: Path, tmp_path: Path) -> None:
     (folder / "tokenizer.model").write_bytes(b"nonsense")
     with pytest.raises(TinyslebError, match=r"tokenizer.model is not a SentencePiece model"):
         open_tokenizer(open_model(folder))
+
+
+def split_by_hand(text: str, specials: Iterable[str]) -> list[str]:
+    """What is between special tokens, and these, in turn: leftmost first, and there the longest."""
+    for begin in range(len(text)):
+        if here := [special for special in specials if special and text.startswith(special, begin)]:
+            longest = max(here, key=len)
+            return [text[:begin], longest, *split_by_hand(text[begin + len(longest) :], specials)]
+    return [text]
+
+
+def test_special_tokens_are_found_leftmost_and_longest(sentencepiece_folder: Path) -> None:
+    path = sentencepiece_folder / "tokenizer.model"
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    rng = random.Random(0)
+    for _ in range(200):
+        words = ["".join(rng.choices("ab]^-\\", k=rng.randint(0, 4))) for _ in range(rng.randint(0, 6))]
+        specials = {word: 1000 + index for index, word in enumerate(words)}
+        text = "".join(rng.choices("ab]^-\\ ", k=40))
+        expected: list[int] = []
+        for index, part in enumerate(split_by_hand(text, words)):
+            expected += [specials[part]] if index % 2 else processor.encode(part)
+        assert SentencePieceTokenizer(processor, None, specials).encode(text) == expected
+
+
+def test_a_hundred_thousand_special_tokens(sentencepiece_folder: Path) -> None:
+    """One alternative of a regular expression for each takes hours for this text."""
+    path = sentencepiece_folder / "tokenizer.model"
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    specials = {f"<{index}>": index for index in range(100_000)}
+    tokens = SentencePieceTokenizer(processor, None, specials).encode("<99999><7><" * 20_000)
+    assert tokens[:2] == [99_999, 7]
+    assert tokens.count(7) == 20_000
+
+
+def test_a_sentencepiece_model_without_bos_puts_nothing_in_front(
+    sentencepiece_folder: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(sentencepiece_folder, tmp_path / "copy"))
+    train_sentencepiece(folder, bos_id=-1)
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    assert open_tokenizer(open_model(folder)).encode(TEXT) == processor.encode(TEXT)

@@ -9,7 +9,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ import gguf
 import pytest
 import torch
 
-from reference import LLAMA3_ROPE, LONG_ROPE
+from reference import LLAMA3_ROPE, LONG_ROPE, with_metadata
 from tinysleb.checkpoint.architectures import BY_HUGGINGFACE_NAME
 from tinysleb.checkpoint.gguf_source import gguf_weights
 from tinysleb.checkpoint.open_model import open_model
@@ -29,6 +29,8 @@ from tinysleb.commands.describe import describe
 from tinysleb.compute.compute import Compute
 from tinysleb.compute.memory import Budget
 from tinysleb.errors import TinyslebError
+from tinysleb.export.gguf_vocab import add_vocabulary
+from tinysleb.formats.files import read_json_object
 from tinysleb.formats.gguf_file import GgufFile, GgufValue, read_gguf
 from tinysleb.text.tokenizer import open_tokenizer
 
@@ -36,8 +38,9 @@ COMPUTE = Compute(torch.device("cpu"), torch.float32, Budget(2**31, 0))
 ANY_VALUE: tuple[Any, ...] = (
     3, -1, 0, 2**31, 10**30, 1.5, 1e-46, 1e39, math.nan, math.inf, -math.inf, "x", "", True, False,
     [], [1, "a"], [[]], [{}], [math.nan], [10**30], [-1], [1e-46], ["a", ["b"]], {}, {"a": 1}, {"": None},
-    None,
+    None, "9" * 4000, int("9" * 4000), ["9" * 4000],
 )  # fmt: skip
+LONGEST_MESSAGE = 2000
 YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 128}
 GGUF_MODELS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -87,18 +90,29 @@ READS: tuple[Callable[[Checkpoint], Any], ...] = (
     lambda model: json.dumps(describe(model, 256, COMPUTE), ensure_ascii=False).encode(),
     lambda model: model.chat_template().encode(),
     lambda model: json.dumps(model.earlier_plan(), indent=1, ensure_ascii=False).encode(),
-    open_tokenizer,
+    lambda model: open_tokenizer(model).encode("text"),
 )
 """All that is read of a model but its weights, and that it can be printed or stored."""
 
 
 def use(open_: Callable[[], Checkpoint]) -> None:
     """Open a model and read of it. Whatever is wrong must be a TinyslebError."""
-    with suppress(TinyslebError):
+    with readable_error():
         model = open_()
         for read in READS:
-            with suppress(TinyslebError):
+            with readable_error():
                 read(model)
+
+
+@contextmanager
+def readable_error() -> Iterator[None]:
+    """Success, or a TinyslebError that can be printed, of a length that can be read."""
+    line = ""
+    try:
+        yield
+    except TinyslebError as error:
+        line = error.one_line
+    assert len(line.encode()) < LONGEST_MESSAGE
 
 
 def gguf_value(value: Any) -> GgufValue:
@@ -215,6 +229,8 @@ def test_any_value_of_the_files_around_a_model(sentencepiece_folder: Path, tmp_p
         for value in (*ANY_VALUE, "\ud800"):
             changed = TOKENIZER_CONFIG | {key: value}
             use(partial(written, folder, "tokenizer_config.json", changed))
+            with readable_error():
+                add_vocabulary(gguf.GGUFWriter(None, "llama"), folder, 512, None)
     for index in ("5", "-1", "x", "²", "9" * 30):
         for item in (*ANY_VALUE, {"content": 3}, {"content": "<x>", "special": "yes"}, {"content": "\ud800"}):
             changed = {"added_tokens_decoder": {index: item}}
@@ -273,3 +289,40 @@ def test_a_wrong_value_of_a_gguf_is_named(key: str, value: Any, tiny_gguf: Path)
     changed = replace(file, metadata={**file.metadata, key: gguf_value(value)})
     with pytest.raises(TinyslebError, match=f"{tiny_gguf}: `{key}` is"):
         open_tokenizer(gguf_weights(changed))
+
+
+def test_a_tensor_that_is_already_called_as_in_a_folder(tiny_gguf: Path) -> None:
+    """It would pass for complete, and not be found when it is read."""
+    file = read_gguf(tiny_gguf)
+    renamed = {"model.norm.weight" if n == "output_norm.weight" else n: t for n, t in file.tensors.items()}
+    with pytest.raises(TinyslebError, match=r"1 missing: model.norm.weight; .*not a GGUF's name"):
+        gguf_weights(replace(file, tensors=renamed))
+
+
+def test_a_shard_with_a_name_that_no_file_can_have(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "copy"))
+    index = {"weight_map": {"a": "x" * 300 + ".safetensors"}}
+    with pytest.raises(TinyslebError, match=r"names the shard 'xxx.*\.\.\.$"):
+        written(folder, "model.safetensors.index.json", index)
+
+
+def test_a_merged_gguf_has_no_parts(tiny_gguf: Path, tmp_path: Path) -> None:
+    """llama.cpp's gguf-split leaves a count of 0 in a file that it merged."""
+    none = {"split.count": GgufValue(0, gguf.GGUFValueType.UINT16)}
+    assert open_model(with_metadata(tiny_gguf, tmp_path / "merged.gguf", none)).config.blocks == 6
+
+
+def test_an_architecture_that_is_a_list_is_not_cut(
+    tiny_gguf: Path, run: Callable[..., Any], tmp_path: Path
+) -> None:
+    names = GgufValue(["llama"], gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.STRING)
+    path = with_metadata(tiny_gguf, tmp_path / "odd.gguf", {"general.architecture": names})
+    (tmp_path / "plan.json").write_text('{"blocks": 6, "removed": [3], "kept": [0, 1, 2, 4, 5]}')
+    result = run("prune", path, "-o", "out.gguf", "--plan", "plan.json")
+    assert result.exit_code == 1
+    assert "`general.architecture` is ['llama']" in result.stderr
+
+
+def test_a_surrogate_pair_in_json_is_text(tmp_path: Path) -> None:
+    (tmp_path / "m.json").write_text('{"a": "\\ud83d\\ude80"}')
+    assert read_json_object(tmp_path / "m.json") == {"a": "🚀"}

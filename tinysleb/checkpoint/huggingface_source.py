@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinysleb.checkpoint.config import ModelConfig, config_from_huggingface
-from tinysleb.checkpoint.settings import SettingsReader, not_modelled
+from tinysleb.checkpoint.settings import SettingsReader, not_modelled, shown
 from tinysleb.checkpoint.tokenizer_folder import TokenizerFolder, read_tokenizer_folder
 from tinysleb.checkpoint.weights import TensorInfo, check_complete
 from tinysleb.errors import TinyslebError
@@ -32,6 +32,8 @@ SINGLE_NAME = "model.safetensors"
 PLAN_NAME = "plan.json"
 TEMPLATE_NAME = "chat_template.jinja"
 HEADER_BYTES_PER_TENSOR = 200
+LONGEST_NAME_BYTES = 255
+"""Of a file, on every file system in use; a longer one cannot even be looked for."""
 SCALE_SUFFIXES = (".weight_scale_inv", ".weight_scale")
 """What follows a matrix's name in the name of its FP8 scales; either way the matrix is multiplied by them."""
 
@@ -192,7 +194,7 @@ def _read_shards(folder: Path) -> dict[str, SafetensorsEntry]:
 def _read_indexed(folder: Path, index_path: Path) -> dict[str, SafetensorsEntry]:
     weight_map = read_json_object(index_path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise TinyslebError(f"{index_path}: `weight_map` should be an object, found {weight_map!r}")
+        raise TinyslebError(f"{index_path}: `weight_map` should be an object, found {shown(weight_map)}")
     shards = sorted({_shard_name(value, index_path) for value in weight_map.values()})
     if absent := [shard for shard in shards if not (folder / shard).is_file()]:
         raise TinyslebError(
@@ -215,9 +217,11 @@ def _read_indexed(folder: Path, index_path: Path) -> dict[str, SafetensorsEntry]
 
 
 def _shard_name(value: object, index_path: Path) -> str:
-    if not isinstance(value, str) or Path(value).name != value or not value.endswith(".safetensors"):
+    name = value if isinstance(value, str) else ""
+    in_folder = Path(name).name == name and len(name.encode()) <= LONGEST_NAME_BYTES
+    if not in_folder or not name.endswith(".safetensors"):
         raise TinyslebError(
-            f"{index_path} names the shard {value!r}",
+            f"{index_path} names the shard {shown(value)}",
             "a shard must be a .safetensors file in the same folder",
         )
-    return value
+    return name

@@ -38,7 +38,7 @@ def apply_plan(options: PruneOptions, plan_path: Path) -> None:
     console, file = Console(), None
     if options.unknown_arrays or is_gguf(options.model):
         file = read_gguf(options.model)
-        if options.unknown_arrays or file.values().get("general.architecture") in COPIED_ONLY:
+        if options.unknown_arrays or str(file.values().get("general.architecture")) in COPIED_ONLY:
             _cut_unmodelled(file, options, plan_path, console)
             return
     weights = open_model(options.model) if file is None else gguf_weights(file)

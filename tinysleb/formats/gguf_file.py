@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import reprlib
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -142,31 +143,32 @@ def read_gguf(path: Path) -> GgufFile:
     first = _read_one(path)
     values = first.values()
     count = values.get("split.count", 1)
-    if type(count) is not int or count < 1:
-        raise TinyslebError(f"{path}: `split.count` should be a number of files, found {str(count)[:80]!r}")
-    if count == 1:
+    if type(count) is not int or not 0 <= count <= 99_999:  # names have five digits
+        raise TinyslebError(f"{path}: `split.count` should be a number of files, found {reprlib.repr(count)}")
+    if count <= 1:  # 0 in a file whose parts were merged
         return first
     if values.get("split.no") != 0:
         raise TinyslebError(f"{path} is one of {count} parts of a split GGUF", "give the first part")
     parts = [first, *(_read_one(part) for part in _following_parts(path, count))]
     for number, part in enumerate(parts):
         found = [part.values().get(f"split.{key}") for key in ("no", "count")]
-        if found != [number, count]:
+        if found != (expected := [number, count]):
             raise TinyslebError(
-                f"{part.path}: `split.no` and `split.count` are {found}, should be {[number, count]}",
+                f"{part.path}: `split.no` and `split.count` are {reprlib.repr(found)}, should be {expected}",
                 "fetch the parts again; they belong to different files",
             )
     tensors = {name: tensor for part in parts for name, tensor in part.tensors.items()}
-    expected = values.get("split.tensors.count")
-    if sum(len(part.tensors) for part in parts) != len(tensors) or expected not in (None, len(tensors)):
+    said, held = values.get("split.tensors.count", len(tensors)), len(tensors)
+    if sum(len(part.tensors) for part in parts) != held or said != held:
+        shown = reprlib.repr(said)
         raise TinyslebError(
-            f"{path}: its {count} parts hold {len(tensors)} tensors, `split.tensors.count` is {expected}"
+            f"{path}: its {count} parts hold {held} tensors, `split.tensors.count` is {shown}"
         )
     metadata = {key: item for key, item in first.metadata.items() if not key.startswith("split.")}
     return GgufFile(path, metadata, tensors, first.alignment)
 
 
-def _following_parts(path: Path, count: Any) -> list[Path]:
+def _following_parts(path: Path, count: int) -> list[Path]:
     match = re.fullmatch(r"(.*)-00001-of-(\d{5})\.gguf", path.name)
     if match is None or int(match[2]) != count:
         raise TinyslebError(
@@ -334,7 +336,7 @@ def _alignment(metadata: Mapping[str, GgufValue], path: Path) -> int:
     value = DEFAULT_ALIGNMENT if item is None else item.value
     if not isinstance(value, int) or value < 8 or value & (value - 1):
         raise TinyslebError(
-            f"{path}: `general.alignment` is {value!r}, which is not a power of two of at least 8"
+            f"{path}: `general.alignment` is {reprlib.repr(value)}, which is not a power of two of at least 8"
         )
     return value
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +21,14 @@ import numpy as np
 
 from tinysleb.errors import TinyslebError
 from tinysleb.formats.input_file import InputFile, input_file
+from tinysleb.formats.json_objects import parse_json_object
 from tinysleb.formats.tensor_types import TENSOR_TYPES, tensor_type
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 LARGEST_HEADER_BYTES = 100_000_000
+MOST_DIMENSIONS = 8
 READ_TYPES = [name for name, record in TENSOR_TYPES.items() if record.item_bytes and record.torch]
 
 
@@ -125,18 +129,14 @@ def _parse_header(text: bytes, path: Path) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
         if len(result) < len(pairs):
-            names = [name for name, _ in pairs]
-            double = next(name for name in names if names.count(name) > 1)
+            double = Counter(name for name, _ in pairs).most_common(1)[0][0]
             raise TinyslebError(f"{path}: its header names {double!r} twice")
         return result
 
     try:
-        header = json.loads(text, object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
+        return parse_json_object(text, object_pairs_hook=unique)
+    except ValueError as error:
         raise TinyslebError(f"{path} is not a safetensors file: its header is not JSON ({error})") from error
-    if not isinstance(header, dict):
-        raise TinyslebError(f"{path} is not a safetensors file: its header is not a JSON object")
-    return header
 
 
 def _entry(name: str, value: Any, start: int, file: InputFile) -> SafetensorsEntry:
@@ -145,10 +145,10 @@ def _entry(name: str, value: Any, start: int, file: InputFile) -> SafetensorsEnt
     dtype, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
     if not isinstance(dtype, str) or not tensor_type(dtype).item_bytes:
         raise TinyslebError(f"{path}: tensor {name!r} has the dtype {dtype!r}, which is unknown")
-    if not _whole_numbers(shape):
-        raise TinyslebError(f"{path}: tensor {name!r} has the shape {shape!r}")
+    if not _whole_numbers(shape) or len(shape) > MOST_DIMENSIONS:
+        raise TinyslebError(f"{path}: tensor {name!r} has the shape {reprlib.repr(shape)}")
     if not _whole_numbers(offsets) or len(offsets) != 2:
-        raise TinyslebError(f"{path}: tensor {name!r} has the data offsets {offsets!r}")
+        raise TinyslebError(f"{path}: tensor {name!r} has the data offsets {reprlib.repr(offsets)}")
     entry = SafetensorsEntry(file, dtype, tuple(shape), start + offsets[0])
     if offsets[1] - offsets[0] != entry.nbytes:
         raise TinyslebError(
@@ -159,7 +159,7 @@ def _entry(name: str, value: Any, start: int, file: InputFile) -> SafetensorsEnt
 
 
 def _whole_numbers(value: Any) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)
 
 
 def _check_layout(entries: Mapping[str, SafetensorsEntry], start: int, size: int, path: Path) -> None:

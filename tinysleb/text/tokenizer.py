@@ -7,7 +7,7 @@ Both are somebody else's libraries behind one `encode`. Byte-level BPE needs the
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -60,18 +60,42 @@ class SentencePieceTokenizer:
     def encode(self, text: str) -> list[int]:
         """As in `Tokenizer`."""
         tokens = [] if self.bos is None else [self.bos]
-        for part in self._special.split(text) if self._special else [text]:
-            if part in self.specials:
-                tokens.append(self.specials[part])
-            elif part:
-                tokens += self.processor.encode(part)
-        return tokens
+        done = 0
+        for begin, end in self._find_specials(text):
+            tokens += self._encode_plain(text[done:begin])
+            tokens.append(self.specials[text[begin:end]])
+            done = end
+        return tokens + self._encode_plain(text[done:])
+
+    def _encode_plain(self, text: str) -> list[int]:
+        return list(self.processor.encode(text)) if text else []
+
+    def _find_specials(self, text: str) -> Iterator[tuple[int, int]]:
+        """Where special tokens begin and end: at each place the longest that stands there."""
+        position = 0
+        while self._lengths and (match := self._first_character.search(text, position)):
+            begin = match.start()
+            ends = (begin + length for length in self._lengths[text[begin]])
+            end = next((end for end in ends if text[begin:end] in self.specials), None)
+            position = end or begin + 1
+            if end is not None:
+                yield begin, end
 
     @cached_property
-    def _special(self) -> re.Pattern[str] | None:
-        """Matches any special token, the longest there is; None if there are none."""
-        longest_first = sorted(filter(None, self.specials), key=len, reverse=True)
-        return re.compile(f"({'|'.join(map(re.escape, longest_first))})") if longest_first else None
+    def _lengths(self) -> Mapping[str, list[int]]:
+        """The lengths of the special tokens that begin with a character, longest first.
+
+        A vocabulary may have a hundred thousand special tokens, too many for one regular expression, but has
+        few lengths for each beginning.
+        """
+        found: dict[str, set[int]] = {}
+        for special in filter(None, self.specials):
+            found.setdefault(special[0], set()).add(len(special))
+        return {first: sorted(lengths, reverse=True) for first, lengths in found.items()}
+
+    @cached_property
+    def _first_character(self) -> re.Pattern[str]:
+        return re.compile(f"[{''.join(map(re.escape, self._lengths))}]")
 
 
 @dataclass(frozen=True)
@@ -126,7 +150,7 @@ def _from_folder(source: TokenizerFolder) -> Tokenizer:
         processor = load_sentencepiece(path)
         if source.add_prefix_space is False:
             processor = _without_prefix(processor, path)
-        bos = processor.bos_id() if source.add_bos else None
+        bos = processor.bos_id() if source.add_bos and processor.bos_id() >= 0 else None
         added = {**source.added, **{token.text: index for index, token in source.decoder.items()}}
         return SentencePieceTokenizer(processor, bos, _specials(processor) | added)
     path = source.path / "tokenizer.json"
@@ -188,7 +212,7 @@ def _sentencepiece_from_gguf(vocabulary: GgufVocabulary) -> Tokenizer:
         processor = SentencePieceProcessor(model_proto=proto)
     except RuntimeError as error:
         raise TinyslebError(
-            f"{vocabulary.where}: its vocabulary is not a SentencePiece model: {error}"
+            f"{vocabulary.where}: its vocabulary is not a SentencePiece model: {shown(str(error))}"
         ) from error
     kinds = (UNKNOWN, CONTROL, USER_DEFINED)
     specials = {token: index for index, token in enumerate(tokens) if types[index] in kinds}
@@ -210,7 +234,8 @@ def _byte_level_from_gguf(vocabulary: GgufVocabulary) -> Tokenizer:
     try:
         bpe = package.models.BPE(indices, merges, ignore_merges=rules.ignore_merges)
     except Exception as error:  # the package raises plain Exception
-        raise TinyslebError(f"{where}: its vocabulary and merges do not match: {error}") from error
+        why = shown(str(error))
+        raise TinyslebError(f"{where}: its vocabulary and merges do not match: {why}") from error
     tokenizer = package.Tokenizer(bpe)
     tokenizer.pre_tokenizer = _pre_tokenizer(package, rules)
     tokenizer.decoder = package.decoders.ByteLevel()
