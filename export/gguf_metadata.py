@@ -20,7 +20,7 @@ from tinysleb.errors import TinyslebError
 from tinysleb.export.front_matter import CARD_NAME, check_card
 from tinysleb.export.gguf_limits import ignored_window
 from tinysleb.export.gguf_vocab import add_vocabulary
-from tinysleb.formats.files import read_json_object
+from tinysleb.formats.files import read_json_object, valid_text
 from tinysleb.formats.gguf_file import GgufValue
 from tinysleb.formats.model_files import check_read_files
 
@@ -51,6 +51,8 @@ def checkpoint_metadata(
 
 
 def _plain(item: GGUFValue) -> GgufValue:
+    if isinstance(item.value, str):
+        return GgufValue(valid_text(item.value), item.type)
     item_type = item.sub_type
     if item.type == gguf.GGUFValueType.ARRAY and item_type is None:
         item_type = gguf.GGUFValueType.get_type(item.value[0])

@@ -18,7 +18,7 @@ from tinysleb.errors import TinyslebError
 from tinysleb.formats.files import read_json_object
 from tinysleb.text.pre_tokenizers import PRE_TOKENIZERS
 from tinysleb.text.sentencepiece_model import BPE, model_kind, model_pieces
-from tinysleb.text.tokenizer import import_tokenizers, load_sentencepiece
+from tinysleb.text.tokenizer import load_sentencepiece, load_tokenizer_json
 
 UNUSED_SCORE, ADDED_SCORE = -10000.0, -1000.0
 CODE_VOCABULARY = 49152
@@ -121,7 +121,7 @@ def pre_tokenizer_name(path: Path) -> str:
 
     Raises TinyslebError if the fingerprint is not in the table: a wrong name would go unnoticed.
     """
-    tokenizer = import_tokenizers(str(path)).Tokenizer.from_file(str(path))
+    tokenizer = load_tokenizer_json(path)
     fingerprint = hashlib.sha256(str(tokenizer.encode(PROBE_TEXT).ids).encode()).hexdigest()
     if fingerprint not in FINGERPRINTS:
         raise TinyslebError(

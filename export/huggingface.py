@@ -17,7 +17,7 @@ from tinysleb.checkpoint.weights import Weights, total_bytes
 from tinysleb.export.front_matter import CARD_NAME, read_card
 from tinysleb.export.job import SHARD_BYTES, Job, Written
 from tinysleb.export.model_card import model_card
-from tinysleb.formats.files import read_json_object, replaced_folder
+from tinysleb.formats.files import read_json_object, replaced_folder, valid_text
 from tinysleb.formats.finite import all_finite, not_finite
 from tinysleb.formats.model_files import model_files, skipped_files
 from tinysleb.formats.safetensors_file import as_bytes, write_safetensors
@@ -62,7 +62,7 @@ def write_huggingface(
         if len(kept) < original["num_hidden_layers"]:
             base_model = str(original.get("_name_or_path", ""))
             if not re.fullmatch(r"[\w.-]+/[\w.-]+", base_model):  # a path on somebody's machine
-                base_model = folder.resolve().name
+                base_model = valid_text(folder.resolve().name)
             _write_card(temporary / CARD_NAME, base_model, plan)
         write_shards(weights, temporary, shard_bytes)
 

@@ -126,7 +126,7 @@ def test_arrays_of_unknown_meaning(key: str, tiny_gguf: Path, run: Run, tmp_path
     refused = run(*words)
     assert refused.exit_code == 1
     assert f"`{key}`" in refused.stderr
-    assert "--unknown-arrays" in refused.stderr
+    assert "unknown arrays" in refused.stderr.replace("-", " ")
     assert ("--unknown-arrays cut" in refused.stderr) == (key == "other.six")
     assert not Path("out.gguf").exists()
     for answer, left in (("cut", [0, 2, 5]), ("keep", [0, 1, 2, 3, 4, 5])):

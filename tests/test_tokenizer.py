@@ -177,3 +177,17 @@ def test_a_sentencepiece_model_without_bos_puts_nothing_in_front(
     train_sentencepiece(folder, bos_id=-1)
     processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
     assert open_tokenizer(open_model(folder)).encode(TEXT) == processor.encode(TEXT)
+
+
+def test_a_text_is_neither_padded_nor_cut(tiny_folder: Path, tmp_path: Path) -> None:
+    """Whatever the file says of batches."""
+    import tokenizers
+
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "copy"))
+    expected = open_tokenizer(open_model(folder)).encode(TEXT)
+    path = folder / "tokenizer.json"
+    tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    tokenizer.enable_padding(length=10**6)
+    tokenizer.enable_truncation(max_length=5)
+    tokenizer.save(str(path))
+    assert open_tokenizer(open_model(folder)).encode(TEXT) == expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -216,6 +217,7 @@ def test_a_damaged_index_is_refused(
 def test_what_is_no_model(tmp_path: Path, tiny_folder: Path) -> None:
     (tmp_path / "text.txt").write_text("hello")
     (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "pipe")
     (tmp_path / "pickled").mkdir()
     shutil.copy(tiny_folder / "config.json", tmp_path / "pickled")
     (tmp_path / "pickled" / "pytorch_model.bin").touch()
@@ -223,6 +225,7 @@ def test_what_is_no_model(tmp_path: Path, tiny_folder: Path) -> None:
     safetensors.torch.save_file({"x": torch.ones(1)}, shard)
     cases = {
         "nothing": "there is no file or folder",
+        "pipe": "neither a file nor a folder",
         "text.txt": "not a model that tinysleb can read",
         "empty": r"no config.json",
         f"pickled/{shard.name}": "one shard of several",

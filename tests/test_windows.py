@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from click.testing import Result
 
 from tinysleb.errors import TinyslebError
 from tinysleb.text.windows import default_text, from_text, from_token_file
@@ -85,3 +90,44 @@ def test_a_wrong_token_file(array: np.ndarray, message: str, tmp_path: Path) -> 
     np.save(tmp_path / "t.npy", array, allow_pickle=True)
     with pytest.raises(TinyslebError, match=message):
         from_token_file(tmp_path / "t.npy", 50)
+
+
+def npy(shape: str, data: bytes = b"") -> bytes:
+    header = f"{{'descr': '<i4', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + data
+
+
+DAMAGED = {
+    "more than there is": npy(f"({2**20}, {2**20})", bytes(64)),
+    "more than an address": npy(f"({2**70}, 2)", bytes(64)),
+    "a cut header": npy("(2, 2")[:-3],
+    "an open bracket": npy("(2, 2"),
+    "nothing": b"",
+    "an archive": b"PK\x03\x04" + bytes(60),
+}
+
+
+@pytest.mark.parametrize("data", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_token_file(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "t.npy").write_bytes(data)
+    with pytest.raises(TinyslebError, match=r"cannot read .*t.npy as a .npy array"):
+        from_token_file(tmp_path / "t.npy", 50)
+
+
+def test_names_that_are_not_utf_8_can_be_stored(
+    tiny_folder: Path, run: Callable[..., Result], tmp_path: Path
+) -> None:
+    """Of the model, of a text and of the card; bytes as a file system may give them."""
+    strange = os.fsdecode(b"m\xff")
+    model, text = tmp_path / strange, tmp_path / f"{strange}.txt"
+    shutil.copytree(tiny_folder, model)
+    text.write_text(default_text()[:20_000])
+    common = ("--remove", 1, "--text", text, "--windows", 2, "--window-length", 32, "--no-heal")
+    result = run("prune", model, "-o", "out", *common)
+    assert result.exit_code == 0, result.output
+    settings = json.loads(Path("out/plan.json").read_text())["settings"]
+    assert (settings["model"], settings["text"]) == ("m?", "m?.txt")
+    assert "m?" in Path("out/README.md").read_text()
+    assert run("export", model, "--gguf", "m.gguf", "--pre", "smollm").exit_code == 0
+    result = run("prune", "m.gguf", "-o", "short.gguf", *common)
+    assert result.exit_code == 0, result.output

@@ -19,6 +19,8 @@ def open_model(path: Path | str) -> Checkpoint:
     path = Path(path)
     if not path.exists():
         raise TinyslebError(f"there is no file or folder {path}")
+    if not path.is_dir() and not path.is_file():
+        raise TinyslebError(f"{path} is neither a file nor a folder")  # reading a pipe would wait for ever
     if path.is_dir() or path.suffix == ".safetensors":
         return open_huggingface(path)
     if is_gguf(path):

@@ -135,7 +135,9 @@ class SettingsReader:
         """Raise TinyslebError for a setting that nobody read, unless it is `harmless` or says nothing."""
         for key, value in self.values.items():
             if key not in self.read and key not in harmless and value not in (0, False, "", [], None):
-                raise self.not_modelled(key, value, "a model without it")
+                is_array = self.per_block and isinstance(value, list)
+                unknown = "; with a plan, unknown arrays can be cut or kept" if is_array else ""
+                raise self.not_modelled(key, value, f"a model without it{unknown}")
 
 
 def _is_number(value: Any) -> bool:

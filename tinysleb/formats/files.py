@@ -34,6 +34,11 @@ def read_json_object(path: Path) -> dict[str, Any]:
         raise TinyslebError(f"{path} is not valid JSON: {error}") from error
 
 
+def valid_text(name: str) -> str:
+    """A file's name as text that can be stored: bytes of it that are not UTF-8 become question marks."""
+    return name.encode("utf-8", "replace").decode()
+
+
 def read_text(path: Path) -> str:
     """A text file in UTF-8. Raises TinyslebError if it is absent or is not text."""
     try:

@@ -15,11 +15,13 @@ from tinysleb.errors import TinyslebError
 
 @dataclass(frozen=True)
 class InputFile:
-    """A file with its size in bytes and the time of its last change, in nanoseconds."""
+    """A file with its size in bytes, the time of its last change in nanoseconds, and which file it is."""
 
     path: Path
     size: int
     changed: int
+    device: int
+    inode: int
 
     def read(self, offset: int, buffer: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
         """Fill `buffer` with the bytes from `offset` on.
@@ -47,4 +49,4 @@ class InputFile:
 def input_file(path: Path, descriptor: int) -> InputFile:
     """What an open file is now."""
     status = os.fstat(descriptor)
-    return InputFile(path, status.st_size, status.st_mtime_ns)
+    return InputFile(path, status.st_size, status.st_mtime_ns, status.st_dev, status.st_ino)

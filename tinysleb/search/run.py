@@ -21,7 +21,7 @@ from tinysleb.compute.device import dtype_name
 from tinysleb.compute.distributed import Group
 from tinysleb.compute.memory import describe_memory
 from tinysleb.errors import TinyslebError
-from tinysleb.formats.files import write_json
+from tinysleb.formats.files import valid_text, write_json
 from tinysleb.plan import PERPLEXITY, Plan, Round, perplexity, plan_from_json, plan_to_json, read_plan
 from tinysleb.search import rounds
 from tinysleb.search.evaluate import evaluate
@@ -204,7 +204,7 @@ def _settings(
 ) -> dict[str, Any]:
     return {
         "version": __version__,
-        "model": printable_name(weights.path),
+        "model": valid_text(weights.path.resolve().name),
         "fingerprint": fingerprint(weights),
         "model_fingerprint": model_fingerprint(weights),
         "types": stored_types(weights),
@@ -220,11 +220,6 @@ def _settings(
         "dtype": dtype_name(compute.dtype),
         "device": compute.device.type,
     }
-
-
-def printable_name(path: Path) -> str:
-    """A file's name as text that any encoding of Unicode can hold; bytes that are not UTF-8 are replaced."""
-    return path.resolve().name.encode("utf-8", "replace").decode()
 
 
 def _announcement(

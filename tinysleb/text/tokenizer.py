@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -136,6 +137,30 @@ def import_tokenizers(what: str) -> Any:
     return tokenizers
 
 
+@contextmanager
+def _package_errors(what: str) -> Iterator[None]:
+    """The `tokenizers` package raises plain Exception, and for what it did not expect not even that."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise TinyslebError(f"{what}: {shown(str(error))}") from error
+
+
+def load_tokenizer_json(path: Path) -> tokenizers.Tokenizer:
+    """A `tokenizer.json` file, to encode a text as it is: without padding, and without an end.
+
+    Raises TinyslebError if it is not one, or the package that reads it is not installed.
+    """
+    package = import_tokenizers(str(path))
+    with _package_errors(f"{path} is not a tokenizer file"):
+        tokenizer: tokenizers.Tokenizer = package.Tokenizer.from_buffer(path.read_bytes())
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
 def load_sentencepiece(path: Path) -> SentencePieceProcessor:
     """A `tokenizer.model` file. Raises TinyslebError if it is not one."""
     try:
@@ -155,11 +180,7 @@ def _from_folder(source: TokenizerFolder) -> Tokenizer:
         return SentencePieceTokenizer(processor, bos, _specials(processor) | added)
     path = source.path / "tokenizer.json"
     if path.is_file():
-        package = import_tokenizers(str(path))
-        try:
-            return ByteLevelTokenizer(package.Tokenizer.from_file(str(path)))
-        except Exception as error:  # the package raises plain Exception
-            raise TinyslebError(f"{path} is not a tokenizer file: {error}") from error
+        return ByteLevelTokenizer(load_tokenizer_json(path))
     raise TinyslebError(
         f"there is no tokenizer.model and no tokenizer.json in {source.path}",
         f"put the model's tokenizer files there, {TOKENS_HINT}",
@@ -231,11 +252,8 @@ def _byte_level_from_gguf(vocabulary: GgufVocabulary) -> Tokenizer:
         )
     merges = [tuple(pair.split(" ", 1)) for pair in vocabulary.merges]
     indices = {token: index for index, token in enumerate(tokens)}
-    try:
+    with _package_errors(f"{where}: its vocabulary and merges do not match"):
         bpe = package.models.BPE(indices, merges, ignore_merges=rules.ignore_merges)
-    except Exception as error:  # the package raises plain Exception
-        why = shown(str(error))
-        raise TinyslebError(f"{where}: its vocabulary and merges do not match: {why}") from error
     tokenizer = package.Tokenizer(bpe)
     tokenizer.pre_tokenizer = _pre_tokenizer(package, rules)
     tokenizer.decoder = package.decoders.ByteLevel()

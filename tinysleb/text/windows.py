@@ -7,6 +7,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from tinysleb.checkpoint.weights import Checkpoint
 from tinysleb.errors import TinyslebError
-from tinysleb.formats.files import read_text
+from tinysleb.formats.files import read_text, valid_text
 from tinysleb.text.tokenizer import Tokenizer, open_tokenizer
 
 DEFAULT_WINDOWS = 4
@@ -104,7 +105,7 @@ def from_text(
     gives tokens that the model has no row for.
     """
     texts = [read_text(path) for path in files] if files else [default_text()]
-    source = ", ".join(path.name for path in files) or DEFAULT_SOURCE
+    source = ", ".join(valid_text(path.name) for path in files) or DEFAULT_SOURCE
     encoded = [tokenizer.encode(text) for text in texts]
     windows = torch.cat([_cut(tokens, length) for tokens in encoded])
     if not len(windows):
@@ -127,18 +128,19 @@ def from_text(
 def from_token_file(path: Path, vocab_size: int, count: int | None = None) -> Calibration:
     """Windows from an int32 `[n, T]` array in a .npy file, as they are (the first `count`)."""
     try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        array = np.lib.format.open_memmap(path, mode="r")  # which allocates nothing for what is not there
+    except (OSError, ValueError, EOFError, OverflowError, TokenError) as error:
         raise TinyslebError(f"cannot read {path} as a .npy array: {error}") from error
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu" or array.ndim != 2:
-        found = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else "an archive"
-        raise TinyslebError(f"{path} should hold whole numbers [windows, tokens], found {found}")
+    if array.dtype.kind not in "iu" or array.ndim != 2:
+        raise TinyslebError(
+            f"{path} should hold whole numbers [windows, tokens], found {array.dtype} {list(array.shape)}"
+        )
     if array.shape[0] < 1 or array.shape[1] < 2:
         raise TinyslebError(f"{path} has the shape {list(array.shape)}; a window needs two tokens")
     if array.min() < 0 or array.max() >= vocab_size:
         outside = array.min() if array.min() < 0 else array.max()
         raise TinyslebError(f"{path} holds token {outside}; the vocabulary has 0 … {vocab_size - 1}")
-    return Calibration(torch.from_numpy(array[:count].astype(np.int64)), path.name)
+    return Calibration(torch.from_numpy(array[:count].astype(np.int64)), valid_text(path.name))
 
 
 def _cut(tokens: Sequence[int], length: int) -> Tensor:
