@@ -34,7 +34,7 @@ check: $(VENV)/.tested-with
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n auto --dist worksteal
 
 quick: $(VENV)/.tested-with
 	$(BIN)/pytest -q $(QUICK:%=tests/test_%.py) -k "not from_text_by_default"
