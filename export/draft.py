@@ -5,9 +5,9 @@ What llama.cpp compares: `common_speculative_are_compatible` in its `common/spec
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
+from tinysleb.checkpoint.settings import SettingsReader, shown
 from tinysleb.errors import TinyslebError
 from tinysleb.formats.gguf_file import GgufFile
 
@@ -17,7 +17,8 @@ FIRST_COMPARED_TOKEN = 5
 
 def check_draft(draft: GgufFile, target: GgufFile) -> None:
     """Raise TinyslebError naming what keeps `draft` from drafting for `target`."""
-    problem = next(_mismatches(draft.values(), target.values()), None)
+    ours, theirs = (SettingsReader(file.values(), str(file.path)) for file in (draft, target))
+    problem = next(_mismatches(ours, theirs), None)
     if problem is not None:
         raise TinyslebError(
             f"{draft.path} cannot draft for {target.path} in llama.cpp: {problem}",
@@ -25,21 +26,23 @@ def check_draft(draft: GgufFile, target: GgufFile) -> None:
         )
 
 
-def _mismatches(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[str]:
+def _mismatches(ours: SettingsReader, theirs: SettingsReader) -> Iterator[str]:
     kind = "tokenizer.ggml.model"
-    defaults = {"bos": ours.get(kind) == "llama", "eos": False}
-    if ours.get(kind) != theirs.get(kind):
-        yield f"`{kind}` is {ours.get(kind)!r} and {theirs.get(kind)!r}"
-    for end, default in defaults.items():
-        adds, key = f"tokenizer.ggml.add_{end}_token", f"tokenizer.ggml.{end}_token_id"
-        added = [values.get(adds, default) for values in (ours, theirs)]
-        if added[0] != added[1]:
-            yield f"`{adds}` is {added[0]} and {added[1]}"
-        if added[0] and ours.get(key) != theirs.get(key):
-            yield f"`{key}` is {ours.get(key)!r} and {theirs.get(key)!r}"
-    tokens, their_tokens = (values.get("tokenizer.ggml.tokens") or [] for values in (ours, theirs))
+    kinds = [read.text(kind, default="") for read in (ours, theirs)]
+    if kinds[0] != kinds[1]:
+        yield f"`{kind}` is {shown(kinds[0])} and {shown(kinds[1])}"
+    tokens, their_tokens = (read.texts("tokenizer.ggml.tokens") for read in (ours, theirs))
+    pairs = (ours, tokens), (theirs, their_tokens)
     if abs(len(tokens) - len(their_tokens)) > MOST_MORE_TOKENS or not tokens:
         yield f"the vocabularies have {len(tokens)} and {len(their_tokens)} tokens"
+    for end, default in (("bos", kinds[0] == "llama"), ("eos", False)):
+        adds, key = f"tokenizer.ggml.add_{end}_token", f"tokenizer.ggml.{end}_token_id"
+        added = [read.switch(adds, default=default) for read in (ours, theirs)]
+        if added[0] != added[1]:
+            yield f"`{adds}` is {added[0]} and {added[1]}"
+        ids = [read.token(key, len(found)) if added[0] else None for read, found in pairs]
+        if ids[0] != ids[1]:
+            yield f"`{key}` is {ids[0]} and {ids[1]}"
     for index, (one, other) in enumerate(zip(tokens, their_tokens, strict=False)):
         if index >= FIRST_COMPARED_TOKEN and one != other:
-            yield f"token {index} is {one!r} and {other!r}"
+            yield f"token {index} is {shown(one)} and {shown(other)}"

@@ -16,6 +16,7 @@ from gguf.gguf_writer import GGUFValue, GGUFWriter
 from tinysleb.checkpoint.architectures import GGUF_GRAPHS
 from tinysleb.checkpoint.config import ModelConfig, parameter_count
 from tinysleb.checkpoint.rotary import Rotary
+from tinysleb.checkpoint.settings import SettingsReader
 from tinysleb.errors import TinyslebError
 from tinysleb.export.front_matter import CARD_NAME, check_card
 from tinysleb.export.gguf_limits import ignored_window
@@ -41,7 +42,7 @@ def checkpoint_metadata(
     _add_general(writer, config, folder)
     _add_model(writer, config, values)
     writer.add_file_type(file_type)
-    _add_family(writer, config, values)
+    _add_family(writer, config, SettingsReader(values, str(folder / "config.json")))
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     add_vocabulary(writer, folder, config.vocab_size, pre)
     metadata = {key: _plain(value) for key, value in writer.kv_data[0].items()}
@@ -107,7 +108,7 @@ def _add_rotary_scaling(writer: GGUFWriter, rotary: Rotary, values: Mapping[str,
             writer.add_rope_scaling_yarn_beta_slow(slow)
 
 
-def _add_family(writer: GGUFWriter, config: ModelConfig, values: Mapping[str, Any]) -> None:
+def _add_family(writer: GGUFWriter, config: ModelConfig, read: SettingsReader) -> None:
     """What only some architectures have a key for."""
     graph = GGUF_GRAPHS[config.architecture.gguf]
     if graph.states_vocab_size:
@@ -115,9 +116,9 @@ def _add_family(writer: GGUFWriter, config: ModelConfig, values: Mapping[str, An
     if graph.states_rope_dimensions:
         writer.add_rope_dimension_count(config.rotary.dimensions)
     if graph.states_original_context:
-        original = values.get("original_max_position_embeddings", config.context_length)
+        original = read.integer("original_max_position_embeddings", default=config.context_length)
         writer.add_rope_scaling_orig_ctx_len(config.rotary.original_context or original)
-        writer.add_sliding_window(values.get("sliding_window") or 0)
+        writer.add_sliding_window(read.integer("sliding_window", default=0, least=0))
         if config.rotary.long_factors:
             writer.add_rope_scaling_attn_factors(config.rotary.attention_factor)
     elif window := ignored_window(config):

@@ -128,24 +128,21 @@ def _tokenizer_config(
         for index, type_ in enumerate(vocabulary.types)
         if type_ in (UNKNOWN, CONTROL, USER_DEFINED)
     }
+    read = SettingsReader(values, vocabulary.where)
     for key in ("add_bos_token", "add_eos_token"):
         if f"tokenizer.ggml.{key}" in values:
-            config[key] = values[f"tokenizer.ggml.{key}"]
-    if templates := _chat_templates(values):
+            config[key] = read.switch(f"tokenizer.ggml.{key}")
+    if templates := _chat_templates(read):
         config["chat_template"] = templates
     return config
 
 
-def _chat_templates(values: Mapping[str, Any]) -> str | list[dict[str, str]] | None:
-    """The one template, or all of them by name where there are more."""
-    default = values.get("tokenizer.chat_template")
-    named = {name: values.get(f"tokenizer.chat_template.{name}") for name in _template_names(values)}
-    found = {name: text for name, text in {"default": default, **named}.items() if isinstance(text, str)}
+def _chat_templates(read: SettingsReader) -> str | list[dict[str, str]]:
+    """The one template, or all of them by name where there are more; empty if there is none."""
+    key = "tokenizer.chat_template"
+    names = {"default": key, **{name: f"{key}.{name}" for name in read.texts("tokenizer.chat_templates")}}
+    texts = {name: read.text(key, default="") for name, key in names.items()}
+    found = {name: text for name, text in texts.items() if text}
     if set(found) <= {"default"}:
-        return found.get("default")
+        return found.get("default", "")
     return [{"name": name, "template": text} for name, text in found.items()]
-
-
-def _template_names(values: Mapping[str, Any]) -> list[str]:
-    names = values.get("tokenizer.chat_templates")
-    return names if isinstance(names, list) else []

@@ -19,7 +19,7 @@ import gguf
 import pytest
 import torch
 
-from reference import LLAMA3_ROPE, LONG_ROPE, with_metadata
+from reference import LLAMA3_ROPE, LONG_ROPE, make_variant, with_metadata
 from tinysleb.checkpoint.architectures import BY_HUGGINGFACE_NAME
 from tinysleb.checkpoint.gguf_source import gguf_weights
 from tinysleb.checkpoint.open_model import open_model
@@ -29,7 +29,9 @@ from tinysleb.commands.describe import describe
 from tinysleb.compute.compute import Compute
 from tinysleb.compute.memory import Budget
 from tinysleb.errors import TinyslebError
+from tinysleb.export.draft import check_draft
 from tinysleb.export.gguf_vocab import add_vocabulary
+from tinysleb.export.writers import write
 from tinysleb.formats.files import read_json_object
 from tinysleb.formats.gguf_file import GgufFile, GgufValue, read_gguf
 from tinysleb.text.tokenizer import open_tokenizer
@@ -326,3 +328,32 @@ def test_an_architecture_that_is_a_list_is_not_cut(
 def test_a_surrogate_pair_in_json_is_text(tmp_path: Path) -> None:
     (tmp_path / "m.json").write_text('{"a": "\\ud83d\\ude80"}')
     assert read_json_object(tmp_path / "m.json") == {"a": "🚀"}
+
+
+def test_any_value_of_what_decides_whether_one_drafts_for_another(tiny_gguf: Path) -> None:
+    file = read_gguf(tiny_gguf)
+    for name in ("model", "tokens", "add_bos_token", "add_eos_token", "bos_token_id", "eos_token_id"):
+        for value in ANY_VALUE:
+            changed = replace(file, metadata={**file.metadata, f"tokenizer.ggml.{name}": gguf_value(value)})
+            for draft, target in ((changed, file), (file, changed), (changed, changed)):
+                with readable_error():
+                    check_draft(draft, target)
+
+
+@pytest.mark.parametrize("key", ["tokenizer.chat_templates", "tokenizer.ggml.add_eos_token"])
+def test_what_only_a_folder_needs_is_named(key: str, tiny_gguf: Path, tmp_path: Path) -> None:
+    file = read_gguf(tiny_gguf)
+    wrong: tuple[Any, ...] = (5, "x", [[]], [1])
+    for value in wrong:
+        changed = replace(file, metadata={**file.metadata, key: gguf_value(value)})
+        with pytest.raises(TinyslebError, match=f"`{key}` is"):
+            write(gguf_weights(changed), tmp_path / "out")
+
+
+def test_what_only_a_gguf_needs_is_named(run: Callable[..., Any], tmp_path: Path) -> None:
+    folder = make_variant("phi3", tmp_path / "phi3")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"original_max_position_embeddings": "long"}))
+    result = run("export", folder, "--gguf", "m.gguf", "--pre", "smollm")
+    assert result.exit_code == 1
+    assert "`original_max_position_embeddings` is 'long'" in result.stderr
