@@ -2,13 +2,13 @@
 
 A new family is one record in `ARCHITECTURES` and, for GGUF, one in `GGUF_GRAPHS` (see
 docs/adding-a-model.md). Everything that can be read as a number or a switch from the checkpoint itself
-belongs into `config.py` instead.
+belongs in `config.py` instead.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal
 
 
@@ -20,7 +20,8 @@ class Architecture:
     """`config.json: architectures[0]`."""
     gguf: str
     """`general.architecture` of a GGUF."""
-    interleaved_rotary: bool
+    _: KW_ONLY
+    interleaved_rotary: bool = False
     """The GGUF stores the rows of q and k so that neighbours rotate together (ggml's NORM order)."""
     qkv_bias: bool | None = None
     """q, k and v have a bias and o has none; None: `attention_bias` of the config decides for all."""
@@ -35,7 +36,7 @@ class Architecture:
     keys: tuple[str, ...] = ()
     """Keys of `config.json` that change the maths in this family; in others they are refused."""
     defaults: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """What the class takes keys to be that `config.json` leaves out."""
+    """Values that the class assumes for keys that `config.json` leaves out."""
 
 
 _SLIDING = ("sliding_window", "use_sliding_window", "max_window_layers")
@@ -45,25 +46,25 @@ _MULTIPLIERS = ("embedding_multiplier", "attention_multiplier", "residual_multip
 ARCHITECTURES = (
     Architecture("LlamaForCausalLM", "llama", interleaved_rotary=True),
     Architecture(
-        "MistralForCausalLM", "llama", True, qkv_bias=False, keys=("sliding_window",),
+        "MistralForCausalLM", "llama", interleaved_rotary=True, qkv_bias=False, keys=("sliding_window",),
         defaults={"sliding_window": 4096, "num_key_value_heads": 8},
     ),
-    Architecture("Qwen2ForCausalLM", "qwen2", False, qkv_bias=True, keys=_SLIDING, defaults=_NO_SLIDING),
+    Architecture("Qwen2ForCausalLM", "qwen2", qkv_bias=True, keys=_SLIDING, defaults=_NO_SLIDING),
     Architecture(
-        "Qwen3ForCausalLM", "qwen3", False, qk_norm="head", keys=_SLIDING,
+        "Qwen3ForCausalLM", "qwen3", qk_norm="head", keys=_SLIDING,
         defaults={**_NO_SLIDING, "head_dim": 128},
     ),
     Architecture(
-        "Phi3ForCausalLM", "phi3", False, qkv_bias=False, fused=True,
+        "Phi3ForCausalLM", "phi3", qkv_bias=False, fused=True,
         keys=("sliding_window", "partial_rotary_factor", "original_max_position_embeddings"),
         defaults={"rms_norm_eps": 1e-5},
     ),
-    Architecture("GraniteForCausalLM", "granite", True, keys=_MULTIPLIERS),
+    Architecture("GraniteForCausalLM", "granite", interleaved_rotary=True, keys=_MULTIPLIERS),
     Architecture(
-        "Olmo2ForCausalLM", "olmo2", False, qk_norm="all", post_norm=True, defaults={"rms_norm_eps": 1e-5}
+        "Olmo2ForCausalLM", "olmo2", qk_norm="all", post_norm=True, defaults={"rms_norm_eps": 1e-5}
     ),
     Architecture(
-        "SmolLM3ForCausalLM", "smollm3", True, unrotated_period=4,
+        "SmolLM3ForCausalLM", "smollm3", interleaved_rotary=True, unrotated_period=4,
         keys=(*_SLIDING, "no_rope_layers", "no_rope_layer_interval"),
         defaults={**_NO_SLIDING, "rope_theta": 2e6},
     ),

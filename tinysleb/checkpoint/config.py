@@ -41,9 +41,9 @@ class ModelConfig:
     mlp_bias: bool = False
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
-    """What attention and feed-forward give is multiplied by this before it is added."""
+    """Multiplies what attention and feed-forward add to the residual stream."""
     attention_scale: float = 0.0
-    """Of the dot products of queries and keys; 0 for 1 / sqrt(head_dim)."""
+    """Multiplies the dot products of queries and keys; 0 means 1 / sqrt(head_dim)."""
     logit_divisor: float = 1.0
     unrotated: tuple[bool, ...] = ()
     """For each block, whether it goes without rotary embedding; empty if none does."""
@@ -51,7 +51,7 @@ class ModelConfig:
     """For each block, how many tokens back it sees, itself included; 0 for all. Empty if all see all."""
 
     def shortened(self, kept: Sequence[int]) -> ModelConfig:
-        """The same with only the blocks `kept`: what is said for each block follows."""
+        """The shape with only the blocks `kept`; per-block values follow them."""
         return replace(
             self,
             blocks=len(kept),
@@ -173,8 +173,8 @@ def check_rotation_pattern(config: ModelConfig, where: Path) -> None:
     if config.unrotated != periodic(period, config.blocks):
         raise TinyslebError(
             f"{where}: llama.cpp leaves every {period}th block of this family without rotary embedding; "
-            "with these blocks removed, that would be others than in the model",
-            "prune the Hugging Face folder to a folder, which can say it",
+            "with these blocks removed, those would be other blocks than in the model",
+            "prune the Hugging Face folder to a folder: a config.json can say which blocks rotate",
         )
 
 
@@ -191,7 +191,7 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def block_prefix(index: int) -> str:
-    """What the names of block `index`'s tensors begin with."""
+    """The prefix of the names of block `index`'s tensors."""
     return f"model.layers.{index}."
 
 
@@ -255,7 +255,7 @@ def _refuse_unmodelled(values: Mapping[str, Any], architecture: Architecture, wh
     method = quantization.get("quant_method")
     if quantization and method != "fp8":
         raise TinyslebError(
-            f"{where}: `quantization_config` says the weights are stored by {shown(method)}",
+            f"{where}: `quantization_config` says the weights are quantised by {shown(method)}",
             "take the unquantised checkpoint, or a GGUF of the model",
         )
     if (activation := values.get("hidden_act", "silu")) != "silu":

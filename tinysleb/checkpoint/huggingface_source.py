@@ -35,15 +35,15 @@ HEADER_BYTES_PER_TENSOR = 200
 LONGEST_NAME_BYTES = 255
 """Of a file, on every file system in use; a longer one cannot even be looked for."""
 SCALE_SUFFIXES = (".weight_scale_inv", ".weight_scale")
-"""What follows a matrix's name in the name of its FP8 scales; either way the matrix is multiplied by them."""
+"""Endings of the names of FP8 scales; whichever is used, the matrix is multiplied by them."""
 
 
 @dataclass(frozen=True)
 class HuggingfaceWeights:
     """A checkpoint opened by `open_huggingface`. `folder` holds the config and tokenizer files.
 
-    `scales` has, for each matrix stored in FP8, what its blocks of `scale_block` rows and columns (or, if
-    there is but one scale, all of it) are multiplied by.
+    `scales` has the factors of each matrix stored in FP8: one for every block of `scale_block` rows and
+    columns, or a single one for the whole matrix.
     """
 
     path: Path

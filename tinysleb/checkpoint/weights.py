@@ -1,7 +1,7 @@
 """A model as the rest of the program sees it: a config, and tensors read one at a time.
 
 `Shortened` leaves blocks out and is again a `Weights`, so that a writer does not know about pruning and the
-search does not know about files. A model has hundreds of tensors, so what is said of them is computed once.
+search does not know about files. A model has hundreds of tensors, so their descriptions are computed once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MOST_NAMES_LISTED = 6
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What a header says of a tensor: shape (rows first), stored type such as `BF16` or `Q4_1`, bytes."""
+    """What a header says about a tensor: shape (rows first), stored type such as `BF16` or `Q4_1`, bytes."""
 
     shape: tuple[int, ...]
     type: str
@@ -143,7 +143,8 @@ def total_bytes(weights: Weights) -> int:
 
 
 def check_complete(config: ModelConfig, found: Mapping[str, Sequence[int]], where: Path) -> None:
-    """Compare the tensors found with those the config asks for; raises one error that lists all."""
+    """Compare the tensors found with those the config asks for. Raises one TinyslebError that lists all
+    differences."""
     expected = tensor_shapes(config)
     wrong = [
         f"{name} is {list(found[name])}, should be {list(shape)}"

@@ -1,7 +1,8 @@
 """The GGUF container: header in, values checked, tensors' bytes read on demand.
 
 The header is untrusted: every count, length, type and offset is checked against the file's size before
-anything is allocated from it. Nothing here needs torch. Format: docs/gguf.md of the ggml project.
+anything is allocated from it, which the gguf package's reader does not do; that also maps the whole file, and
+mapped pages count as resident memory. Nothing here needs torch. Format: docs/gguf.md of the ggml project.
 """
 
 from __future__ import annotations

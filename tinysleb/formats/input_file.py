@@ -1,4 +1,4 @@
-"""An input as it was when its header was read: every later read checks that it still is."""
+"""An input file; every later read checks that it is still the file whose header was read."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class InputFile:
     def read(self, offset: int, buffer: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
         """Fill `buffer` with the bytes from `offset` on.
 
-        Raises TinyslebError if the file cannot be read, or is another than it was.
+        Raises TinyslebError if the file cannot be read, or has changed.
         """
         try:
             with FileIO(self.path, "rb") as file:
@@ -39,7 +39,7 @@ class InputFile:
             raise TinyslebError(f"cannot read {self.path}: {error.strerror}") from error
 
     def check_unchanged(self, file: FileIO) -> None:
-        """Raise TinyslebError if the open `file` is another than the header was read from."""
+        """Raise TinyslebError if the open `file` is not the one whose header was read."""
         if input_file(self.path, file.fileno()) != self:
             raise TinyslebError(
                 f"{self.path} changed while it was read", "wait until it is complete, and start again"
@@ -47,6 +47,6 @@ class InputFile:
 
 
 def input_file(path: Path, descriptor: int) -> InputFile:
-    """What an open file is now."""
+    """The state of an open file."""
     status = os.fstat(descriptor)
     return InputFile(path, status.st_size, status.st_mtime_ns, status.st_dev, status.st_ino)

@@ -1,7 +1,8 @@
 """Just enough protocol buffers to rebuild a SentencePiece model from a vocabulary, and to ask for its kind.
 
 A GGUF carries the pieces, scores and types of a SentencePiece BPE model; with a trainer and a normaliser
-spec around them the sentencepiece library encodes as it did with the original file.
+spec around them the sentencepiece library encodes as it did with the original file. The message classes that
+come with that library need the protobuf package, which is a lot for one message.
 Field numbers: `sentencepiece_model.proto` of the sentencepiece project.
 """
 

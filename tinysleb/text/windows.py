@@ -64,7 +64,7 @@ def windows(
 
 
 def read_windows(weights: Checkpoint, windows: WindowSource, seed: int | None) -> Calibration:
-    """The windows asked for: sampled with a seed, in order and all of them without one.
+    """The windows asked for: a seeded sample, or without a seed all of them, in order.
 
     Windows are never longer than the model's context. Raises TinyslebError if there are none.
     """
@@ -99,8 +99,8 @@ def from_text(
 ) -> Calibration:
     """Windows of the files' text (the default text if there are none).
 
-    The texts are tokenised one by one and cut into consecutive windows of `length` tokens; a rest
-    shorter than that is left out. With a seed, `count` of them in random order; without, the first
+    The texts are tokenised one by one and cut into consecutive windows of `length` tokens; a
+    remainder shorter than that is dropped. With a seed, `count` of them in random order; without, the first
     `count`; all if `count` is None. Raises TinyslebError if there is not even one, or if the tokenizer
     gives tokens that the model has no row for.
     """
