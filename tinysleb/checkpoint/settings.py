@@ -136,7 +136,7 @@ class SettingsReader:
         for key, value in self.values.items():
             if key not in self.read and key not in harmless and value not in (0, False, "", [], None):
                 is_array = self.per_block and isinstance(value, list)
-                unknown = "; with prune --plan, --unknown-arrays cuts or keeps it" if is_array else ""
+                unknown = "; with prune --plan, --unknown-arrays says what to do with it" if is_array else ""
                 raise self.not_modelled(key, value, f"a model without it{unknown}")
 
 
