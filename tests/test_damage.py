@@ -15,7 +15,7 @@ from reference import make_llama, transformers_model
 from tinysleb.checkpoint import damage
 from tinysleb.checkpoint.damage import first_damaged_tensor
 from tinysleb.checkpoint.open_model import open_model
-from tinysleb.plan import METRICS
+from tinysleb.search.metrics import METRICS
 
 Run = Callable[..., Result]
 DAMAGED = "model.layers.2.mlp.up_proj.weight"

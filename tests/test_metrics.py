@@ -14,7 +14,8 @@ from click.testing import Result
 from torch import Tensor
 
 from reference import make_llama, transformers_loss, transformers_model, without_blocks
-from tinysleb.plan import METRICS, Plan, read_plan
+from tinysleb.plan import Plan, read_plan
+from tinysleb.search.metrics import METRICS
 
 Run = Callable[..., Result]
 

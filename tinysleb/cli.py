@@ -13,7 +13,8 @@ import click
 from tinysleb.commands.console import Failure
 from tinysleb.compute.threads import wait_passively
 from tinysleb.errors import TinyslebError
-from tinysleb.plan import METRICS, PERPLEXITY
+from tinysleb.plan import PERPLEXITY
+from tinysleb.search.metrics import METRICS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 path_type = click.Path(path_type=Path)

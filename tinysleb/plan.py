@@ -13,15 +13,6 @@ from tinysleb.formats.files import read_json_object
 
 MOST_BLOCKS = 10_000
 PERPLEXITY = "perplexity"
-METRICS = {
-    PERPLEXITY: "SLEB: the loss of the already shortened model, anew in every round",
-    "perplexity-once": "the loss without each block, scored once",
-    "cosine": "one run of blocks, whose input and output point the same way (arXiv 2403.17887)",
-    "block-influence": "how little each block turns the residual stream (ShortGPT, arXiv 2403.03853)",
-    "last": "from the top down",
-    "random": "by chance, from the seed",
-}
-"""What blocks may be chosen by. `search/metrics.py` computes all but the first."""
 SOURCE_NUMBERS = ("tokens", "original", "shortened", "healed", "closed")
 """What a plan says of each text that was healed on; losses are those of windows held back."""
 

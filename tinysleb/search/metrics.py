@@ -1,113 +1,124 @@
-"""Cheaper ways to choose blocks, to compare with: each looks at the original model once, or not at all."""
+"""How blocks are chosen: SLEB's search, and cheaper metrics to compare it with, a record each.
+
+A metric gives each block a value, and the blocks with the lowest go first. What computes is imported when it
+is needed, so that the command line can list the names at once.
+"""
 
 from __future__ import annotations
 
-import math
 import random
-from collections import deque
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
-
-from tinysleb.checkpoint.damage import not_finite
-from tinysleb.checkpoint.weights import Weights
-from tinysleb.compute.compute import Compute, Progress
-from tinysleb.compute.memory import obey
 from tinysleb.errors import TinyslebError
-from tinysleb.model.blocks import load_blocks
-from tinysleb.model.chunks import chunks
-from tinysleb.model.forward import advance, block_positions, embed
-from tinysleb.plan import Plan
-from tinysleb.search.rounds import cheapest, search
+from tinysleb.plan import PERPLEXITY
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tinysleb.checkpoint.weights import Weights
+    from tinysleb.compute.compute import Compute, Progress
+    from tinysleb.plan import Plan
 
 
-def score_blocks(
-    metric: str,
-    weights: Weights,
-    tokens: Tensor,
-    plan: Plan,
-    compute: Compute,
-    allowed: range,
-    progress: Progress,
-) -> dict[int, float]:
-    """The metric's value for each block, the lowest to go first; for `cosine`, for the run it begins."""
-    if metric == "last":
-        return {index: float(-index) for index in allowed}
-    if metric == "random":
-        order = list(allowed)
-        random.Random(plan.settings.get("seed", 0)).shuffle(order)
-        return {index: float(rank) for rank, index in enumerate(order)}
-    if metric == "perplexity-once":
-        first = replace(plan, target=1)
-        (scored,) = search(weights, tokens, first, compute, allowed=allowed, exact=True, progress=progress)
-        return {index: score.loss for index, score in scored.rounds[0].candidates.items()}
-    measure, span = (_angle, plan.target) if metric == "cosine" else (_influence, 1)
-    values = _compare_states(
-        weights, tokens, compute, span, measure, partial(progress, f"scoring by {metric}")
-    )
-    return {index: values[index] for index in allowed if index + span - 1 in allowed}
+@dataclass(frozen=True)
+class Scoring:
+    """What a metric is computed from: a model, windows `[n, T]`, and the blocks of it that may go.
+
+    `plan` has no rounds yet; its target is how many blocks go, its settings hold the seed.
+    """
+
+    weights: Weights
+    tokens: Tensor
+    plan: Plan
+    compute: Compute
+    allowed: range
+    progress: Progress
 
 
-def best_run(scores: dict[int, float], length: int) -> list[int]:
-    """The blocks of the best run, from the top down."""
-    first = cheapest(scores)
-    return list(range(first, first + length))[::-1]
+@dataclass(frozen=True)
+class Metric:
+    """`score` gives each block that may go its value, before any is removed; None for SLEB, which scores anew
+    in every round. `one_run`: a run of neighbours goes, and the value is that of the run a block begins."""
+
+    description: str
+    score: Callable[[Scoring], dict[int, float]] | None = None
+    one_run: bool = False
 
 
-def _influence(before: Tensor, after: Tensor) -> Tensor:
-    """1 - cosine of each token's states (ShortGPT's block influence)."""
-    return 1 - F.cosine_similarity(before, after, dim=-1)
+def _loss_without(scoring: Scoring) -> dict[int, float]:
+    from tinysleb.search.rounds import search
+
+    (scored,) = search(
+        scoring.weights, scoring.tokens, replace(scoring.plan, target=1), scoring.compute,
+        allowed=scoring.allowed, exact=True, progress=scoring.progress,
+    )  # fmt: skip
+    return {index: score.loss for index, score in scored.rounds[0].candidates.items()}
 
 
-def _angle(before: Tensor, after: Tensor) -> Tensor:
-    """The angle of each token's states, as a fraction of half a turn (arXiv 2403.17887, which takes the last
-    token of many texts; here all tokens of the windows)."""
-    return F.cosine_similarity(before, after, dim=-1).clamp(-1, 1).arccos() / math.pi
+def _angle_of_run(scoring: Scoring) -> dict[int, float]:
+    from tinysleb.search.compare_states import angle
+
+    return _compare(scoring, angle, scoring.plan.target)
 
 
-@torch.inference_mode()
-def _compare_states(
-    weights: Weights,
-    tokens: Tensor,
-    compute: Compute,
-    span: int,
-    measure: Callable[[Tensor, Tensor], Tensor],
-    progress: Callable[[float], None],
-) -> list[float]:
-    """The mean `measure` of the states before block i and after block i + span - 1, for every i, in one walk
-    of the original model, windows divided among processes and into groups that fit the memory."""
-    config = weights.config
-    share, mine = compute.group.share(range(len(tokens)), [0])
-    copies = 3  # made while two states are compared
-    memory = compute.memory_plan(weights, span + copies, *tokens.shape)
-    obey(memory)
-    sums = torch.zeros(config.blocks - span + 1, dtype=torch.float64)
-    for first, last in chunks(len(share) if mine else 0, memory.windows):
-        windows = tokens[share.start + first : share.start + last].to(compute.device)
-        positions = block_positions(config, windows.shape[1], compute.device)
-        states = deque([embed(weights, windows)], maxlen=span + 1)
-        blocks = load_blocks(weights, range(config.blocks), compute.dtype, compute.device, memory.ahead)
-        for index, block in enumerate(blocks):
-            states.append(states[-1].clone())
-            advance(states[-1], block, config, positions[index])
-            del block
-            if len(states) > span:
-                sums[index - span + 1] += measure(states[0], states[-1]).double().sum().item()
-            progress((first + (index + 1) / config.blocks * len(windows)) / len(share))
-    compute.group.add_up(sums)
-    if not sums.isfinite().all():
-        raise not_finite(weights, "what the blocks compute")
-    return list(map(float, sums / tokens.numel()))
+def _block_influence(scoring: Scoring) -> dict[int, float]:
+    from tinysleb.search.compare_states import influence
+
+    return _compare(scoring, influence, 1)
+
+
+def _from_the_top(scoring: Scoring) -> dict[int, float]:
+    return {index: float(-index) for index in scoring.allowed}
+
+
+def _by_chance(scoring: Scoring) -> dict[int, float]:
+    order = list(scoring.allowed)
+    random.Random(scoring.plan.settings.get("seed", 0)).shuffle(order)
+    return {index: float(rank) for rank, index in enumerate(order)}
+
+
+METRICS: Mapping[str, Metric] = {
+    PERPLEXITY: Metric("SLEB: the loss of the already shortened model, anew in every round"),
+    "perplexity-once": Metric("the loss without each block, scored once", _loss_without),
+    "cosine": Metric(
+        "one run of blocks whose input and output point the same way (arXiv 2403.17887)",
+        _angle_of_run,
+        one_run=True,
+    ),
+    "block-influence": Metric(
+        "how little each block turns the residual stream (ShortGPT, arXiv 2403.03853)", _block_influence
+    ),
+    "last": Metric("from the top down", _from_the_top),
+    "random": Metric("by chance, from the seed", _by_chance),
+}
 
 
 def check_metric(metric: str, count_is_known: bool) -> None:
     """Raise TinyslebError if the metric must know how many blocks go, and the stopping rule does not say."""
-    if metric == "cosine" and not count_is_known:
+    if METRICS[metric].one_run and not count_is_known:
         raise TinyslebError(
-            "the metric cosine chooses one run of blocks, and must know its length beforehand",
+            f"the metric {metric} chooses one run of blocks, and must know its length beforehand",
             "use it with --remove, --ratio or --speedup",
         )
+
+
+def order_blocks(metric: Metric, scores: Mapping[int, float], count: int) -> list[int]:
+    """The `count` blocks to remove, in order: those with the lowest scores, or the best run, top block first.
+
+    Of equal scores, that of the lower index comes first.
+    """
+    ordered = sorted(scores, key=lambda index: (scores[index], index))
+    return list(range(ordered[0], ordered[0] + count))[::-1] if metric.one_run else ordered[:count]
+
+
+def _compare(scoring: Scoring, measure: Callable[[Tensor, Tensor], Tensor], span: int) -> dict[int, float]:
+    """The mean `measure` of the states before and after each run of `span` blocks that may go."""
+    from tinysleb.search.compare_states import compare_states
+
+    weights, tokens, compute = scoring.weights, scoring.tokens, scoring.compute
+    progress = partial(scoring.progress, "comparing states")
+    values = compare_states(weights, tokens, compute, span, measure, progress)
+    return {index: values[index] for index in scoring.allowed if index + span - 1 in scoring.allowed}

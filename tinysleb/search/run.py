@@ -25,7 +25,7 @@ from tinysleb.formats.files import valid_text, write_json
 from tinysleb.plan import PERPLEXITY, Plan, Round, perplexity, plan_from_json, plan_to_json, read_plan
 from tinysleb.search import rounds
 from tinysleb.search.evaluate import evaluate
-from tinysleb.search.metrics import best_run, check_metric, score_blocks
+from tinysleb.search.metrics import METRICS, Scoring, check_metric, order_blocks
 from tinysleb.search.rounds import check_target, removable, sweeps_in_a_round
 from tinysleb.search.stopping import StoppingRule, by_count, finished_plan
 from tinysleb.text.windows import Calibration
@@ -140,36 +140,29 @@ def _rounds(
     progress: Progress,
 ) -> Iterator[Plan]:
     """The plan after each round, by the metric asked for."""
-    if request.metric == PERPLEXITY:
+    score = METRICS[request.metric].score
+    if score is None:
         return rounds.search(
             weights, tokens, plan, compute, allowed=allowed, exact=request.exact, progress=progress
         )
-    return _rounds_by_score(weights, tokens, plan, compute, request, allowed, progress)
+    return _rounds_by_score(score, Scoring(weights, tokens, plan, compute, allowed, progress), request)
 
 
 def _rounds_by_score(
-    weights: Weights,
-    tokens: Tensor,
-    plan: Plan,
-    compute: Compute,
-    request: SearchRequest,
-    allowed: range,
-    progress: Progress,
+    score: Callable[[Scoring], dict[int, float]], scoring: Scoring, request: SearchRequest
 ) -> Iterator[Plan]:
     """Rounds of a metric that scores blocks once. The loss is measured of the original model and at the end,
     or after every round where the stopping rule asks for it."""
-    scores = score_blocks(request.metric, weights, tokens, plan, compute, allowed, progress)
-    if request.metric == "cosine":
-        order = best_run(scores, plan.target)
-    else:
-        order = sorted(scores, key=lambda index: (scores[index], index))
+    scores, plan = score(scoring), scoring.plan
+    order = order_blocks(METRICS[request.metric], scores, plan.target)
 
     def loss(kept: Sequence[int]) -> float:
-        shorter = Shortened(weights, tuple(kept))
-        return evaluate(shorter, tokens, compute, partial(progress, "evaluating")).loss
+        shorter = Shortened(scoring.weights, tuple(kept))
+        progress = partial(scoring.progress, "evaluating")
+        return evaluate(shorter, scoring.tokens, scoring.compute, progress).loss
 
     plan = replace(plan, scores=scores, loss=loss(range(plan.blocks)))
-    for number, block in enumerate(order[: plan.target], 1):
+    for number, block in enumerate(order, 1):
         kept = [index for index in plan.kept if index != block]
         measured = request.rule.increase is not None or number == plan.target
         round_ = Round(block, loss(kept) if measured else math.nan, {})
