@@ -88,27 +88,32 @@ def test_threads_as_asked_or_as_available(monkeypatch: pytest.MonkeyPatch) -> No
     assert torch.get_num_threads() == 2, "torch's own choice is not exceeded"
 
 
-@pytest.mark.parametrize(("given", "expected"), [(None, "passive"), ("active", "active")])
-def test_the_policy_is_set_before_torch_is_loaded(given: str | None, expected: str) -> None:
+@pytest.mark.parametrize("given", [{}, {"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "7"}])
+def test_spinning_is_limited_before_torch_is_loaded(given: dict[str, str]) -> None:
     script = (
-        "import os, sys\nfrom tinysleb.compute.threads import wait_passively\nwait_passively()\n"
-        "print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+        "import os, sys\nfrom tinysleb.compute.threads import limit_spinning\nlimit_spinning()\n"
+        "print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
     )
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    environment |= {"OMP_WAIT_POLICY": given} if given else {}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    expected = given.get("GOMP_SPINCOUNT", threads.SPINS if not given else "None")
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=without_openmp() | given, capture_output=True, text=True
+    )
     assert done.stdout.split() == [expected, "False"]
 
 
+def without_openmp() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="another OpenMP shows its settings otherwise")
-def test_commands_wait_passively(tiny_folder: Path, tmp_path: Path) -> None:
-    """OpenMP itself says which policy it took when it was loaded."""
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+def test_commands_spin_only_briefly(tiny_folder: Path, tmp_path: Path) -> None:
+    """OpenMP itself says what it took when it was loaded."""
     command = ["eval", str(tiny_folder), "--tokens", "t.npy", "--threads", "1"]
     np.save(tmp_path / "t.npy", np.ones((1, 8), np.int32))
     done = subprocess.run(
         [sys.executable, "-m", "tinysleb", *command],
-        env=environment | {"OMP_DISPLAY_ENV": "true"}, cwd=tmp_path, capture_output=True, text=True,
+        env=without_openmp() | {"OMP_DISPLAY_ENV": "verbose"},
+        cwd=tmp_path, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "OMP_WAIT_POLICY = 'PASSIVE'" in done.stderr
+    assert f"GOMP_SPINCOUNT = '{threads.SPINS}'" in done.stderr

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from tinysleb.commands.console import Failure
-from tinysleb.compute.threads import wait_passively
+from tinysleb.compute.threads import limit_spinning
 from tinysleb.errors import TinyslebError
 from tinysleb.plan import PERPLEXITY
 from tinysleb.search.metrics import METRICS
@@ -130,7 +130,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the re
 @click.version_option(package_name="tinysleb")
 def main() -> None:
     """Make Llama-family models shorter and faster by removing the blocks they can do without."""
-    wait_passively()
+    limit_spinning()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary files are deleted
 
 
