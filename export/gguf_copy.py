@@ -24,7 +24,8 @@ from tinysleb.export.gguf_writer import tinysleb_metadata, write_all, write_gguf
 from tinysleb.export.job import Job, Written, compact_json, plan_beside, stored_plan
 from tinysleb.formats.files import write_json
 from tinysleb.formats.finite import all_finite, not_finite
-from tinysleb.formats.gguf_file import Bytes, GgufFile, GgufTensor, GgufValue
+from tinysleb.formats.gguf_file import GgufFile, GgufTensor, GgufValue
+from tinysleb.formats.input_file import read_whole
 from tinysleb.plan import Plan
 
 COPY_BYTES = 1 << 20
@@ -221,15 +222,7 @@ def _copy_bytes(source: FileIO, target: FileIO, tensor: GgufTensor, name: str) -
     data = np.empty(min(COPY_BYTES // block_bytes * block_bytes, tensor.nbytes), dtype=np.uint8)
     for left in range(tensor.nbytes, 0, -len(data)):
         part = data[:left]
-        if _read_whole(source, part) and not all_finite(part, tensor.type.name):
+        if read_whole(source, part) and not all_finite(part, tensor.type.name):
             raise not_finite(tensor.file.path, name)
         write_all(target, part.data)
     tensor.file.check_unchanged(source)
-
-
-def _read_whole(source: FileIO, data: Bytes) -> bool:
-    """Fill `data` from a file; whether it had as much."""
-    view, filled = data.data, 0
-    while filled < len(view) and (count := source.readinto(view[filled:])):
-        filled += count
-    return filled == len(view)

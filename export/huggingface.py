@@ -5,33 +5,40 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
+from io import FileIO
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from tinysleb.checkpoint.config import ModelConfig
 from tinysleb.checkpoint.config_keys import PER_BLOCK_KEYS
 from tinysleb.checkpoint.gguf_names import rotated_heads
 from tinysleb.checkpoint.huggingface_source import INDEX_NAME, SINGLE_NAME, HuggingfaceWeights
-from tinysleb.checkpoint.weights import Weights, total_bytes
+from tinysleb.checkpoint.weights import Shortened, Weights, total_bytes
 from tinysleb.export.front_matter import CARD_NAME, read_card
 from tinysleb.export.job import SHARD_BYTES, Job, Written
 from tinysleb.export.model_card import model_card
 from tinysleb.formats.files import read_json_object, replaced_folder, valid_text
 from tinysleb.formats.finite import all_finite, not_finite
+from tinysleb.formats.input_file import read_whole
 from tinysleb.formats.model_files import model_files, skipped_files
-from tinysleb.formats.safetensors_file import as_bytes, write_safetensors
+from tinysleb.formats.safetensors_file import SafetensorsEntry, as_bytes, write_safetensors
 from tinysleb.model.chunks import chunks
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 PART_BYTES = 1 << 20
+EMPTY: Mapping[str, SafetensorsEntry] = MappingProxyType({})
 
 
 def write_job(job: Job[HuggingfaceWeights]) -> Written:
     """As `tinysleb.export.writers.write`: the folder's other files are copied."""
-    write_huggingface(job.model, job.source.folder, job.kept, job.out, job.plan, job.shard_bytes)
+    stored = stored_entries(job.source, job.kept, job.replaced)
+    write_huggingface(job.model, job.source.folder, job.kept, job.out, job.plan, job.shard_bytes, stored)
     return Written(notes=tuple(f"not copied: {what}" for what in skipped_files(job.source.folder)))
 
 
@@ -42,12 +49,14 @@ def write_huggingface(
     out: Path,
     plan: dict[str, Any],
     shard_bytes: int = SHARD_BYTES,
+    stored: Mapping[str, SafetensorsEntry] = EMPTY,
 ) -> None:
     """Write `weights` as a folder, whole or not at all.
 
     `folder` holds the original's config and other files; `kept` are the original indices of the blocks
     that `weights` has. Tensors keep their dtype; files have at most `shard_bytes`, or one tensor. `plan` is
-    written as `plan.json`, and what it did as a model card.
+    written as `plan.json`, and what it did as a model card. `stored`: where the bytes of tensors lie that are
+    copied as they are, by their names in `weights`.
     """
     with replaced_folder(out) as temporary:
         for file in model_files(folder):
@@ -64,7 +73,17 @@ def write_huggingface(
             if not re.fullmatch(r"[\w.-]+/[\w.-]+", base_model):  # a path on somebody's machine
                 base_model = valid_text(folder.resolve().name)
             _write_card(temporary / CARD_NAME, base_model, plan)
-        write_shards(weights, temporary, shard_bytes)
+        write_shards(weights, temporary, shard_bytes, stored)
+
+
+def stored_entries(
+    source: HuggingfaceWeights, kept: Sequence[int], replaced: Container[str]
+) -> dict[str, SafetensorsEntry]:
+    """The tensors of `source` that its blocks `kept` are written with, by their new names: not those that are
+    `replaced`, nor those in FP8, which are written as bfloat16."""
+    model = Shortened(source, tuple(kept))
+    names = {name: model.original_name(name) for name in model.tensors if name not in replaced}
+    return {name: source.entries[name_] for name, name_ in names.items() if name_ not in source.scales}
 
 
 def cut_config(config: dict[str, Any], kept: Sequence[int], shape: ModelConfig) -> dict[str, Any]:
@@ -94,7 +113,9 @@ def _write_card(path: Path, base_model: str, plan: dict[str, Any]) -> None:
     path.write_text(model_card(card, base_model, plan), encoding="utf-8")
 
 
-def write_shards(weights: Weights, folder: Path, shard_bytes: int) -> None:
+def write_shards(
+    weights: Weights, folder: Path, shard_bytes: int, stored: Mapping[str, SafetensorsEntry] = EMPTY
+) -> None:
     """The weights as one file or, if they have more than `shard_bytes`, several and their index."""
     shards: list[list[str]] = [[]]
     size = 0
@@ -105,27 +126,45 @@ def write_shards(weights: Weights, folder: Path, shard_bytes: int) -> None:
         shards[-1].append(name)
         size += info.nbytes
     if len(shards) == 1:
-        _write_shard(weights, shards[0], folder / SINGLE_NAME)
+        _write_shard(weights, shards[0], folder / SINGLE_NAME, stored)
         return
     weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _write_shard(weights, names, folder / file)
+        _write_shard(weights, names, folder / file, stored)
         weight_map |= dict.fromkeys(names, file)
     total = total_bytes(weights)
     write_json_file(folder / INDEX_NAME, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def _write_shard(weights: Weights, names: Sequence[str], path: Path) -> None:
+def _write_shard(
+    weights: Weights, names: Sequence[str], path: Path, stored: Mapping[str, SafetensorsEntry]
+) -> None:
     tensors = {name: (weights.tensors[name].type, weights.tensors[name].shape) for name in names}
 
     def finite_parts(name: str) -> Iterator[Tensor]:
-        for part in _parts(weights, name):
+        parts = _copied_parts(stored[name]) if name in stored else _parts(weights, name)
+        for part in parts:
             if not all_finite(as_bytes(part), tensors[name][0]):
                 raise not_finite(weights.path, name)
             yield part
 
     write_safetensors(path, tensors, finite_parts)
+
+
+def _copied_parts(entry: SafetensorsEntry) -> Iterator[Tensor]:
+    """A tensor's bytes as they lie in its file, through one buffer: taking memory anew for each part costs
+    as much as the copy."""
+    import torch
+
+    buffer = np.empty(min(PART_BYTES, entry.nbytes), dtype=np.uint8)
+    with FileIO(entry.file.path, "rb") as file:
+        file.seek(entry.offset)
+        for left in range(entry.nbytes, 0, -PART_BYTES):
+            part = buffer[:left]
+            read_whole(file, part)
+            yield torch.from_numpy(part)
+        entry.file.check_unchanged(file)
 
 
 def _parts(weights: Weights, name: str) -> Iterator[Tensor]:

@@ -16,7 +16,7 @@ from gguf.quants import dequantize, quantize
 
 from reference import make_llama
 from tinysleb.export import gguf_copy
-from tinysleb.formats.finite import CHUNK_WORDS, all_finite
+from tinysleb.formats.finite import all_finite
 from tinysleb.formats.gguf_file import read_gguf
 from tinysleb.formats.safetensors_file import read_safetensors_header
 from tinysleb.formats.tensor_types import RECORDS, WRITABLE
@@ -48,7 +48,7 @@ def test_scales_are_where_the_gguf_package_reads_them(record: Any, bad: float) -
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 def test_floats_are_judged_as_torch_judges_them(dtype: torch.dtype) -> None:
     name = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}[dtype]
-    values = torch.randn(CHUNK_WORDS + 5).to(dtype)
+    values = torch.randn(10_005).to(dtype)
     limits = torch.finfo(dtype)
     values[:4] = torch.tensor([limits.max, limits.min, limits.tiny, 0.0], dtype=dtype)
     assert all_finite(values.view(torch.uint8).numpy(), name)

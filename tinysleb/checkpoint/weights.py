@@ -91,13 +91,14 @@ class Shortened:
     def tensors(self) -> dict[str, TensorInfo]:
         """The tensors of the kept blocks, and all that belong to no block."""
         found = self.source.tensors
-        return {name: found[self._original(name)] for name in tensor_shapes(self.config)}
+        return {name: found[self.original_name(name)] for name in tensor_shapes(self.config)}
 
     def tensor(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """As in `Weights`."""
-        return self.source.tensor(self._original(name), start, stop)
+        return self.source.tensor(self.original_name(name), start, stop)
 
-    def _original(self, name: str) -> str:
+    def original_name(self, name: str) -> str:
+        """What a tensor is called in the original model."""
         match = re.match(r"model\.layers\.(\d+)\.", name)
         return block_prefix(self.kept[int(match[1])]) + name[match.end() :] if match else name
 

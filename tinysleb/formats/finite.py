@@ -5,7 +5,6 @@ Of a quantised type only the float16 scales are looked at: what they multiply ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,11 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from tinysleb.errors import TinyslebError
 from tinysleb.formats.tensor_types import TENSOR_TYPES, tensor_type
 
-CHUNK_WORDS = 1 << 14
-"""Words looked at together: few enough that they stay in the processor's cache."""
-
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 Words = np.ndarray[Any, np.dtype[Any]]
 
 
-def all_finite(data: np.ndarray[Any, np.dtype[np.uint8]], type_name: str) -> bool:
+def all_finite(data: Bytes, type_name: str) -> bool:
     """Whether whole blocks of a type, as stored, hold only finite numbers; true for types not known."""
     record = tensor_type(type_name)
     flat = data.reshape(-1)
@@ -44,10 +41,13 @@ def not_finite(path: Path, name: str) -> TinyslebError:
 
 
 def _none_set(words: Words, exponent: int) -> bool:
-    """Whether no word has all bits of the exponent set, which is how IEEE 754 has infinity and NaN."""
-    return all((chunk & words.dtype.type(exponent)).max() < exponent for chunk in _chunks(words))
+    """Whether no word has all bits of the exponent set, which is how IEEE 754 has infinity and NaN.
 
-
-def _chunks(words: Words) -> Iterator[Words]:
-    for start in range(0, len(words), CHUNK_WORDS):
-        yield words[start : start + CHUNK_WORDS]
+    Those are the largest positive numbers and, read without a sign, the largest negative ones: two maxima,
+    without a copy of the words.
+    """
+    if not len(words):
+        return True
+    sign = 1 << (8 * words.itemsize - 1)
+    signed = words.view(f"<i{words.itemsize}")
+    return bool(signed.max() < exponent and words.max() < sign + exponent)

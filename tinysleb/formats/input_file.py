@@ -31,9 +31,7 @@ class InputFile:
         try:
             with FileIO(self.path, "rb") as file:
                 file.seek(offset)
-                view, filled = memoryview(buffer.data), 0
-                while filled < len(buffer) and (count := file.readinto(view[filled:])):
-                    filled += count
+                read_whole(file, buffer)
                 self.check_unchanged(file)
         except OSError as error:
             raise TinyslebError(f"cannot read {self.path}: {error.strerror}") from error
@@ -50,3 +48,11 @@ def input_file(path: Path, descriptor: int) -> InputFile:
     """The state of an open file."""
     status = os.fstat(descriptor)
     return InputFile(path, status.st_size, status.st_mtime_ns, status.st_dev, status.st_ino)
+
+
+def read_whole(file: FileIO, buffer: np.ndarray[Any, np.dtype[np.uint8]]) -> bool:
+    """Fill `buffer` from where an open file stands; whether it had as many bytes."""
+    view, filled = memoryview(buffer.data), 0
+    while filled < len(view) and (count := file.readinto(view[filled:])):
+        filled += count
+    return filled == len(view)
