@@ -60,6 +60,7 @@ UNUSED = {
     "--tokens tokens.npy --window-length 1024": "--window-length",
     "--tokens tokens.npy --self-text 5": "--self-text",
     "--search healed --fit 1GiB": "--fit",
+    "--heal-tokens 64 --self-text 65": "--self-text",
 }
 
 
@@ -80,6 +81,7 @@ def test_other_commands_name_them_too(tiny_gguf: Path, tiny_folder: Path, run: R
         ("heal", tiny_gguf, "--plan", "p.json", "-o", "o.gguf", "--text", "t.txt", "--tokens", "tokens.npy"),
         ("export", tiny_folder, "--gguf", "o.gguf", "--shard-size", "5GB"),
         ("export", tiny_folder, "--hf", "o", "--type", "auto"),
+        ("prune", tiny_folder, "--unknown-arrays", "cut"),
     ):
         result = run(*words)
         assert result.exit_code == 2, result.output

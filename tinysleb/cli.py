@@ -63,7 +63,7 @@ window_options = shared(
         "--windows",
         type=click.IntRange(1),
         metavar="N",
-        help="Number of windows.  [default: 4; all for eval]",
+        help="Number of windows.  [default: 4; with eval, all]",
     ),
     click.option(
         "--window-length",

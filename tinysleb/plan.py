@@ -13,6 +13,7 @@ from tinysleb.formats.files import read_json_object
 
 MOST_BLOCKS = 10_000
 PERPLEXITY = "perplexity"
+BY_HAND = 'a plan can be written by hand: {"blocks": 30, "removed": [3, 7]}'
 SOURCE_NUMBERS = ("tokens", "original", "shortened", "healed", "closed")
 """What a plan says of each text that was healed on; losses are those of windows held back."""
 
@@ -110,9 +111,13 @@ def plan_from_json(value: dict[str, Any], path: Path) -> Plan:
     """
     blocks, removed = value.get("blocks"), value.get("removed")
     if type(blocks) is not int or not 1 <= blocks <= MOST_BLOCKS:
-        raise TinyslebError(f"{path}: `blocks` should be the model's number of blocks, found {blocks!r}")
+        raise TinyslebError(
+            f"{path}: `blocks` should be the model's number of blocks, found {_shown(blocks)}", BY_HAND
+        )
     if not isinstance(removed, list) or any(type(item) is not int for item in removed):
-        raise TinyslebError(f"{path}: `removed` should be a list of block indices, found {_shown(removed)}")
+        raise TinyslebError(
+            f"{path}: `removed` should be a list of block indices, found {_shown(removed)}", BY_HAND
+        )
     if len(removed) >= blocks or len(set(removed)) < len(removed) or not set(removed) <= set(range(blocks)):
         raise TinyslebError(
             f"{path}: `removed` is {_shown(removed)}; it should name some of the blocks 0 … {blocks - 1}, "

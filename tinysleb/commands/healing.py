@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def prepare(weights: Checkpoint, options: HealingOptions, compute: Compute) -> PreparedHealing:
     """Read the text to heal on. Raises TinyslebError if the model cannot be healed."""
     tokens, sampled = options.heal_tokens, options.self_text
-    sampled = tokens // 2 if sampled is None else min(sampled, tokens)
+    sampled = tokens // 2 if sampled is None else sampled
     text = HealingText(options.texts, options.token_file, tokens, sampled, options.seed)
     return prepare_healing(weights, text, compute)
 

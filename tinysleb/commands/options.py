@@ -38,6 +38,9 @@ class HealingOptions(ComputeOptions):
         check_windows(self.given)
         if self.token_file is not None and self.self_text:
             refuse_unused(self.given, ("self_text",), "With --tokens no text is sampled")
+        if self.self_text is not None and self.self_text > self.heal_tokens:
+            most = f"--heal-tokens, {self.heal_tokens}"
+            raise click.UsageError(f"--self-text {self.self_text} is more than all of {most}.")
 
 
 def refuse_unused(given: Given, names: Iterable[str], why: str) -> None:

@@ -10,12 +10,13 @@ from tinysleb.checkpoint.weights import Checkpoint, total_bytes
 from tinysleb.commands.computing import choose_compute
 from tinysleb.commands.console import Console
 from tinysleb.commands.healing import heal_with, prepare_unless
+from tinysleb.commands.options import refuse_unused
 from tinysleb.commands.prune_options import PruneOptions
 from tinysleb.commands.shortened import finish, print_shortened, refuse_outputs
 from tinysleb.commands.stopping_rule import stopping_rule
 from tinysleb.compute.distributed import Group, join_group
 from tinysleb.errors import TinyslebError
-from tinysleb.export.writers import check_cuttable
+from tinysleb.export.writers import GGUF, check_cuttable, own_format
 from tinysleb.formats.files import refuse_full_disk
 from tinysleb.heal.run import PreparedHealing
 from tinysleb.search.run import SearchRequest, check_request, read_unfinished, run_search
@@ -29,6 +30,8 @@ RACING, SAMPLING, HEALING = 0.35, 2.0, 1.0
 def search_blocks(options: PruneOptions) -> None:
     """Search, in all processes that torchrun started; heal, write and print, in the first."""
     weights = open_model(options.model)
+    if own_format(weights) != GGUF:
+        refuse_unused(options.given, ("unknown_arrays",), "MODEL is not a GGUF")
     refuse_outputs(options.model, options.out, options.force, options.model)
     check_cuttable(weights, options.unknown_arrays)
     with join_group() as group:

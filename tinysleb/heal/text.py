@@ -110,7 +110,9 @@ def split_windows(windows: Tensor) -> tuple[Tensor, Tensor]:
     if not checked.any():
         checked[-1] = True
     if checked.all():
-        raise TinyslebError("healing needs at least two windows of text", "give more text")
+        raise TinyslebError(
+            "healing needs at least two windows of text", "give more text, or raise --heal-tokens"
+        )
     return windows[~checked], windows[checked]
 
 
