@@ -31,7 +31,8 @@ from tinysleb.model.chunks import chunks
 if TYPE_CHECKING:
     from torch import Tensor
 
-PART_BYTES = 1 << 20
+PART_BYTES = 1 << 18
+"""As `COPY_BYTES` in `gguf_copy.py`."""
 EMPTY: Mapping[str, SafetensorsEntry] = MappingProxyType({})
 
 
