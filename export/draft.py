@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tinysleb.checkpoint.settings import SettingsReader, shown
-from tinysleb.errors import TinyslebError
+from tinysleb.checkpoint.settings import SettingsReader
+from tinysleb.errors import TinyslebError, shown
 from tinysleb.formats.gguf_file import GgufFile
 
 MOST_MORE_TOKENS = 128

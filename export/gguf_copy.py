@@ -11,7 +11,6 @@ from io import FileIO
 from math import prod
 from pathlib import Path
 
-import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGUFValueType
 from gguf.utility import size_label
 
@@ -25,7 +24,7 @@ from tinysleb.export.job import Job, Written, compact_json, plan_beside, stored_
 from tinysleb.formats.files import write_json
 from tinysleb.formats.finite import all_finite, not_finite
 from tinysleb.formats.gguf_file import GgufFile, GgufTensor, GgufValue
-from tinysleb.formats.input_file import read_whole
+from tinysleb.formats.input_file import read_parts
 from tinysleb.plan import Plan
 
 COPY_BYTES = 1 << 18
@@ -220,10 +219,8 @@ def _copy_bytes(source: FileIO, target: FileIO, tensor: GgufTensor, name: str) -
     are not aligned to pages alike, and `copy_file_range` then takes 1.3 times as long."""
     _, block_bytes = GGML_QUANT_SIZES[tensor.type]
     source.seek(tensor.offset)
-    data = np.empty(min(COPY_BYTES // block_bytes * block_bytes, tensor.nbytes), dtype=np.uint8)
-    for left in range(tensor.nbytes, 0, -len(data)):
-        part = data[:left]
-        if read_whole(source, part) and not all_finite(part, tensor.type.name):
+    for part in read_parts(source, tensor.nbytes, COPY_BYTES // block_bytes * block_bytes):
+        if not all_finite(part, tensor.type.name):
             raise not_finite(tensor.file.path, name)
         write_all(target, part.data)
     tensor.file.check_unchanged(source)

@@ -11,8 +11,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from tinysleb.checkpoint.config import ModelConfig
 from tinysleb.checkpoint.config_keys import PER_BLOCK_KEYS
 from tinysleb.checkpoint.gguf_names import rotated_heads
@@ -23,7 +21,7 @@ from tinysleb.export.job import SHARD_BYTES, Job, Written
 from tinysleb.export.model_card import model_card
 from tinysleb.formats.files import read_json_object, replaced_folder, valid_text
 from tinysleb.formats.finite import all_finite, not_finite
-from tinysleb.formats.input_file import read_whole
+from tinysleb.formats.input_file import read_parts
 from tinysleb.formats.model_files import model_files, skipped_files
 from tinysleb.formats.safetensors_file import SafetensorsEntry, as_bytes, write_safetensors
 from tinysleb.model.chunks import chunks
@@ -154,17 +152,12 @@ def _write_shard(
 
 
 def _copied_parts(entry: SafetensorsEntry) -> Iterator[Tensor]:
-    """A tensor's bytes as they lie in its file, through one buffer: taking memory anew for each part costs
-    as much as the copy."""
+    """A tensor's bytes as they lie in its file."""
     import torch
 
-    buffer = np.empty(min(PART_BYTES, entry.nbytes), dtype=np.uint8)
     with FileIO(entry.file.path, "rb") as file:
         file.seek(entry.offset)
-        for left in range(entry.nbytes, 0, -PART_BYTES):
-            part = buffer[:left]
-            read_whole(file, part)
-            yield torch.from_numpy(part)
+        yield from map(torch.from_numpy, read_parts(file, entry.nbytes, PART_BYTES))
         entry.file.check_unchanged(file)
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+LONGEST_SHOWN = 80
+"""Characters of a value that messages show."""
+
 
 class TinyslebError(Exception):
     """A problem the user can fix: what is wrong (file, field, value found) and what to do about it."""
@@ -18,6 +21,12 @@ class TinyslebError(Exception):
     def one_line(self) -> str:
         """Message and hint in one line, for a problem that is reported but does not end the command."""
         return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+def shown(value: object) -> str:
+    """A value for a message, not too long."""
+    text = repr(value)
+    return text if len(text) <= LONGEST_SHOWN else text[: LONGEST_SHOWN - 3] + "..."
 
 
 def pip_install(extra: str) -> str:

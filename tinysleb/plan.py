@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tinysleb.errors import TinyslebError
+from tinysleb.errors import TinyslebError, shown
 from tinysleb.formats.files import read_json_object
 
 MOST_BLOCKS = 10_000
@@ -112,15 +112,15 @@ def plan_from_json(value: dict[str, Any], path: Path) -> Plan:
     blocks, removed = value.get("blocks"), value.get("removed")
     if type(blocks) is not int or not 1 <= blocks <= MOST_BLOCKS:
         raise TinyslebError(
-            f"{path}: `blocks` should be the model's number of blocks, found {_shown(blocks)}", BY_HAND
+            f"{path}: `blocks` should be the model's number of blocks, found {shown(blocks)}", BY_HAND
         )
     if not isinstance(removed, list) or any(type(item) is not int for item in removed):
         raise TinyslebError(
-            f"{path}: `removed` should be a list of block indices, found {_shown(removed)}", BY_HAND
+            f"{path}: `removed` should be a list of block indices, found {shown(removed)}", BY_HAND
         )
     if len(removed) >= blocks or len(set(removed)) < len(removed) or not set(removed) <= set(range(blocks)):
         raise TinyslebError(
-            f"{path}: `removed` is {_shown(removed)}; it should name some of the blocks 0 … {blocks - 1}, "
+            f"{path}: `removed` is {shown(removed)}; it should name some of the blocks 0 … {blocks - 1}, "
             "each once"
         )
     target, loss = value.get("target", len(removed)), value.get("loss")
@@ -134,12 +134,6 @@ def plan_from_json(value: dict[str, Any], path: Path) -> Plan:
         raise TinyslebError(
             f"{path}: `rounds`, `scores` or `healing` is not as tinysleb writes it ({error!r})"
         ) from error
-
-
-def _shown(value: object) -> str:
-    """As in JSON, cut to a readable length."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _from_json(value: dict[str, Any], blocks: int, removed: list[int], target: int) -> Plan:

@@ -15,8 +15,8 @@ from typing import Any
 from tinysleb.checkpoint.architectures import BY_GGUF_NAME, BY_HUGGINGFACE_NAME, Architecture
 from tinysleb.checkpoint.config_keys import HARMLESS_KEYS, READ_KEYS
 from tinysleb.checkpoint.rotary import Rotary, rotary_from_gguf, rotary_from_huggingface
-from tinysleb.checkpoint.settings import SettingsReader, not_modelled, shown
-from tinysleb.errors import TinyslebError
+from tinysleb.checkpoint.settings import SettingsReader, not_modelled
+from tinysleb.errors import TinyslebError, shown
 from tinysleb.plan import MOST_BLOCKS
 
 

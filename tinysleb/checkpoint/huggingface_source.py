@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinysleb.checkpoint.config import ModelConfig, config_from_huggingface
-from tinysleb.checkpoint.settings import SettingsReader, not_modelled, shown
+from tinysleb.checkpoint.settings import SettingsReader, not_modelled
 from tinysleb.checkpoint.tokenizer_folder import TokenizerFolder, read_tokenizer_folder
 from tinysleb.checkpoint.weights import TensorInfo, check_complete
-from tinysleb.errors import TinyslebError
+from tinysleb.errors import TinyslebError, shown
 from tinysleb.formats.files import read_json_object, read_text
 from tinysleb.formats.model_files import model_files
 from tinysleb.formats.safetensors_file import (

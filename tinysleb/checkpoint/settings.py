@@ -11,13 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from tinysleb.errors import TinyslebError
+from tinysleb.errors import TinyslebError, shown
 
 LARGEST_SIZE = 2**31 - 1
 SMALLEST_REAL, LARGEST_REAL = 1e-30, 1e30
 """Factors beyond these are mistakes; within them, products of two are numbers in float32."""
-LONGEST_SHOWN = 80
-"""Characters of a value that messages show."""
 
 
 class SettingsReader:
@@ -154,9 +152,3 @@ def not_modelled(where: str, key: str, value: Any, supported: str) -> TinyslebEr
         f"{where}: `{key}` is {shown(value)}, which is not modelled",
         f"supported is {supported}",
     )
-
-
-def shown(value: Any) -> str:
-    """A value for a message, not too long."""
-    text = repr(value)
-    return text if len(text) <= LONGEST_SHOWN else text[: LONGEST_SHOWN - 3] + "..."

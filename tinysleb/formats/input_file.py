@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -48,6 +49,17 @@ def input_file(path: Path, descriptor: int) -> InputFile:
     """The state of an open file."""
     status = os.fstat(descriptor)
     return InputFile(path, status.st_size, status.st_mtime_ns, status.st_dev, status.st_ino)
+
+
+def read_parts(file: FileIO, size: int, at_once: int) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
+    """The next `size` bytes of an open file, in parts of `at_once` through one buffer: taking memory anew for
+    each part costs as much as copying it. Ends early where the file does.
+    """
+    buffer = np.empty(min(at_once, size), dtype=np.uint8)
+    for left in range(size, 0, -at_once):
+        if not read_whole(file, buffer[:left]):
+            return
+        yield buffer[:left]
 
 
 def read_whole(file: FileIO, buffer: np.ndarray[Any, np.dtype[np.uint8]]) -> bool:

@@ -94,7 +94,7 @@ def run_search(
         plan = _continue(plan, saved, unfinished)
     for line in _announcement(plan, calibration, rule, compute, weights, len(allowed)):
         say(line)
-    following = _rounds(weights, calibration.tokens, plan, compute, request, allowed, progress)
+    following = _rounds(Scoring(weights, calibration.tokens, plan, compute, allowed, progress), request)
     while (finished := finished_plan(rule, plan)) is None:
         begin = time.monotonic()
         plan = next(following)
@@ -130,22 +130,15 @@ def read_unfinished(path: Path, resume: bool, force: bool, group: Group) -> Plan
     return None if text is None else plan_from_json(json.loads(text), path)
 
 
-def _rounds(
-    weights: Weights,
-    tokens: Tensor,
-    plan: Plan,
-    compute: Compute,
-    request: SearchRequest,
-    allowed: range,
-    progress: Progress,
-) -> Iterator[Plan]:
+def _rounds(scoring: Scoring, request: SearchRequest) -> Iterator[Plan]:
     """The plan after each round, by the metric asked for."""
     score = METRICS[request.metric].score
-    if score is None:
-        return rounds.search(
-            weights, tokens, plan, compute, allowed=allowed, exact=request.exact, progress=progress
-        )
-    return _rounds_by_score(score, Scoring(weights, tokens, plan, compute, allowed, progress), request)
+    if score is not None:
+        return _rounds_by_score(score, scoring, request)
+    return rounds.search(
+        scoring.weights, scoring.tokens, scoring.plan, scoring.compute,
+        allowed=scoring.allowed, exact=request.exact, progress=scoring.progress,
+    )  # fmt: skip
 
 
 def _rounds_by_score(

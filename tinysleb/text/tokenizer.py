@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from sentencepiece import SentencePieceProcessor
 
 from tinysleb.checkpoint.gguf_vocabulary import GgufVocabulary
-from tinysleb.checkpoint.settings import shown
 from tinysleb.checkpoint.tokenizer_folder import TokenizerFolder
 from tinysleb.checkpoint.weights import Checkpoint
-from tinysleb.errors import TinyslebError, pip_install
+from tinysleb.errors import TinyslebError, pip_install, shown
 from tinysleb.text.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
 from tinysleb.text.sentencepiece_model import (
     BPE,
