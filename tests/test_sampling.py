@@ -12,10 +12,18 @@ from tinysleb.checkpoint.open_model import open_model
 from tinysleb.checkpoint.weights import Weights
 from tinysleb.errors import TinyslebError
 from tinysleb.model.forward import forward
-from tinysleb.model.sampling import draw, sample
+from tinysleb.model.sampling import Resident, draw, load_resident, sample, uniforms
 
 CPU = torch.device("cpu")
 PROMPTS = [[5], [7, 300, 12], [9, 8]]
+
+
+def resident(folder: Path) -> Resident:
+    return load_resident(open_model(folder), torch.float32, CPU)
+
+
+def uniform(count: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(count, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, "a window"])
@@ -26,15 +34,14 @@ def test_the_cache_changes_nothing(name: str, tmp_path: Path) -> None:
     else:
         make_variant(name, tmp_path)
     weights = open_model(tmp_path)
-    found = sample(weights, PROMPTS, 24, torch.float32, CPU, seed=4, at_once=2)
-    generator = torch.Generator().manual_seed(4)
-    for rows, prompts in ((found[:2], PROMPTS[:2]), (found[2:], PROMPTS[2:])):
-        for position in range(23):
-            logits = forward(weights, rows[:, : position + 1])[:, -1]
-            drawn = draw(logits, 1.0, generator)
-            for row, prompt, token in zip(rows, prompts, drawn, strict=True):
-                expected = prompt[position + 1] if position + 1 < len(prompt) else token
-                assert row[position + 1] == expected
+    found = sample(resident(tmp_path), PROMPTS, 24, seed=4)
+    numbers = torch.tensor([uniforms(4, row, 24) for row in range(3)])
+    for position in range(23):
+        logits = forward(weights, found[:, : position + 1])[:, -1]
+        drawn = draw(logits, 1.0, numbers[:, position + 1])
+        for row, prompt, token in zip(found, PROMPTS, drawn, strict=True):
+            expected = prompt[position + 1] if position + 1 < len(prompt) else token
+            assert row[position + 1] == expected
 
 
 def test_the_most_probable_tokens_are_those_of_transformers(tmp_path: Path) -> None:
@@ -43,7 +50,7 @@ def test_the_most_probable_tokens_are_those_of_transformers(tmp_path: Path) -> N
     expected = transformers_model(folder).generate(
         prompt, max_new_tokens=20, min_new_tokens=20, do_sample=False
     )
-    found = sample(open_model(folder), prompt.tolist(), 24, torch.float32, CPU, seed=0, temperature=0)
+    found = sample(resident(folder), prompt.tolist(), 24, seed=0, temperature=0)
     assert torch.equal(found, expected)
 
 
@@ -53,7 +60,8 @@ def test_draws_follow_the_softmax(temperature: float) -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(1000, generator=generator)
     count = 200_000
-    drawn = torch.cat([draw(logits.expand(2000, 1000), temperature, generator) for _ in range(count // 2000)])
+    numbers = torch.split(uniform(count), 2000)
+    drawn = torch.cat([draw(logits.expand(2000, 1000), temperature, part) for part in numbers])
     expected = (logits.double() / temperature).softmax(0) * count
     common = expected >= 5  # where the distribution of the statistic is known
     seen = torch.bincount(drawn, minlength=1000)
@@ -68,9 +76,9 @@ def test_impossible_tokens_are_not_drawn() -> None:
     """At either end, and between; a certain one always is."""
     logits = torch.full((4000, 9), -torch.inf)
     logits[:, [2, 5]] = 0.0
-    assert set(draw(logits, 1.0, torch.Generator().manual_seed(0)).tolist()) == {2, 5}
+    assert set(draw(logits, 1.0, uniform(4000)).tolist()) == {2, 5}
     logits[:, 5] = -torch.inf
-    assert set(draw(logits, 1.0, torch.Generator().manual_seed(0)).tolist()) == {2}
+    assert set(draw(logits, 1.0, uniform(4000)).tolist()) == {2}
 
 
 def test_draws_do_not_depend_on_threads() -> None:
@@ -78,7 +86,7 @@ def test_draws_do_not_depend_on_threads() -> None:
     before, found = torch.get_num_threads(), []
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        found.append(draw(logits, 1.0, torch.Generator().manual_seed(2)))
+        found.append(draw(logits, 1.0, uniform(100)))
     torch.set_num_threads(before)
     assert torch.equal(*found)
 
@@ -87,7 +95,7 @@ def test_probabilities_that_are_not_finite_are_refused() -> None:
     logits = torch.zeros(3, 10)
     logits[1, 4] = torch.nan
     with pytest.raises(TinyslebError, match="not finite"):
-        draw(logits, 1.0, torch.Generator().manual_seed(0))
+        draw(logits, 1.0, uniform(3))
 
 
 def test_each_tensor_is_read_once(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,12 +107,22 @@ def test_each_tensor_is_read_once(tiny_folder: Path, monkeypatch: pytest.MonkeyP
         return tensor(self, name, *rows)
 
     monkeypatch.setattr(type(weights), "tensor", counted)
-    sample(weights, PROMPTS, 12, torch.float32, CPU, seed=0, at_once=2)
+    sample(load_resident(weights, torch.float32, CPU), PROMPTS, 12, seed=0)
     assert sorted(read) == sorted(weights.tensors)
 
 
 def test_the_seed_decides(tmp_path: Path) -> None:
-    weights = open_model(make_llama(tmp_path))
-    one, same, other = (sample(weights, PROMPTS, 20, torch.float32, CPU, seed=seed) for seed in (1, 1, 2))
+    model = resident(make_llama(tmp_path))
+    one, same, other = (sample(model, PROMPTS, 20, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
+
+
+def test_what_is_sampled_beside_a_sequence_changes_nothing(tmp_path: Path) -> None:
+    model = resident(make_llama(tmp_path))
+    together = sample(model, PROMPTS, 20, seed=1)
+    apart = [sample(model, [prompt], 20, seed=1, first=number) for number, prompt in enumerate(PROMPTS)]
+    assert torch.equal(together, torch.cat(apart))
+    assert not torch.equal(
+        sample(model, PROMPTS[:1] * 2, 20, seed=1)[0], sample(model, PROMPTS[:1], 20, seed=1, first=1)[0]
+    )

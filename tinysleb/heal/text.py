@@ -7,20 +7,20 @@ what healing does to it.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count, cycle, islice, repeat
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from tinysleb.checkpoint.weights import Checkpoint
-from tinysleb.compute.compute import Compute
+from tinysleb.compute.compute import Compute, scaled
 from tinysleb.compute.memory import give_back_freed, sampling_bytes
 from tinysleb.errors import TinyslebError
 from tinysleb.formats.units import format_bytes
-from tinysleb.model.sampling import sample
+from tinysleb.model.sampling import load_resident, sample
 from tinysleb.text.tokenizer import Tokenizer, open_tokenizer
 from tinysleb.text.windows import Calibration, from_text, from_token_file
 
@@ -31,7 +31,8 @@ CHECKED = 8
 """One window in so many decides whether a block is better off with its old weights."""
 SAMPLED_LENGTH = 128
 """Tokens of a sampled sequence, so that windows hold more than one: more sequences have more topics."""
-SAMPLED_AT_ONCE = 128
+PORTION = 64
+"""Windows that are sampled at once, at most: more take memory for their keys and values, and gain nothing."""
 SELF_SOURCE = "text sampled from the model"
 END_OF_TEXT = "<|endoftext|>"
 TURNS = (
@@ -136,48 +137,68 @@ def _source(calibration: Calibration, count: int) -> Source:
 def self_source(
     weights: Checkpoint, text: HealingText, compute: Compute, progress: Callable[[float], None]
 ) -> Source:
-    """What the model writes. Raises TinyslebError if it has no tokenizer, or does not fit into memory."""
+    """What the model writes. Raises TinyslebError as `self_windows` does."""
+    fitted = max(1, text.sampled // window_length(weights, text))
+    held = min(HELD_BACK, max(1, fitted // 4))
+    portions = -(-(fitted + held) // PORTION)
+    portion = -(-(fitted + held) // portions)
+    found = self_windows(weights, text, compute, portion, lambda done: progress(done / portions))
+    windows = torch.cat(list(islice(found, portions)))[: fitted + held]
+    return Source(SELF_SOURCE, windows[held:], windows[:held])
+
+
+def self_windows(
+    weights: Checkpoint,
+    text: HealingText,
+    compute: Compute,
+    portion: int = PORTION,
+    progress: Callable[[float], None] = lambda _portions: None,
+) -> Iterator[Tensor]:
+    """Windows that the model writes, without end: int64 `[portion, T]` each time. The model is in memory
+    until the iterator is closed.
+
+    A window depends on the seed and on how many came before it, not on the size of a portion, as far as
+    matrix products of other sizes round alike. `progress` is given the portions done, with a fraction. Raises
+    TinyslebError if the model has no tokenizer, or does not fit into memory.
+    """
     window = window_length(weights, text)
-    count = max(1, text.sampled // window)
-    held = min(HELD_BACK, max(1, count // 4))
     in_a_window = max(1, window // SAMPLED_LENGTH)
-    length = -(-window // in_a_window)
-    prompts = self_prompts(weights, (count + held) * in_a_window, text.seed)
-    count_at_once = min(SAMPLED_AT_ONCE, len(prompts))
-    least = sampling_bytes(weights.config, count_at_once, length, compute.dtype.itemsize)
+    length, at_once = -(-window // in_a_window), portion * in_a_window
+    _check_memory(weights, at_once, length, compute)
+    prompts = self_prompts(weights, text.seed)
+    model = load_resident(weights, compute.dtype, compute.device)
+    for done in count():
+        batch = list(islice(prompts, at_once))
+        told = scaled(progress, done, done + 1)
+        sequences = sample(model, batch, length, seed=text.seed, first=done * at_once, progress=told)
+        give_back_freed()
+        yield sequences.view(portion, -1)[:, :window]
+
+
+def _check_memory(weights: Checkpoint, at_once: int, length: int, compute: Compute) -> None:
+    least = sampling_bytes(weights.config, at_once, length, compute.dtype.itemsize)
     if compute.memory.resident + least > compute.memory.total:
         raise TinyslebError(
             f"the model does not fit into {format_bytes(compute.memory.total)} of memory, "
             "and sampling would read it once for every token",
             f"--memory {format_bytes(compute.memory.resident + least)} would do",
         )
-    sequences = sample(
-        weights, prompts, length, compute.dtype, compute.device,
-        seed=text.seed, at_once=SAMPLED_AT_ONCE, progress=progress,
-    )  # fmt: skip
-    give_back_freed()
-    windows = sequences.view(count + held, -1)[:, :window]
-    return Source(SELF_SOURCE, windows[held:], windows[:held])
 
 
-def self_prompts(weights: Checkpoint, count: int, seed: int) -> list[list[int]]:
-    """What each sampled sequence begins with: half with nothing, and of a model that chats, a quarter with
-    a user's turn that it writes itself, a quarter with a question."""
+def self_prompts(weights: Checkpoint, seed: int) -> Iterator[list[int]]:
+    """What each sampled sequence begins with, without end: half with nothing, and of a model that chats, a
+    quarter with a user's turn that it writes itself, a quarter with a question."""
     tokenizer = open_tokenizer(weights)
     start = _start(tokenizer)
     turn = _turn(weights.chat_template())
     if turn is None:
-        return [start] * count
+        yield from repeat(start)
+        return
     opening, _, _ = turn.partition("{}")
     questions = [turn.format(form.format(topic)) for form in FORMS for topic in TOPICS]
     random.Random(seed).shuffle(questions)
-    asked = _cycled([start, tokenizer.encode(opening), start, None], count)
-    following = iter(_cycled(questions, count))
-    return [tokenizer.encode(next(following)) if prompt is None else prompt for prompt in asked]
-
-
-def _cycled(items: Sequence[Any], count: int) -> list[Any]:
-    return [items[index % len(items)] for index in range(count)]
+    for question in cycle(questions):
+        yield from (start, tokenizer.encode(opening), start, tokenizer.encode(question))
 
 
 def _start(tokenizer: Tokenizer) -> list[int]:

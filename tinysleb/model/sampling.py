@@ -5,6 +5,7 @@ Many sequences are sampled at once, one token a step, with a key/value cache. Th
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -29,57 +30,68 @@ from tinysleb.model.forward import (
 
 
 @dataclass(frozen=True)
-class _Resident:
+class Resident:
     """A model in memory: its blocks, embedding, last norm and head."""
 
+    config: ModelConfig
     blocks: list[Block]
     embedding: Tensor
     norm: Tensor
     head: Tensor
 
 
-@torch.inference_mode()
+def load_resident(weights: Weights, dtype: torch.dtype, device: torch.device) -> Resident:
+    """Read a whole model, matrices in `dtype`."""
+    config = weights.config
+    embedding = weights.tensor("model.embed_tokens.weight").to(device, dtype)
+    head = embedding if config.tied else weights.tensor(head_name(config)).to(device, dtype)
+    blocks = [load_block(weights, index, dtype, device) for index in range(config.blocks)]
+    return Resident(config, blocks, embedding, head_norm(weights, device), head)
+
+
 def sample(
-    weights: Weights,
+    model: Resident,
     prompts: Sequence[Sequence[int]],
     length: int,
-    dtype: torch.dtype,
-    device: torch.device,
     *,
     seed: int,
+    first: int = 0,
     temperature: float = 1.0,
-    at_once: int = 64,
     progress: Callable[[float], None] = lambda _fraction: None,
 ) -> Tensor:
-    """Continue each of `prompts` (at least one token each) to `length` tokens: int64 `[n, length]`.
+    """Continue each of `prompts` (at least one token each) to `length` tokens, all at once: int64
+    `[n, length]`.
 
     Tokens are drawn from the softmax of the logits divided by `temperature`; the most probable ones are
-    taken if it is 0. `at_once`: sequences in a batch. The same seed gives the same tokens. Raises
-    TinyslebError if a probability is not finite.
+    taken if it is 0. The prompts are numbered from `first`: what follows one is decided by `seed` and its
+    number, whichever others are sampled beside it. Raises TinyslebError if a probability is not finite.
     """
-    model = _load(weights, dtype, device)
-    generator = torch.Generator().manual_seed(seed)
+    uniform = torch.tensor([uniforms(seed, first + row, length) for row in range(len(prompts))])
     tokens = torch.full((len(prompts), length), -1, dtype=torch.int64)
     for row, prompt in zip(tokens, prompts, strict=True):
         row[: len(prompt)] = torch.tensor(prompt[:length])
-    for first in range(0, len(prompts), at_once):
-        batch = tokens[first : first + at_once]
-        for index, logits in _steps(weights.config, model, batch, device):
-            drawn = draw(logits, temperature, generator)
-            following = batch[:, index + 1]
-            batch[:, index + 1] = torch.where(following < 0, drawn, following)
-            done = first + len(batch) * (index + 2) / length
-            progress(done / len(prompts))
+    for index, logits in _steps(model, tokens):
+        drawn = draw(logits, temperature, uniform[:, index + 1])
+        following = tokens[:, index + 1]
+        tokens[:, index + 1] = torch.where(following < 0, drawn, following)
+        progress((index + 2) / length)
     return tokens
 
 
-def draw(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
+def uniforms(seed: int, number: int, count: int) -> list[float]:
+    """The numbers between 0 and 1 that the tokens of one sequence are drawn with."""
+    generator = random.Random(f"sequence {number} of seed {seed}")
+    return [generator.random() for _ in range(count)]
+
+
+@torch.inference_mode()
+def draw(logits: Tensor, temperature: float, uniform: Tensor) -> Tensor:
     """One token for each row of logits `[n, vocabulary]`, on the CPU: the first at which the cumulative
-    probability reaches a uniform number. The number of threads changes nothing."""
+    probability reaches 1 - `uniform`, float64 `[n]` in [0, 1). The number of threads changes nothing."""
     if temperature == 0:
         return logits.argmax(-1).cpu()
     drawn = []
-    for rows in torch.split(logits, DRAWN_AT_ONCE):
+    for rows, numbers in zip(*(torch.split(each, DRAWN_AT_ONCE) for each in (logits, uniform)), strict=True):
         probabilities = (rows.cpu().float() / temperature).softmax(-1)
         cumulative = probabilities.cumsum(-1, dtype=torch.float64)
         total = cumulative[:, -1:]
@@ -89,18 +101,16 @@ def draw(logits: Tensor, temperature: float, generator: torch.Generator) -> Tens
                 "the weights may be damaged, or need float32",
             )
         # above 0 and at most the total, so that a token without any probability is never drawn
-        uniform = 1 - torch.rand(len(rows), 1, dtype=torch.float64, generator=generator)
-        drawn.append(torch.searchsorted(cumulative, uniform * total)[:, 0])
+        drawn.append(torch.searchsorted(cumulative, (1 - numbers[:, None]) * total)[:, 0])
     return torch.cat(drawn)
 
 
-def _steps(
-    config: ModelConfig, model: _Resident, tokens: Tensor, device: torch.device
-) -> Iterator[tuple[int, Tensor]]:
+@torch.inference_mode()
+def _steps(model: Resident, tokens: Tensor) -> Iterator[tuple[int, Tensor]]:
     """The index of each token but the last, and the logits `[n, vocabulary]` of the next, which the caller
     fills in before it asks for more."""
-    count, length = tokens.shape
-    dtype = model.embedding.dtype
+    config, (count, length) = model.config, tokens.shape
+    dtype, device = model.embedding.dtype, model.embedding.device
     positions = block_positions(config, length, device)
     shape = (count, config.kv_heads, length, config.head_dim)
     caches = [empty_cache(shape, dtype, device) for _ in positions]
@@ -111,11 +121,3 @@ def _steps(
             hidden = block_forward(hidden, block, config, at_token(position, index), cache)
         normed = rms_norm(hidden[:, 0], model.norm, config.norm_eps).to(dtype)
         yield index, F.linear(normed, model.head)
-
-
-def _load(weights: Weights, dtype: torch.dtype, device: torch.device) -> _Resident:
-    config = weights.config
-    embedding = weights.tensor("model.embed_tokens.weight").to(device, dtype)
-    head = embedding if config.tied else weights.tensor(head_name(config)).to(device, dtype)
-    blocks = [load_block(weights, index, dtype, device) for index in range(config.blocks)]
-    return _Resident(blocks, embedding, head_norm(weights, device), head)
