@@ -24,11 +24,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tinysleb.checkpoint.config import block_prefix
+from tinysleb.checkpoint.encoding import encode
 from tinysleb.checkpoint.open_model import open_model
 from tinysleb.checkpoint.weights import Shortened, Weights
 from tinysleb.compute.compute import Compute, compute_on
 from tinysleb.heal.choose_blocks import choose_healed
-from tinysleb.heal.healed_weights import HEALED, Healed, HealedTensors, encode, unrounded
+from tinysleb.heal.healed_weights import HEALED, Healed, HealedTensors, unrounded
 from tinysleb.heal.text import HealingText, Source, self_source, split_windows
 from tinysleb.heal.walk import heal
 from tinysleb.model.blocks import load_block

@@ -11,8 +11,8 @@ import gguf
 import numpy as np
 import torch
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-from gguf.quants import quantize
 
+from tinysleb.checkpoint.encoding import encode
 from tinysleb.checkpoint.gguf_names import (
     ROTARY_FACTORS,
     gguf_name,
@@ -68,8 +68,8 @@ def write_gguf(
     type_name = own_type(weights) if type_name == "auto" else type_name.lower()
     check_type(type_name, weights.path)
     check_expressible(weights.config, weights.path)
-    matrix_type = WRITABLE[type_name]
-    file_type = gguf.LlamaFileType[matrix_type.file_type]
+    matrix_type = WRITABLE[type_name].matrices
+    file_type = gguf.LlamaFileType[WRITABLE[type_name].name]
     metadata = checkpoint_metadata(weights.config, folder, file_type, pre)
     metadata |= tinysleb_metadata(plan_text)
     tensors = _tensor_types(weights, matrix_type)
@@ -170,4 +170,4 @@ def _as_stored(chunk: torch.Tensor, type_: GGMLQuantizationType) -> Bytes:
     if stored.is_float and chunk.dtype == getattr(torch, stored.torch):
         return as_bytes(chunk)
     with np.errstate(over="ignore"):  # the caller looks for infinity
-        return np.ascontiguousarray(quantize(chunk.to(torch.float32).numpy(), type_)).view(np.uint8)
+        return encode(chunk, type_)

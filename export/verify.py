@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from tinysleb.checkpoint.gguf_names import gguf_name
 from tinysleb.checkpoint.gguf_source import GgufWeights, open_gguf
@@ -22,7 +23,6 @@ from tinysleb.formats.gguf_header import pack_value
 from tinysleb.formats.tensor_types import tensor_type
 from tinysleb.model.forward import forward
 
-QUANTISED_TOGETHER = 32
 SMALLEST_STEP = 2**-24
 """Of float16, which scales are stored in."""
 PROBE_TOKENS = 16
@@ -90,7 +90,7 @@ def _allowed(wanted: torch.Tensor, part: float, type_: str) -> torch.Tensor:
         return torch.zeros(())
     largest = wanted.abs()
     if not tensor_type(type_).is_float:
-        blocks = largest.view(-1, QUANTISED_TOGETHER)
+        blocks = largest.view(-1, GGML_QUANT_SIZES[GGMLQuantizationType[type_]][0])
         largest = blocks.amax(1, keepdim=True).expand_as(blocks).reshape(wanted.shape)
     return largest * part * 1.02 + SMALLEST_STEP
 

@@ -8,9 +8,9 @@ import torch
 from gguf.constants import GGMLQuantizationType
 from torch import Tensor
 
+from tinysleb.checkpoint.encoding import decode, encode
 from tinysleb.formats.gguf_file import Bytes
 from tinysleb.heal import ridge
-from tinysleb.heal.healed_weights import decode, encode
 from tinysleb.heal.ridge import NormalEquations, solve
 from tinysleb.heal.rounding import encode_fed_forward
 

@@ -22,17 +22,19 @@ from reference import (
     transformers_model,
     without_blocks,
 )
+from tinysleb.checkpoint.encoding import decode, encode
 from tinysleb.checkpoint.open_model import open_model
 from tinysleb.checkpoint.weights import Shortened, Weights
 from tinysleb.compute.compute import Compute
 from tinysleb.compute.memory import Budget
 from tinysleb.errors import TinyslebError
 from tinysleb.formats.gguf_file import read_gguf
+from tinysleb.formats.tensor_types import RECORDS
 from tinysleb.heal import choose_blocks as healed_search
 from tinysleb.heal import text as healing_text
 from tinysleb.heal import walk as heal_module
 from tinysleb.heal.choose_blocks import Choice, choose_healed
-from tinysleb.heal.healed_weights import Healed, HealedTensors, decode, encode, encoding_for
+from tinysleb.heal.healed_weights import Healed, HealedTensors, encoding_for
 from tinysleb.heal.run import Outcome
 from tinysleb.heal.text import Source
 from tinysleb.heal.walk import HealedBlock, heal, plan_healing_memory
@@ -147,18 +149,19 @@ def test_families_that_cannot_be_healed_are_left_as_they_are(run: Run, tmp_path:
     assert "cannot be healed" in refused.stderr
 
 
-@pytest.mark.parametrize("type_", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"])
+@pytest.mark.parametrize("type_", [record.name for record in RECORDS if record.encoded])
 def test_types_that_stay(type_: str) -> None:
-    values = torch.randn(8, 96, generator=GENERATOR)
-    chosen = encoding_for(type_, 96)
+    values = torch.randn(8, 256, generator=GENERATOR)
+    chosen = encoding_for(type_, 256)
     assert chosen.name == type_
     error = (decode(encode(values, chosen), chosen) - values).abs().max()
-    assert error < {"F32": 1e-9, "F16": 2e-3, "BF16": 2e-2, "Q8_0": 3e-2}.get(type_, 0.5)
+    assert error < {"F32": 1e-9, "F16": 2e-3, "BF16": 2e-2, "Q8_0": 3e-2, "Q2_K": 1.5}.get(type_, 0.5)
 
 
 def test_types_that_change() -> None:
-    assert encoding_for("Q4_K", 256).name == encoding_for("IQ4_XS", 256).name == "Q8_0"
-    assert encoding_for("Q4_K", 80).name == "F16"
+    assert encoding_for("IQ4_XS", 256).name == "IQ4_NL"
+    assert encoding_for("MXFP4", 256).name == "Q8_0"
+    assert encoding_for("MXFP4", 80).name == "F16"
     assert encoding_for("F64", 80).name == "F32"
 
 

@@ -18,8 +18,11 @@ class TensorType:
     """What a value takes in a safetensors file; 0 for types that it does not have."""
     torch: str = ""
     """The torch dtype that holds its values as they are stored; '' if they must be dequantised."""
-    file_type: str = ""
-    """The gguf package's `LlamaFileType` of a GGUF whose matrices we write in this type; '' if we cannot."""
+    file_types: tuple[str, ...] = ()
+    """The gguf package's `LlamaFileType` of each GGUF that is mostly in this type; () if we cannot encode."""
+    fallback: str = ""
+    """What llama.cpp stores rows in whose length is not a multiple of this type's block
+    (`tensor_type_fallback` in `src/llama-quant.cpp`); '' for F16."""
     step: float = 0.0
     """How far a value may be from what was to be stored, as a fraction of it or, if quantised, of the largest
     in its block."""
@@ -45,20 +48,33 @@ class TensorType:
         return bool(self.torch)
 
     @property
+    def encoded(self) -> bool:
+        """Whether we can encode values in this type."""
+        return bool(self.file_types)
+
+
+@dataclass(frozen=True)
+class FileType:
+    """A type of GGUF that we write: `name`, the gguf package's, and the type that most matrices are in."""
+
+    name: str
+    matrices: TensorType
+
+    @property
     def option(self) -> str:
-        """What users call a type that we write."""
-        return self.name.lower()
+        """What users call it."""
+        return self.name.partition("_")[2].lower()
 
 
 RECORDS = (
-    TensorType("F32", 4, "float32", "ALL_F32", logits_tolerance=0.002, exponent=0x7F800000),
-    TensorType("F16", 2, "float16", "MOSTLY_F16", step=2**-11, logits_tolerance=0.01, exponent=0x7C00),
-    TensorType("BF16", 2, "bfloat16", "MOSTLY_BF16", step=2**-8, logits_tolerance=0.02, exponent=0x7F80),
-    TensorType("Q8_0", file_type="MOSTLY_Q8_0", step=1 / 127, scales=(0,)),
-    TensorType("Q5_1", file_type="MOSTLY_Q5_1", step=1 / 15, few_bits=True, scales=(0, 2)),
-    TensorType("Q5_0", file_type="MOSTLY_Q5_0", step=1 / 16, few_bits=True, scales=(0,)),
-    TensorType("Q4_1", file_type="MOSTLY_Q4_1", step=1 / 7, few_bits=True, scales=(0, 2)),
-    TensorType("Q4_0", file_type="MOSTLY_Q4_0", step=1 / 8, few_bits=True, scales=(0,)),
+    TensorType("F32", 4, "float32", ("ALL_F32",), logits_tolerance=0.002, exponent=0x7F800000),
+    TensorType("F16", 2, "float16", ("MOSTLY_F16",), step=2**-11, logits_tolerance=0.01, exponent=0x7C00),
+    TensorType("BF16", 2, "bfloat16", ("MOSTLY_BF16",), step=2**-8, logits_tolerance=0.02, exponent=0x7F80),
+    TensorType("Q8_0", file_types=("MOSTLY_Q8_0",), step=1 / 127, scales=(0,)),
+    TensorType("Q5_1", file_types=("MOSTLY_Q5_1",), step=1 / 15, few_bits=True, scales=(0, 2)),
+    TensorType("Q5_0", file_types=("MOSTLY_Q5_0",), step=1 / 16, few_bits=True, scales=(0,)),
+    TensorType("Q4_1", file_types=("MOSTLY_Q4_1",), step=1 / 7, few_bits=True, scales=(0, 2)),
+    TensorType("Q4_0", file_types=("MOSTLY_Q4_0",), step=1 / 8, few_bits=True, scales=(0,)),
     TensorType("F64", 8, "float64", exponent=0x7FF0000000000000),
     TensorType("F8_E4M3", 1, "float8_e4m3fn"),
     TensorType("F8_E5M2", 1),
@@ -67,21 +83,34 @@ RECORDS = (
         for name in ("I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8")
     ),
     TensorType("BOOL", 1),
-    TensorType("Q2_K", scales=(80, 82)),
-    TensorType("Q3_K", scales=(108,)),
-    TensorType("Q4_K", scales=(0, 2)),
-    TensorType("Q5_K", scales=(0, 2)),
-    TensorType("Q6_K", scales=(208,)),
-    TensorType("TQ1_0", scales=(52,)),
-    TensorType("TQ2_0", scales=(64,)),
-    *(
-        TensorType(name, scales=(0,))
-        for name in ("IQ1_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS")
+    TensorType("Q2_K", file_types=("MOSTLY_Q2_K",), step=1, few_bits=True, scales=(80, 82), fallback="Q4_0"),
+    TensorType(
+        "Q3_K", file_types=("MOSTLY_Q3_K_S", "MOSTLY_Q3_K_M", "MOSTLY_Q3_K_L"),
+        step=0.5, few_bits=True, scales=(108,), fallback="Q4_0",
     ),
-)
+    TensorType(
+        "Q4_K", file_types=("MOSTLY_Q4_K_S", "MOSTLY_Q4_K_M"),
+        step=0.25, few_bits=True, scales=(0, 2), fallback="Q5_0",
+    ),
+    TensorType(
+        "Q5_K", file_types=("MOSTLY_Q5_K_S", "MOSTLY_Q5_K_M"),
+        step=0.12, few_bits=True, scales=(0, 2), fallback="Q5_1",
+    ),
+    TensorType("Q6_K", file_types=("MOSTLY_Q6_K",), step=0.06, few_bits=True, scales=(208,), fallback="Q8_0"),
+    TensorType("IQ4_NL", file_types=("MOSTLY_IQ4_NL",), step=0.2, few_bits=True, scales=(0,)),
+    TensorType("TQ1_0", scales=(52,), fallback="Q4_0"),
+    TensorType("TQ2_0", scales=(64,), fallback="Q4_0"),
+    *(
+        TensorType(name, scales=(0,), fallback="IQ4_NL")
+        for name in ("IQ1_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_XS")
+    ),
+)  # fmt: skip
 TENSOR_TYPES = {record.name: record for record in RECORDS}
-WRITABLE = {record.option: record for record in RECORDS if record.file_type}
-"""The types that we can encode, by what users call them."""
+FILE_TYPES = [FileType(name, record) for record in RECORDS for name in record.file_types]
+WRITABLE = {
+    each.option: each for each in FILE_TYPES if not each.option.endswith(("_k", "_s", "_m", "_l", "_nl"))
+}
+"""The types of GGUF that we write, by what users call them."""
 
 
 def tensor_type(name: str) -> TensorType:

@@ -9,9 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-from gguf.quants import dequantize, quantize
 
 from tinysleb.checkpoint.config import ModelConfig
 from tinysleb.checkpoint.gguf_source import half_rows
@@ -32,33 +30,23 @@ HEALED = "mlp.down_proj.weight"
 def encoding_for(stored: str, columns: int) -> GGMLQuantizationType:
     """The type that a healed tensor has in place of one stored as `stored`: the same, or the next best.
 
-    What cannot be quantised to becomes Q8_0 (F16, if rows of so many `columns` do not divide into its
-    blocks); float64 becomes float32.
+    What cannot be encoded becomes what llama.cpp falls back to, else Q8_0; F16, if rows of so many `columns`
+    do not divide into its blocks; float64 becomes float32.
     """
-    if tensor_type(stored).file_type:
+    known = tensor_type(stored)
+    if known.encoded:
         return GGMLQuantizationType[stored]
     if stored == "F64":
         return GGMLQuantizationType.F32
-    fits = columns % GGML_QUANT_SIZES[GGMLQuantizationType.Q8_0][0] == 0
-    return GGMLQuantizationType.Q8_0 if fits else GGMLQuantizationType.F16
+    next_best = GGMLQuantizationType[known.fallback or "Q8_0"]
+    fits = columns % GGML_QUANT_SIZES[next_best][0] == 0
+    return next_best if fits else GGMLQuantizationType.F16
 
 
 def grown_types(weights: Weights) -> str:
     """The types of matrices that healing would store as another, by name; empty if there are none."""
     last = [info for name, info in weights.tensors.items() if name.endswith(HEALED)]
     return ", ".join(sorted({i.type for i in last if encoding_for(i.type, i.shape[-1]).name != i.type}))
-
-
-def encode(values: Tensor, type_: GGMLQuantizationType) -> Bytes:
-    """A matrix as stored in a type: uint8 `[rows, bytes per row]`."""
-    return np.ascontiguousarray(quantize(values.float().cpu().numpy(), type_)).view(np.uint8)
-
-
-def decode(data: Bytes, type_: GGMLQuantizationType) -> Tensor:
-    """What `encode` made, as float32 `[rows, columns]`."""
-    import torch
-
-    return torch.from_numpy(dequantize(data, type_))
 
 
 def unrounded(weights: Weights) -> Retyped:

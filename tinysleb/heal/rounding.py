@@ -7,8 +7,8 @@ import torch
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from torch import Tensor
 
+from tinysleb.checkpoint.encoding import decode, encode
 from tinysleb.formats.gguf_file import Bytes
-from tinysleb.heal.healed_weights import decode, encode
 
 
 def encode_fed_forward(values: Tensor, factor: Tensor, type_: GGMLQuantizationType) -> Bytes:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from tinysleb.checkpoint.config import ModelConfig, block_parameter_count, block_prefix
 from tinysleb.checkpoint.damage import not_finite
+from tinysleb.checkpoint.encoding import decode, encode
 from tinysleb.checkpoint.weights import Weights
 from tinysleb.compute.compute import Compute
 from tinysleb.compute.memory import rounded_up, working_bytes
@@ -25,7 +26,7 @@ from tinysleb.errors import TinyslebError
 from tinysleb.formats.gguf_file import Bytes
 from tinysleb.formats.tensor_types import tensor_type
 from tinysleb.formats.units import format_bytes
-from tinysleb.heal.healed_weights import HEALED, HealedTensors, decode, encode, encoding_for
+from tinysleb.heal.healed_weights import HEALED, HealedTensors, encoding_for
 from tinysleb.heal.ridge import OUTPUTS, NormalEquations, solve
 from tinysleb.heal.rounding import encode_fed_forward
 from tinysleb.model.blocks import Block, load_blocks
