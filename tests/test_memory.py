@@ -69,7 +69,7 @@ def test_what_each_buffer_takes() -> None:
     assert streams_bytes(config(), 4, 100) == (4 + 3) * 100 * 64 * 4
     model = 6 * 2 * block + 2 * 1000 * 64 * 2 + 1000 * 64 * 4
     cache = 6 * 2 * 5 * 2 * 30 * 16 * 2
-    logits, drawing = 5 * 1000 * 2, 8 * 1000 * (4 + 4 + 4 + 8)
+    logits, drawing = 5 * 1000 * 2, 8 * 1000 * (4 + 4 + 4 + 4)
     activations = 5 * (3 * 160 + 8 * 64) * 4
     assert sampling_bytes(config(), 5, 30, 2) == model + cache + logits + drawing + activations
     tied = sampling_bytes(config(tie_word_embeddings=True), 5, 30, 2)

@@ -163,11 +163,10 @@ def sampling_bytes(config: ModelConfig, count: int, length: int, item_bytes: int
     embedding_as_read = vocabulary_rows * 4
     caches = 2 * config.blocks * count * config.kv_heads * length * config.head_dim * item_bytes
     logits = count * config.vocab_size * item_bytes
-    logits_scaled_and_their_softmax = DRAWN_AT_ONCE * config.vocab_size * (4 + 4 + 4)
-    cumulative_probabilities = DRAWN_AT_ONCE * config.vocab_size * 8
+    logits_scaled_their_softmax_and_it_in_groups = DRAWN_AT_ONCE * config.vocab_size * (4 + 4 + 4 + 4)
     activations = activation_bytes(config, count)
     model = blocks + embedding_and_head + embedding_as_read
-    return model + caches + activations + logits + logits_scaled_and_their_softmax + cumulative_probabilities
+    return model + caches + activations + logits + logits_scaled_their_softmax_and_it_in_groups
 
 
 def give_back_freed() -> None:

@@ -12,6 +12,8 @@ QUERY_CHUNK = 128
 """Queries whose attention scores are held at a time, where attention is computed in chunks."""
 DRAWN_AT_ONCE = 8
 """Sequences whose probabilities are held at a time while tokens are drawn: few enough for a cache."""
+DRAWN_FROM = 256
+"""Neighbours in the vocabulary whose probabilities are summed first, so that few sums need be cumulative."""
 CALL_TOKENS = 2048
 """Tokens that go through a block in one call, unless one window is longer."""
 

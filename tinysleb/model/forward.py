@@ -154,16 +154,16 @@ def attention(
     queries, keys, values = queries.to(hidden.dtype), keys.to(hidden.dtype), heads("v", config.kv_heads)
     mask, scale = position.mask, config.attention_scale or config.head_dim**-0.5
     if cache is not None:
-        mixed = mixed_for_one(queries, *cache.append(keys, values), mask, scale)
-    elif hidden.device.type == "cpu" and hidden.dtype != torch.float32:
+        keys, values = cache.append(keys, values)
+    if cache is None and hidden.device.type == "cpu" and hidden.dtype != torch.float32:
         mixed = mixed_in_chunks(queries, keys, values, mask, scale)
     else:
         mixed = F.scaled_dot_product_attention(
             queries,
             keys,
             values,
-            position.mask,
-            is_causal=position.mask is None,
+            mask,
+            is_causal=mask is None and cache is None,
             scale=scale,
             enable_gqa=True,
         )
@@ -195,18 +195,6 @@ def mixed_in_chunks(
         weighted = scores.softmax(-1).flatten(1, 2) @ values[:, :stop]
         mixed[:, :, start:stop] = weighted.view(groups, -1, stop - start, head_dim)
     return mixed.view(batch, heads, length, head_dim)
-
-
-def mixed_for_one(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """`scaled_dot_product_attention` for one query in each row, several times as fast on a CPU.
-
-    `queries`: `[B, heads, 1, head_dim]`; `keys` and `values`: `[B, kv_heads, T, head_dim]`; `mask`: `[1, T]`.
-    """
-    grouped = (queries * scale).view(*keys.shape[:2], -1, keys.shape[-1])
-    scores = (grouped @ keys.mT).float()
-    if mask is not None:
-        scores.masked_fill_(~mask, -torch.inf)
-    return (scores.softmax(-1).to(values.dtype) @ values).view(queries.shape)
 
 
 def gated(hidden: Tensor, block: Mapping[str, Tensor]) -> Tensor:

@@ -17,7 +17,7 @@ from tinysleb.checkpoint.config import ModelConfig
 from tinysleb.checkpoint.weights import Weights
 from tinysleb.errors import TinyslebError
 from tinysleb.model.blocks import Block, load_block
-from tinysleb.model.chunks import DRAWN_AT_ONCE
+from tinysleb.model.chunks import DRAWN_AT_ONCE, DRAWN_FROM
 from tinysleb.model.forward import (
     at_token,
     block_forward,
@@ -93,16 +93,28 @@ def draw(logits: Tensor, temperature: float, uniform: Tensor) -> Tensor:
     drawn = []
     for rows, numbers in zip(*(torch.split(each, DRAWN_AT_ONCE) for each in (logits, uniform)), strict=True):
         probabilities = (rows.cpu().float() / temperature).softmax(-1)
-        cumulative = probabilities.cumsum(-1, dtype=torch.float64)
-        total = cumulative[:, -1:]
-        if not total.isfinite().all():
+        if not probabilities.sum(-1).isfinite().all():
             raise TinyslebError(
                 "the model cannot write text: its probabilities are not finite",
                 "the weights may be damaged, or need float32",
             )
-        # above 0 and at most the total, so that a token without any probability is never drawn
-        drawn.append(torch.searchsorted(cumulative, (1 - numbers[:, None]) * total)[:, 0])
+        padded = F.pad(probabilities, (0, -probabilities.shape[1] % DRAWN_FROM))
+        groups = padded.view(len(rows), -1, DRAWN_FROM)
+        group, rest = _reach(groups.sum(-1), 1 - numbers[:, None])
+        token, _ = _reach(groups[torch.arange(len(rows)), group[:, 0]], rest)
+        drawn.append((group * DRAWN_FROM + token)[:, 0])
     return torch.cat(drawn)
+
+
+def _reach(values: Tensor, fraction: Tensor) -> tuple[Tensor, Tensor]:
+    """The first index at which the cumulative sum of `values` `[n, m]` reaches a fraction `[n, 1]` of the
+    whole, and the fraction of the value there that it takes: in (0, 1] as `fraction` is, so that a value of 0
+    is never reached."""
+    cumulative = F.pad(values.cumsum(-1, dtype=torch.float64), (1, 0))
+    wanted = fraction * cumulative[:, -1:]
+    above = torch.searchsorted(cumulative, wanted)
+    low, high = cumulative.gather(1, above - 1), cumulative.gather(1, above)
+    return above - 1, (wanted - low) / (high - low)
 
 
 @torch.inference_mode()
