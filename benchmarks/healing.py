@@ -66,7 +66,9 @@ class Bench:
         self.fit = {kind: windows[MEASURED:] for kind, windows in kinds.items()}
         begin = time.monotonic()
         sampled = HealingText((), None, 32 * KILO, 32 * KILO, seed=0, length=LENGTH)
-        self.fit["sampled"] = self_source(source, sampled, self.compute, lambda _done: None).fit
+        self.fit["sampled"] = self_source(
+            source, sampled, self.compute, lambda _line: None, lambda _done: None
+        ).fit
         count = self.fit["sampled"].numel()
         print(f"sampling {count} tokens (and those held back): {time.monotonic() - begin:.0f} s", flush=True)
         self.original = self.perplexities(self.weights)

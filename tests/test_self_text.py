@@ -17,12 +17,13 @@ from tinysleb.heal import text as healing_text
 from tinysleb.heal.text import HealingText, self_source, self_windows
 
 COMPUTE = Compute(torch.device("cpu"), torch.float32, Budget(2**31, 0))
+SILENT = list[str]().append
 TEXT = HealingText([], None, 800, 800, seed=3, length=20)
 
 
 def test_the_size_of_portions_changes_nothing(tiny_folder: Path) -> None:
     weights = open_model(tiny_folder)
-    one, four = (self_windows(weights, TEXT, COMPUTE, portion) for portion in (1, 4))
+    one, four = (self_windows(weights, TEXT, COMPUTE, SILENT, portion=portion) for portion in (1, 4))
     assert torch.equal(torch.cat(list(islice(one, 8))), torch.cat(list(islice(four, 2))))
 
 
@@ -30,9 +31,11 @@ def test_fewer_windows_at_once_where_memory_is_short(tiny_folder: Path) -> None:
     weights = open_model(tiny_folder)
     least = sampling_bytes(weights.config, healing_text.LEAST_PORTION, TEXT.length, 4)
     compute = replace(COMPUTE, memory=Budget(least, 0))
-    short, ample = (self_source(weights, TEXT, chosen, lambda _done: None) for chosen in (compute, COMPUTE))
+    short, ample = (
+        self_source(weights, TEXT, chosen, SILENT, lambda _done: None) for chosen in (compute, COMPUTE)
+    )
     assert torch.equal(short.fit, ample.fit)
     assert ample.fit.shape == (40, 20)
     assert ample.held_back.shape == (10, 20)
     with pytest.raises(TinyslebError, match="does not fit into"):
-        next(self_windows(weights, TEXT, replace(compute, memory=Budget(least - 1, 0))))
+        next(self_windows(weights, TEXT, replace(compute, memory=Budget(least - 1, 0)), SILENT))

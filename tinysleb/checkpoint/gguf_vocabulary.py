@@ -20,6 +20,7 @@ class GgufVocabulary:
 
     Tokens have a text and a type each, and in a SentencePiece vocabulary a score. `pre` names the way of
     splitting text before it is merged. `add_bos` and `unknown` are None where the file does not say.
+    `special_tokens`: the texts of those with a role, as chat templates name them.
     """
 
     where: str
@@ -33,6 +34,7 @@ class GgufVocabulary:
     unknown: int | None
     add_bos: bool | None
     add_space_prefix: bool
+    special_tokens: Mapping[str, str]
 
     @property
     def kind(self) -> str:
@@ -69,4 +71,9 @@ def read_gguf_vocabulary(metadata: Mapping[str, Any], where: str) -> GgufVocabul
         unknown=read.token("unknown_token_id", len(tokens)),
         add_bos=read.switch("add_bos_token") if "add_bos_token" in values else None,
         add_space_prefix=read.switch("add_space_prefix", default=True),
+        special_tokens={
+            role: tokens[index]
+            for role in ("bos_token", "eos_token")
+            if isinstance(index := values.get(f"{role}_id"), int) and 0 <= index < len(tokens)
+        },
     )

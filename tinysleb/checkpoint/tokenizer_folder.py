@@ -28,7 +28,8 @@ class TokenizerFolder:
     """A folder with tokenizer files, and what `tokenizer_config.json` and `added_tokens.json` say.
 
     `add_prefix_space` is None where the file does not say. Tokens are added to a SentencePiece model by
-    both files: `added` by text, `decoder` by index.
+    both files: `added` by text, `decoder` by index. `special_tokens`: the texts of those with a role, as chat
+    templates name them.
     """
 
     path: Path
@@ -36,6 +37,7 @@ class TokenizerFolder:
     add_prefix_space: bool | None
     added: Mapping[str, int]
     decoder: Mapping[int, AddedToken]
+    special_tokens: Mapping[str, str]
 
     @property
     def kind(self) -> str:
@@ -53,7 +55,15 @@ def read_tokenizer_folder(path: Path) -> TokenizerFolder:
         add_prefix_space=None if values.get("add_prefix_space") is None else read.switch("add_prefix_space"),
         added=_added(path / ADDED_NAME),
         decoder=dict(_added_token(read, *item) for item in read.mapping("added_tokens_decoder").items()),
+        special_tokens=_special_tokens(values),
     )
+
+
+def _special_tokens(values: Mapping[str, Any]) -> dict[str, str]:
+    """`bos_token` and the like, whether given as a text or as an object; what is neither is not one."""
+    named = {key: value for key, value in values.items() if key.endswith("_token")}
+    texts = {key: value.get("content") if isinstance(value, dict) else value for key, value in named.items()}
+    return {key: text for key, text in texts.items() if isinstance(text, str)}
 
 
 def _settings(path: Path) -> dict[str, Any]:

@@ -150,7 +150,7 @@ def _gather_sources(
         if text.token_file is not None:
             raise TinyslebError("windows come from a file of tokens")
         say(f"sampling {text.sampled} tokens from the model")
-        sources.append(self_source(weights, text, compute, partial(progress, "sampling text")))
+        sources.append(self_source(weights, text, compute, say, partial(progress, "sampling text")))
     except TinyslebError as error:
         if not sources:
             raise

@@ -6,10 +6,9 @@ what healing does to it.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count, cycle, islice, repeat
+from itertools import count, islice
 from pathlib import Path
 
 import torch
@@ -20,8 +19,9 @@ from tinysleb.compute.compute import Compute, scaled
 from tinysleb.compute.memory import give_back_freed, sampling_bytes
 from tinysleb.errors import TinyslebError
 from tinysleb.formats.units import format_bytes
+from tinysleb.heal.prompts import self_prompts
 from tinysleb.model.sampling import load_resident, sample
-from tinysleb.text.tokenizer import Tokenizer, open_tokenizer
+from tinysleb.text.tokenizer import open_tokenizer
 from tinysleb.text.windows import Calibration, from_text, from_token_file
 
 WINDOW_LENGTH = 256
@@ -36,27 +36,6 @@ PORTION = 128
 LEAST_PORTION = 16
 """Fewer at once would take several times as long."""
 SELF_SOURCE = "text sampled from the model"
-END_OF_TEXT = "<|endoftext|>"
-TURNS = (
-    "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n",
-    "<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
-    "<|start_of_role|>user<|end_of_role|>{}<|end_of_text|>\n<|start_of_role|>assistant<|end_of_role|>",
-    "<|user|>\n{}<|end|>\n<|assistant|>\n",
-    "[INST] {} [/INST]",
-)
-"""How a question looks in common chat templates; a template is recognised by its first marker."""
-FORMS = (
-    "Write an encyclopedia article about {}.", "Tell a story about {}.", "Write a news report about {}.",
-    "Explain what one should know about {}.", "Write a long letter about {}.",
-    "Write a chapter of a book about {}.", "Write a technical manual about {}.",
-    "Write a review of a book about {}.",
-)  # fmt: skip
-TOPICS = (
-    "a river", "an old city", "the history of a war", "a scientist", "a football season", "a piece of music",
-    "birds", "a ship", "the economy", "a storm", "a computer program", "a famous painting", "the human body",
-    "a king", "a village school", "a film", "trees", "a long journey", "a law", "a bridge", "cooking",
-    "the stars", "a machine", "a family",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -137,14 +116,20 @@ def _source(calibration: Calibration, count: int) -> Source:
 
 
 def self_source(
-    weights: Checkpoint, text: HealingText, compute: Compute, progress: Callable[[float], None]
+    weights: Checkpoint,
+    text: HealingText,
+    compute: Compute,
+    say: Callable[[str], None],
+    progress: Callable[[float], None],
 ) -> Source:
     """What the model writes. Raises TinyslebError as `self_windows` does."""
     fitted = max(1, text.sampled // window_length(weights, text))
     held = min(HELD_BACK, max(1, fitted // 4))
     wanted = fitted + held
     portion = -(-wanted // -(-wanted // PORTION))
-    portions = self_windows(weights, text, compute, portion, lambda done: progress(min(1.0, done / wanted)))
+    portions = self_windows(
+        weights, text, compute, say, lambda done: progress(min(1.0, done / wanted)), portion
+    )
     windows = torch.cat(list(_at_least(wanted, portions)))
     return Source(SELF_SOURCE, windows[held:wanted], windows[:held])
 
@@ -159,21 +144,23 @@ def self_windows(
     weights: Checkpoint,
     text: HealingText,
     compute: Compute,
-    portion: int = PORTION,
+    say: Callable[[str], None],
     progress: Callable[[float], None] = lambda _windows: None,
+    portion: int = PORTION,
 ) -> Iterator[Tensor]:
     """Windows that the model writes, without end: int64 `[n, T]`, `portion` of them at a time or fewer where
     memory is short. The model is in memory until the iterator is closed.
 
     A window depends on the seed and on how many came before it, not on the size of a portion, as far as
-    matrix products of other sizes round alike. `progress` is given the windows done, with a fraction. Raises
+    matrix products of other sizes round alike. `progress` is given the windows done, with a fraction, and
+    `say` why there are no chats, if there are none. Raises
     TinyslebError if the model has no tokenizer, or does not fit into memory.
     """
     window = window_length(weights, text)
     in_a_window = max(1, window // SAMPLED_LENGTH)
     length = -(-window // in_a_window)
     portion = _portion_that_fits(weights, portion, (in_a_window, length), compute)
-    prompts = self_prompts(weights, text.seed)
+    prompts = self_prompts(weights, text.seed, say)
     model = load_resident(weights, compute.dtype, compute.device)
     for first in count(step=portion):
         batch = list(islice(prompts, portion * in_a_window))
@@ -198,39 +185,3 @@ def _portion_that_fits(weights: Checkpoint, portion: int, shape: tuple[int, int]
         "and sampling would read it once for every token",
         f"--memory {format_bytes(compute.memory.resident + least)} would do",
     )
-
-
-def self_prompts(weights: Checkpoint, seed: int) -> Iterator[list[int]]:
-    """What each sampled sequence begins with, without end: half with nothing, and of a model that chats, a
-    quarter with a user's turn that it writes itself, a quarter with a question."""
-    tokenizer = open_tokenizer(weights)
-    start = _start(tokenizer)
-    turn = _turn(weights.chat_template())
-    if turn is None:
-        yield from repeat(start)
-        return
-    opening, _, _ = turn.partition("{}")
-    questions = [turn.format(form.format(topic)) for form in FORMS for topic in TOPICS]
-    random.Random(seed).shuffle(questions)
-    for question in cycle(questions):
-        yield from (start, tokenizer.encode(opening), start, tokenizer.encode(question))
-
-
-def _start(tokenizer: Tokenizer) -> list[int]:
-    """The token between texts, or the one that a text begins with."""
-    between = tokenizer.encode(END_OF_TEXT)
-    first = tokenizer.encode("")
-    if len(between) == len(first) + 1:
-        return between[-1:]
-    if not first:
-        raise TinyslebError("the tokenizer has no token that a text begins with")
-    return first
-
-
-def _turn(template: str) -> str | None:
-    return next((turn for turn in TURNS if first_marker(turn) in template), None)
-
-
-def first_marker(turn: str) -> str:
-    """`<|im_start|>` or `[INST]`: up to the first bracket that closes."""
-    return turn[: min(turn.index(end) for end in ">]" if end in turn) + 1]

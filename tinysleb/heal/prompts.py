@@ -1,0 +1,149 @@
+"""What the sequences begin with that a model continues by itself: with nothing, or inside a chat."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import repeat
+from typing import TypeVar
+
+from tinysleb.checkpoint.weights import Checkpoint
+from tinysleb.errors import TinyslebError
+from tinysleb.heal.prompt_texts import EXCHANGES, QUESTIONS, SYSTEM_PROMPTS
+from tinysleb.text.chat_template import render_chats
+from tinysleb.text.tokenizer import Tokenizer, open_tokenizer
+
+END_OF_TEXT = "<|endoftext|>"
+ROLES = (
+    ("user",),
+    ("system", "user"),
+    ("user", "assistant", "user"),
+    ("system", "user", "assistant", "user"),
+)
+"""Of the messages before an answer, in chats of several forms."""
+FREQUENCIES = (6, 1, 2, 1)
+"""How often each of them occurs, where the template takes it."""
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class ChatForm:
+    """A chat as text, with gaps for what is said: `pieces` lie before, between and behind the messages."""
+
+    roles: tuple[str, ...]
+    frequency: int
+    pieces: tuple[str, ...]
+
+    def filled(self, messages: Sequence[str]) -> str:
+        """The text of a chat."""
+        between = zip(self.pieces, messages, strict=False)
+        return "".join(piece + message for piece, message in between) + self.pieces[-1]
+
+
+def self_prompts(weights: Checkpoint, seed: int, say: Callable[[str], None]) -> Iterator[list[int]]:
+    """Tokens that sequences begin with, without end: half of the time only the one that a text begins with,
+    and of a model that chats, a quarter a user's turn that it writes itself, a quarter a question.
+
+    `say` is told if the chat template cannot be used; then all begin with nothing. Raises TinyslebError if
+    there is no tokenizer, or no token that a text begins with.
+    """
+    tokenizer = open_tokenizer(weights)
+    start = _start(tokenizer)
+    forms = _chat_forms(weights, tokenizer, say)
+    if not forms:
+        return repeat(start)
+    return _mixed(start, forms, tokenizer.encode, random.Random(f"prompts of seed {seed}"))
+
+
+def chat_forms(template: str, special_tokens: Mapping[str, str]) -> list[ChatForm]:
+    """The forms of chat that a template takes. Raises TinyslebError if there are none, or no plain question
+    among them."""
+    marks = [f"Message{number}Here" for number in range(max(map(len, ROLES)))]
+    chats = [
+        [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=False)] for roles in ROLES
+    ]
+    forms = []
+    rendered = render_chats(template, chats, special_tokens)
+    for roles, frequency, text in zip(ROLES, FREQUENCIES, rendered, strict=True):
+        pieces = _pieces(text or "", marks[: len(roles)])
+        if pieces:
+            forms.append(ChatForm(roles, frequency, pieces))
+    if not forms or forms[0].roles != ROLES[0]:
+        raise TinyslebError("the model's chat template does not give a question as it is")
+    return forms
+
+
+def _message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def questions(generator: random.Random) -> Iterator[str]:
+    """Questions and requests of all kinds, without end; none comes twice before all of its kind have come."""
+    kinds = [
+        _endless([form.replace("{}", topic) for form in kind.forms for topic in kind.topics], generator)
+        for kind in QUESTIONS
+    ]
+    percents = [kind.percent for kind in QUESTIONS]
+    while True:
+        yield next(generator.choices(kinds, percents)[0])
+
+
+def _chat_forms(weights: Checkpoint, tokenizer: Tokenizer, say: Callable[[str], None]) -> list[ChatForm]:
+    """None if the model does not chat, or its template cannot be used.
+
+    A BOS token at the front is left out where the tokenizer puts one there itself.
+    """
+    if not (template := weights.chat_template()):
+        return []
+    special_tokens = weights.tokenizer_files().special_tokens
+    try:
+        forms = chat_forms(template, special_tokens)
+    except TinyslebError as error:
+        say(f"no chats are sampled from the model: {error.one_line}")
+        return []
+    bos = special_tokens.get("bos_token", "") if tokenizer.encode("") else ""
+    return [
+        ChatForm(form.roles, form.frequency, (form.pieces[0].removeprefix(bos), *form.pieces[1:]))
+        for form in forms
+    ]
+
+
+def _pieces(text: str, marks: Sequence[str]) -> tuple[str, ...]:
+    """What lies around the marks, if each of them is there once, in order; else nothing."""
+    pieces = re.split("|".join(map(re.escape, marks)), text)
+    filled = "".join(piece + mark for piece, mark in zip(pieces, marks, strict=False)) + pieces[-1]
+    return tuple(pieces) if len(pieces) == len(marks) + 1 and filled == text else ()
+
+
+def _mixed(
+    start: list[int], forms: Sequence[ChatForm], encode: Callable[[str], list[int]], generator: random.Random
+) -> Iterator[list[int]]:
+    opening = encode(forms[0].pieces[0])
+    asked = questions(generator)
+    exchanges, systems = _endless(EXCHANGES, generator), _endless(SYSTEM_PROMPTS, generator)
+    frequencies = [form.frequency for form in forms]
+    while True:
+        (form,) = generator.choices(forms, frequencies)
+        messages = [next(systems)] if form.roles[0] == "system" else []
+        messages += next(exchanges) if "assistant" in form.roles else ()
+        yield from (start, opening, start, encode(form.filled([*messages, next(asked)])))
+
+
+def _endless(items: Sequence[Item], generator: random.Random) -> Iterator[Item]:
+    """All of them in random order, and again in another."""
+    while True:
+        yield from generator.sample(items, len(items))
+
+
+def _start(tokenizer: Tokenizer) -> list[int]:
+    """The token between texts, or the one that a text begins with."""
+    between = tokenizer.encode(END_OF_TEXT)
+    first = tokenizer.encode("")
+    if len(between) == len(first) + 1:
+        return between[-1:]
+    if not first:
+        raise TinyslebError("the tokenizer has no token that a text begins with")
+    return first
