@@ -29,12 +29,12 @@ from tinysleb.checkpoint.open_model import open_model
 from tinysleb.checkpoint.weights import Shortened, Weights
 from tinysleb.compute.compute import Compute, compute_on
 from tinysleb.heal.choose_blocks import choose_healed
-from tinysleb.heal.healed_weights import HEALED, Healed, HealedTensors, unrounded
+from tinysleb.heal.healed_weights import DOWN, OUT, Healed, HealedTensors, unrounded
 from tinysleb.heal.text import HealingText, Source, self_source, split_windows
 from tinysleb.heal.walk import heal
 from tinysleb.model.blocks import load_block
 from tinysleb.model.chunks import chunks
-from tinysleb.model.forward import advance, block_positions, down_inputs, embed
+from tinysleb.model.forward import advance, block_positions, down_inputs, embed, out_inputs, product
 from tinysleb.plan import Plan, Round, perplexity
 from tinysleb.search.evaluate import evaluate
 from tinysleb.search.rounds import removable
@@ -117,11 +117,13 @@ def replace_me(
     for index in range(config.blocks):
         block = load_block(weights, index, compute.dtype, compute.device)
         if index in kept and index + 1 < config.blocks and index + 1 not in kept:
-            parts = [
-                down_inputs(hidden[a:b], block, config, positions[index]) for a, b in chunks(len(hidden), 8)
-            ]
+            parts = []
+            for a, b in chunks(len(hidden), 8):
+                mixed = out_inputs(hidden[a:b], block, config, positions[index])
+                states = hidden[a:b] + product(mixed, block, OUT, config)
+                parts.append((states, down_inputs(states, block, config)))
             before, inputs = (torch.cat(items).flatten(0, 1) for items in zip(*parts, strict=True))
-            down = block[HEALED]
+            down = block[f"{DOWN}.weight"]
             pending = (index, before, F.linear(inputs, down).float(), down.float())
         advance(hidden, block, config, positions[index])
         if pending is not None and index not in kept and (index + 1 == config.blocks or index + 1 in kept):
@@ -130,7 +132,7 @@ def replace_me(
             gram.diagonal().add_(REPLACE_ME_RIDGE * gram.diagonal().mean())
             cross = (outputs.T @ (hidden.flatten(0, 1) - before)).double()
             merged = torch.linalg.solve(gram, cross).float().T @ down
-            name = block_prefix(kept.index(at)) + HEALED
+            name = block_prefix(kept.index(at)) + f"{DOWN}.weight"
             tensors.add(
                 name, merged.shape, encode(merged, GGMLQuantizationType.F32), GGMLQuantizationType.F32
             )

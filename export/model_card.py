@@ -95,8 +95,8 @@ def _healing(healing: Mapping[str, Any]) -> list[str]:
         return []
     lines = [
         "",
-        "`mlp.down_proj` of the blocks above the first gap was solved anew in closed form (healing)"
-        f"{_healed_on(healing)}. Nothing was trained by gradient descent.",
+        "`self_attn.o_proj` and `mlp.down_proj` of the blocks above the first gap were solved anew in closed "
+        f"form (healing){_healed_on(healing)}. Nothing was trained by gradient descent.",
         "",
         "| perplexity on | original | shortened | healed |",
         "|---|---|---|---|",

@@ -62,7 +62,7 @@ def test_healing_is_shown(run: Callable[..., Any], tmp_path: Path) -> None:
     assert run("report", "p.json", "-o", "r.html").exit_code == 0
     page = (tmp_path / "r.html").read_text()
     assert "<tr><td>a&lt;b&gt;.txt<td>2048<td>2.72<td>20.09<td>7.39<td>73%" in page
-    assert "<tr><td>2<td>0.5000<td>0.2500<td>Q4_1" in page
+    assert "<tr><td>2<td>mlp.down_proj<td>0.5000<td>0.2500<td>Q4_1" in page
     plan["healing"]["sources"][0].pop("closed")  # type: ignore[index]
     (tmp_path / "p.json").write_text(json.dumps(plan))
     refused = run("report", "p.json", "-o", "r.html", "--force")

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,10 +35,10 @@ from tinysleb.heal import choose_blocks as healed_search
 from tinysleb.heal import text as healing_text
 from tinysleb.heal import walk as heal_module
 from tinysleb.heal.choose_blocks import Choice, choose_healed
-from tinysleb.heal.healed_weights import Healed, HealedTensors, encoding_for
+from tinysleb.heal.healed_weights import DOWN, OUT, Healed, HealedTensors, encoding_for
 from tinysleb.heal.run import Outcome
 from tinysleb.heal.text import Source
-from tinysleb.heal.walk import HealedBlock, heal, plan_healing_memory
+from tinysleb.heal.walk import HealedMatrix, heal, plan_healing_memory
 from tinysleb.model.forward import forward
 from tinysleb.plan import plan_from_json
 from tinysleb.text.windows import default_text
@@ -46,12 +47,11 @@ Run = Callable[..., Result]
 COMPUTE = Compute(torch.device("cpu"), torch.float32, Budget(2**31, 0))
 GENERATOR = torch.Generator().manual_seed(11)
 FIT, CHECK = torch.randint(3, 400, (2, 40, 48), generator=GENERATOR)
-DOWN = "mlp.down_proj.weight"
 
 
 def healed(
     weights: Weights, kept: list[int], folder: Path, compute: Compute = COMPUTE
-) -> tuple[Healed, list[HealedBlock]]:
+) -> tuple[Healed, list[HealedMatrix]]:
     tensors = HealedTensors(folder)
     folder.mkdir(exist_ok=True)
     blocks = heal(weights, kept, FIT, CHECK[:8], compute, tensors, lambda _part: None)
@@ -75,7 +75,7 @@ def test_what_can_be_reproduced_is(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         two.mlp.down_proj.weight.zero_()
     model.save_pretrained(folder)
     found, blocks = healed(open_model(folder), [0, 1, 2, 4, 5], tmp_path / "h")
-    torch.testing.assert_close(found.tensor(f"model.layers.2.{DOWN}"), wanted, rtol=0, atol=1e-4)
+    torch.testing.assert_close(found.tensor(f"model.layers.2.{DOWN}.weight"), wanted, rtol=0, atol=1e-4)
     assert blocks[0].stored < 1e-6 * blocks[0].before
     tokens = CHECK[8:12]
     torch.testing.assert_close(forward(found, tokens), transformers_logits(model, tokens), rtol=0, atol=1e-3)
@@ -85,17 +85,69 @@ def test_what_can_be_reproduced_is(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_the_states_come_nearer(name: str, tmp_path: Path) -> None:
     weights = open_model(make_variant(name, tmp_path / "m"))
     _, blocks = healed(weights, [0, 2, 5], tmp_path / "h")
-    assert [block.block for block in blocks] == [0, 2, 5]
-    assert all(block.stored < block.before for block in blocks[:2])
+    order = [(0, DOWN), (2, OUT), (2, DOWN), (5, OUT), (5, DOWN)]
+    assert [(each.block, each.matrix) for each in blocks] == order
+    assert all(each.stored < each.before for each in blocks[:3])
 
 
-def test_a_block_that_is_as_good_keeps_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["llama", "llama biases"])
+def test_what_enters_a_block_above_a_gap_is_scaled(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no solution is better, all that healing does is the same as to multiply those states."""
     monkeypatch.setattr(heal_module, "STEP", 0.0)
-    weights = open_model(make_llama(tmp_path / "m"))
-    found, blocks = healed(weights, [0, 1, 2, 4, 5], tmp_path / "h")
-    assert not any(block.healed for block in blocks)
-    tokens = CHECK[:2]
-    assert torch.equal(forward(found, tokens), forward(Shortened(weights, (0, 1, 2, 4, 5)), tokens))
+    folder = make_variant(name, tmp_path / "m")
+    kept = [0, 1, 3, 5]
+    found, matrices = healed(open_model(folder), kept, tmp_path / "h")
+    assert not any(matrix.healed for matrix in matrices)
+
+    original = transformers_model(folder)
+    model = without_blocks(original, [2, 4])
+    entering = states_entering(original, FIT)
+    for layer, index in zip(model.model.layers, kept, strict=True):
+        if index - 1 in (2, 4):
+            arriving = states_entering(model, FIT)[layer.self_attn.layer_idx]
+            parts = arriving.square().sum(-1) / entering[index].square().sum(-1)
+            scale = parts.mean().rsqrt()
+            layer.register_forward_pre_hook(lambda _layer, args, scale=scale: (args[0] * scale, *args[1:]))
+    tokens = CHECK[8:12]
+    wanted = transformers_logits(model, tokens)
+    torch.testing.assert_close(forward(found, tokens), wanted, rtol=0, atol=2e-4)
+    plain = forward(Shortened(open_model(folder), tuple(kept)), tokens)
+    assert (plain - wanted).abs().max() > 1e-2
+
+
+def states_entering(model: Any, tokens: Tensor) -> list[Tensor]:
+    """What enters each block of a transformers model, `[n, T, width]`."""
+    with torch.no_grad():
+        return list(model(tokens, use_cache=False, output_hidden_states=True).hidden_states)
+
+
+def test_attention_is_solved_for_like_least_squares(tmp_path: Path) -> None:
+    """The first block is left out: the second one's `o_proj` is solved for before anything else is."""
+    folder = make_llama(tmp_path / "m")
+    found, _ = healed(open_model(folder), [1, 2, 3, 4, 5], tmp_path / "h")
+
+    original = transformers_model(folder)
+    shorter = without_blocks(original, [0])
+    mixed: list[Tensor] = []
+    added: list[Tensor] = []
+    shorter.model.layers[0].self_attn.o_proj.register_forward_pre_hook(lambda _, args: mixed.append(args[0]))
+    original.model.layers[1].self_attn.register_forward_hook(lambda _, _args, out: added.append(out[0]))
+    teacher, student = states_entering(original, FIT)[1], states_entering(shorter, FIT)[0]
+
+    scale = (student.square().sum(-1) / teacher.square().sum(-1)).mean().rsqrt().item()
+    target = teacher + added[0]
+    old = original.model.layers[1].self_attn.o_proj.weight.detach().double().numpy() / scale
+    root = target.square().mean(-1, keepdim=True).rsqrt()
+    x = (mixed[0] * root).flatten(0, 1).double().numpy()
+    y = ((target / scale - student) * root).flatten(0, 1).double().numpy()
+    penalty = np.sqrt(heal_module.RIDGE * np.square(x).sum(0).mean())
+    rows = np.vstack([x, penalty * np.eye(x.shape[1])]), np.vstack([y, penalty * old.T])
+    solution = np.linalg.lstsq(*rows, rcond=None)[0].T
+    wanted = old + heal_module.STEP * (solution - old)
+    stored = found.tensor(f"model.layers.0.{OUT}.weight").numpy()
+    np.testing.assert_allclose(stored, wanted, rtol=0, atol=1e-5)
 
 
 def test_any_budget_gives_the_same_weights(tmp_path: Path) -> None:
@@ -112,9 +164,9 @@ def test_any_budget_gives_the_same_weights(tmp_path: Path) -> None:
             results.append(healed(weights, [0, 2, 3, 5], tmp_path / f"h{total}", compute)[0])
     assert all({getattr(plan, name) for plan in plans} == {True, False} for name in asdict(plans[0]))
     for index in range(4):
-        name = f"model.layers.{index}.{DOWN}"
-        for other in results[1:]:
-            torch.testing.assert_close(other.tensor(name), results[0].tensor(name), rtol=0, atol=1e-4)
+        for name in (f"model.layers.{index}.{part}.weight" for part in (OUT, DOWN)):
+            for other in results[1:]:
+                torch.testing.assert_close(other.tensor(name), results[0].tensor(name), rtol=0, atol=1e-4)
 
 
 def test_too_little_memory_says_how_much(tmp_path: Path) -> None:
@@ -188,7 +240,8 @@ def test_a_healed_gguf_is_what_llama_cpp_runs(
     changed = {
         name for name in cut.tensors if not np.array_equal(file.read_bytes(name), cut.read_bytes(name))
     }
-    assert changed == {f"blk.{index}.ffn_down.weight" for index in range(4)}
+    down = {f"blk.{index}.ffn_down.weight" for index in range(4)}
+    assert changed == down | {f"blk.{index}.attn_output.weight" for index in range(1, 4)}
     tokens = FIT[:1]
     ours = forward(open_model(Path("healed.gguf")), tokens)[0]
     theirs = torch.from_numpy(np.array(llama_cpp_logits(Path("healed.gguf"), tokens[0].tolist())))

@@ -160,11 +160,16 @@ def _healing(value: dict[str, Any]) -> dict[str, Any]:
         for item in value.get("sources", ())
     ]
     blocks = [
-        {**item, "block": int(item["block"]), "type": str(item["type"])}
+        {**item, "block": int(item["block"]), "type": str(item["type"]), "matrix": _matrix(item)}
         | {name: float(item[name]) for name in ("before", "stored")}
         for item in value.get("blocks", ())
     ]
     return {**value, "sources": sources, "blocks": blocks} if value else {}
+
+
+def _matrix(item: dict[str, Any]) -> str:
+    """Older plans do not say which matrix of a block was healed: it was always the same."""
+    return str(item.get("matrix", "mlp.down_proj"))
 
 
 def _with_original(source: dict[str, Any]) -> dict[str, Any]:

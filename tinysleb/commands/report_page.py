@@ -59,16 +59,16 @@ def _healing(plan: Plan) -> str:
         for item in plan.healing["sources"]
     )
     blocks = "".join(
-        f"<tr><td>{item['block']}<td>{item['before']:.4f}<td>{item['stored']:.4f}<td>{escape(item['type'])}"
+        f"<tr><td>{item['block']}<td>{escape(item['matrix'])}<td>{item['before']:.4f}<td>{item['stored']:.4f}<td>{escape(item['type'])}"
         f"<td>{'' if item.get('healed') else 'kept its weights'}"
         for item in plan.healing["blocks"]
     )
     return (
         "<h2>Healing</h2><p>Perplexity on windows of each text that were not fitted.</p>"
         "<table><tr><th>text<th>tokens fitted<th>original<th>shortened<th>healed<th>won back"
-        f"{texts}</table><p>Mean square error of the states above each block, relative to the original "
-        "model's, with the old weights and with the new ones as they are stored.</p>"
-        f"<table><tr><th>block<th>old<th>new<th>stored as<th>{blocks}</table>"
+        f"{texts}</table><p>Mean square error of the states that each matrix adds to, relative to the "
+        "original model's, with the old weights and with the new ones as they are stored.</p>"
+        f"<table><tr><th>block<th>matrix<th>old<th>new<th>stored as<th>{blocks}</table>"
     )
 
 

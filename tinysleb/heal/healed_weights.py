@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-HEALED = "mlp.down_proj.weight"
-"""The tensor of a block that healing solves anew."""
+OUT, DOWN = "self_attn.o_proj", "mlp.down_proj"
+"""The last product of each half of a block: what healing solves anew."""
+HEALED = (f"{OUT}.weight", f"{DOWN}.weight")
 
 
 def encoding_for(stored: str, columns: int) -> GGMLQuantizationType:

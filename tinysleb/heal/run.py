@@ -30,7 +30,7 @@ from tinysleb.heal.text import (
     text_sources,
     window_length,
 )
-from tinysleb.heal.walk import RIDGE, STEP, HealedBlock, check_healable, plan_healing_memory
+from tinysleb.heal.walk import RIDGE, STEP, HealedMatrix, check_healable, plan_healing_memory
 from tinysleb.plan import Plan, perplexity
 from tinysleb.search.evaluate import evaluate
 
@@ -222,7 +222,7 @@ def _loss(weights: Weights, source: Source, compute: Compute) -> float:
     return evaluate(weights, source.held_back, compute).loss
 
 
-def _summary(blocks: list[HealedBlock], outcomes: list[Outcome]) -> Iterator[str]:
+def _summary(matrices: list[HealedMatrix], outcomes: list[Outcome]) -> Iterator[str]:
     for outcome in outcomes:
         losses = (outcome.original, outcome.shortened, outcome.healed)
         original, shortened, healed = map(perplexity, losses)
@@ -233,14 +233,14 @@ def _summary(blocks: list[HealedBlock], outcomes: list[Outcome]) -> Iterator[str
         )
         if healed > shortened:
             yield f"warning: on {outcome.source}, the healed model is worse than the shortened one"
-    if not any(block.healed for block in blocks):
+    if not any(matrix.healed for matrix in matrices):
         yield "no block came nearer to the original model, and all keep their weights; more text may help"
         return
-    types = sorted({block.type for block in blocks if block.healed})
-    lost = sum(block.stored - block.after for block in blocks) / max(sum(b.after for b in blocks), 1e-30)
+    types = sorted({matrix.type for matrix in matrices if matrix.healed})
+    lost = sum(each.stored - each.after for each in matrices) / max(sum(m.after for m in matrices), 1e-30)
     yield (
-        f"{sum(block.healed for block in blocks)} of {len(blocks)} blocks above the first gap healed, stored "
-        f"as {', '.join(types)}, which adds {lost:.2%} to their error"
+        f"{sum(matrix.healed for matrix in matrices)} of {len(matrices)} matrices above the first gap "
+        f"healed, stored as {', '.join(types)}, which adds {lost:.2%} to their error"
     )
 
 

@@ -1,13 +1,17 @@
 """Healing: one walk up two stacks, the original model and the shortened one, repairing the latter on the way.
 
-Leaving blocks out shifts the hidden states. For each kept block from the first gap on, `mlp.down_proj`
-becomes the ridge solution that brings the shortened model's states nearest to the original's, just before the
-next kept block. Rows are weighted by the inverse mean square of the original's state. Nothing is trained.
-Related: ReplaceMe (arXiv 2505.02819), which fits one linear map at one cut.
+Leaving blocks out shifts the hidden states. In each kept block from the first gap on, the last matrix of
+attention, then that of the feed-forward, becomes the ridge solution that brings the shortened model's states
+nearest to the original's: after the same block's attention, and just before the next kept block. Rows are
+weighted by the inverse mean square of the original's state. Above a gap, states are smaller than the
+original's; since norms come first, it is as good to shrink what the blocks above add to them. Nothing is
+trained. Related: ReplaceMe (arXiv 2505.02819), which fits one linear map at one cut; RCPU, which solves for
+both matrices in turn; Prune&Comp (arXiv 2507.18212), which scales.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -23,26 +27,27 @@ from tinysleb.checkpoint.weights import Weights
 from tinysleb.compute.compute import Compute
 from tinysleb.compute.memory import rounded_up, working_bytes
 from tinysleb.errors import TinyslebError
-from tinysleb.formats.gguf_file import Bytes
 from tinysleb.formats.tensor_types import tensor_type
 from tinysleb.formats.units import format_bytes
-from tinysleb.heal.healed_weights import HEALED, HealedTensors, encoding_for
+from tinysleb.heal.healed_weights import DOWN, OUT, HealedTensors, encoding_for
 from tinysleb.heal.ridge import OUTPUTS, NormalEquations, solve
 from tinysleb.heal.rounding import encode_fed_forward
 from tinysleb.model.blocks import Block, load_blocks
 from tinysleb.model.chunks import CALL_TOKENS, chunks
-from tinysleb.model.forward import Position, advance, block_positions, down_inputs, embed, linear
+from tinysleb.model.forward import advance, block_positions, down_inputs, embed, out_inputs, product
 from tinysleb.model.streams import FileStream, Stream
 
 RIDGE, STEP = 0.07, 0.5
 """How strongly the solution is pulled to the old weights, and how far to go towards it: half of the way. The
 blocks above make up for the rest, which serves other kinds of text better than a stronger pull and all of the
 way."""
+Group = tuple[int, int]
+"""Bounds of the windows that are computed at a time."""
 
 
 @dataclass(frozen=True)
-class HealedBlock:
-    """What healing did to a block, by its original index.
+class HealedMatrix:
+    """What healing did to a matrix of a block, given by its original index.
 
     Errors are mean squares, relative to the original's states, on windows held back from the fit: with the
     old weights, with the solution, and with the solution as stored (in `type`). `healed` is False if the old
@@ -50,6 +55,7 @@ class HealedBlock:
     """
 
     block: int
+    matrix: str
     before: float
     after: float
     stored: float
@@ -80,13 +86,15 @@ def plan_healing_memory(config: ModelConfig, shape: tuple[int, int], compute: Co
     this order, each if it fits.
     """
     tokens, item = shape[0] * shape[1], compute.dtype.itemsize
-    wide, narrow = config.intermediate, config.width
+    mixed, narrow = config.heads * config.head_dim, config.width
+    wide = max(config.intermediate, mixed)
     block = block_parameter_count(config) * item
+    scaled = narrow * (config.intermediate + mixed) * item  # copies of the two matrices
     gram = wide * wide * 4
     matrices = 3 * wide * narrow * 4  # the right-hand side, the old weights, the solution
     slices = 4 * wide * min(narrow, OUTPUTS) * 4  # while the solution is refined
     equations = gram + matrices + slices
-    least = compute.memory.resident + working_bytes(config, shape[1], item) + block + equations
+    least = compute.memory.resident + working_bytes(config, shape[1], item) + block + scaled + equations
     left = compute.memory.total - least
     if left < 0:
         raise TinyslebError(
@@ -104,7 +112,7 @@ def plan_healing_memory(config: ModelConfig, shape: tuple[int, int], compute: Co
         streams=grant(2 * tokens * narrow * 4),
         ahead=grant(block),
         direct=grant(4 * equations),  # the matrix, its factor and both sides again, in float64
-        inputs=grant(tokens * (wide * item + narrow * 4)),
+        inputs=grant(tokens * wide * item),
     )
 
 
@@ -117,7 +125,7 @@ def heal(
     compute: Compute,
     healed: HealedTensors,
     progress: Callable[[float], None],
-) -> list[HealedBlock]:
+) -> list[HealedMatrix]:
     """Heal the model made of the blocks `kept` (ascending) of `weights`, storing tensors in `healed`.
 
     `fit` `[n, T]` are the windows to solve for, `check` `[m, T]` those held back. Blocks are read one after
@@ -130,18 +138,24 @@ def heal(
     walk = _Walk(weights, tokens, len(fit), compute, healed)
     first_gap = next((index for index in range(config.blocks) if index not in kept), config.blocks)
     blocks = load_blocks(weights, range(config.blocks), compute.dtype, compute.device, walk.memory.ahead)
-    results: list[HealedBlock] = []
-    pending: tuple[int, Block] | None = None
+    results: list[HealedMatrix] = []
+    pending: _Student | None = None
     for index in range(config.blocks):
         block = next(blocks)
         if index == max(first_gap - 1, 0):
             walk.fork()
-        if index in kept:
-            pending = (index, block)
+        if index in kept and walk.forked:
+            if index > first_gap and index - 1 not in kept:
+                walk.rescale()
+            pending = walk.enter(index, block, block_prefix(kept.index(index)))
+            if index > first_gap:
+                results.append(walk.heal_attention(pending, block))
+            else:
+                walk.attend(pending)
         advance(walk.teacher, block, config, walk.positions[index])
         del block
-        if pending is not None and walk.forked and (index + 1 in kept or index + 1 == config.blocks):
-            results.append(walk.repair(*pending, name=block_prefix(kept.index(pending[0])) + HEALED))
+        if pending is not None and (index + 1 in kept or index + 1 == config.blocks):
+            results.append(walk.heal_feed_forward(pending))
             pending = None
         progress((index + 1) / config.blocks)
     return results
@@ -155,13 +169,35 @@ def check_healable(config: ModelConfig, weights: Weights) -> None:
         )
 
 
+@dataclass
+class _Student:
+    """A kept block as it is being healed: its original index, its weights, its prefix in the new model."""
+
+    index: int
+    block: Block
+    prefix: str
+
+
+@dataclass(frozen=True)
+class _Half:
+    """One half of a block: its last product, and how to get, for some windows, that product's inputs and the
+    teacher's states to reach with it."""
+
+    product: str
+    inputs: Callable[[Group], Tensor]
+    target: Callable[[Group], Tensor]
+
+
 class _Walk:
-    """The states of both stacks, `[n + m, T, width]`; the same ones until the first gap is near."""
+    """The states of both stacks, `[n + m, T, width]`; the same ones until the first gap is near.
+
+    The student's are to be the teacher's, divided by `scale`.
+    """
 
     def __init__(
         self, weights: Weights, tokens: Tensor, fitted: int, compute: Compute, healed: HealedTensors
     ) -> None:
-        self.weights, self.config, self.fitted, self.healed = weights, weights.config, fitted, healed
+        self.weights, self.config, self.healed, self.scale = weights, weights.config, healed, 1.0
         self.memory = plan_healing_memory(self.config, (tokens.shape[0], tokens.shape[1]), compute)
         self.positions = block_positions(self.config, tokens.shape[1], tokens.device)
         size = max(1, CALL_TOKENS // tokens.shape[1])
@@ -191,74 +227,119 @@ class _Walk:
         else:
             self.student = self.teacher.clone()
 
-    def repair(self, index: int, block: Block, name: str) -> HealedBlock:
-        """Solve for a block's last product, store it, and send the shortened model's states through."""
-        position, old = self.positions[index], block[HEALED].float()
-        equations = NormalEquations(old.shape[1], old.shape[0], old.device)
-        inputs: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+    def rescale(self) -> None:
+        """Let `scale` be how much larger the teacher's states are than the student's."""
+        total, rows = 0.0, 0
         for group in self.fit_groups:
-            states, x = self._inputs(group, block, position)
-            missing, weight = self._missing(group, states, block)
+            squares = self.student[slice(*group)].square().mean(-1) * _weight(self.teacher[slice(*group)])
+            total, rows = total + squares.double().sum().item(), rows + squares.numel()
+        self.scale = math.sqrt(rows / max(total, 1e-30))
+
+    def enter(self, index: int, block: Block, prefix: str) -> _Student:
+        """The student's block, whose last matrices and their biases are divided by `scale`."""
+        if self.scale == 1:
+            return _Student(index, block, prefix)
+        names = [f"{name}.{kind}" for name in (OUT, DOWN) for kind in ("weight", "bias")]
+        scaled = {name: block[name] / self.scale for name in names if name in block}
+        for name, values in scaled.items():
+            if name.endswith(".bias"):
+                type_ = self._encoding(index, name)
+                self.healed.add(prefix + name, values.shape, encode(values, type_), type_)
+        return _Student(index, block | scaled, prefix)
+
+    def attend(self, student: _Student) -> None:
+        """Send the student's states through a block's attention as it is."""
+        self._add(student, self._attention(student, student.block), {})
+
+    def heal_attention(self, student: _Student, original: Block) -> HealedMatrix:
+        """Solve for `self_attn.o_proj`, given the block as it was and the teacher's states that enter it."""
+        return self._heal(student, self._attention(student, original))
+
+    def heal_feed_forward(self, student: _Student) -> HealedMatrix:
+        """Solve for `mlp.down_proj`, given the teacher's states that enter the next block."""
+
+        def inputs(group: Group) -> Tensor:
+            return down_inputs(self.student[slice(*group)], student.block, self.config)
+
+        return self._heal(student, _Half(DOWN, inputs, lambda group: self.teacher[slice(*group)]))
+
+    def _attention(self, student: _Student, original: Block) -> _Half:
+        config, position = self.config, self.positions[student.index]
+
+        def inputs(group: Group) -> Tensor:
+            return out_inputs(self.student[slice(*group)], student.block, config, position)
+
+        def target(group: Group) -> Tensor:
+            states = self.teacher[slice(*group)]
+            return states + product(out_inputs(states, original, config, position), original, OUT, config)
+
+        return _Half(OUT, inputs, target)
+
+    def _heal(self, student: _Student, half: _Half) -> HealedMatrix:
+        """Solve for a last product, store it, and send the student's states through."""
+        name = half.product + ".weight"
+        old = student.block[name].float()
+        equations = NormalEquations(old.shape[1], old.shape[0], old.device)
+        inputs: dict[Group, Tensor] = {}
+        for group in self.fit_groups:
+            x = half.inputs(group)
+            missing, weight = self._missing(group, student, half)
             equations.add(x.flatten(0, 1), missing, weight)
             if self.memory.inputs:
-                inputs[group] = (states, x)
+                inputs[group] = x
         if not equations.finite:
-            raise not_finite(self.weights, f"what block {index} computes")
+            raise not_finite(self.weights, f"what block {student.index} computes")
         nearest, factor = solve(equations, old, RIDGE, direct=self.memory.direct)
         solution = old + STEP * (nearest - old)
-        type_ = encoding_for(self.weights.tensors[block_prefix(index) + HEALED].type, solution.shape[1])
+        type_ = self._encoding(student.index, name)
         if factor is None or not tensor_type(type_.name).few_bits:
             data = encode(solution, type_)
         else:
             data = encode_fed_forward(solution, factor, type_)
         del equations, factor
-        return self._finish(index, block, position, name, solution, (data, type_), inputs)
-
-    def _finish(
-        self,
-        index: int,
-        block: Block,
-        position: Position,
-        name: str,
-        solution: Tensor,
-        encoded: tuple[Bytes, GGMLQuantizationType],
-        inputs: dict[tuple[int, int], tuple[Tensor, Tensor]],
-    ) -> HealedBlock:
-        data, type_ = encoded
-        stored = decode(data, type_).to(solution.device)
-        before, after, as_stored = self._errors(block, position, (block[HEALED].float(), solution, stored))
+        stored = decode(data, type_).to(old.device)
+        before, after, as_stored = self._errors(student, half, (old, solution, stored))
         better = as_stored < before
-        if better:
-            self.healed.add(name, solution.shape, data, type_)
-            block = block | {HEALED: stored.to(block[HEALED].dtype)}
+        if better or self.scale != 1:
+            data = data if better else encode(old, type_)
+            self.healed.add(student.prefix + name, old.shape, data, type_)
+            stored = decode(data, type_).to(old.device)
+            student.block = student.block | {name: stored.to(student.block[name].dtype)}
+        self._add(student, half, inputs)
+        return HealedMatrix(student.index, half.product, before, after, as_stored, type_.name, better)
+
+    def _encoding(self, index: int, name: str) -> GGMLQuantizationType:
+        info = self.weights.tensors[block_prefix(index) + name]
+        return encoding_for(info.type, info.shape[-1])
+
+    def _add(self, student: _Student, half: _Half, inputs: dict[Group, Tensor]) -> None:
+        """Add a half's product to the student's states; `inputs` that are known are used up."""
         for group in (*self.fit_groups, *self.check_groups):
-            states, x = inputs.pop(group) if group in inputs else self._inputs(group, block, position)
-            added = linear(x, block, "mlp.down_proj")
-            self.student[slice(*group)] = states + added * self.config.residual_scale
-        return HealedBlock(index, before, after, as_stored, type_.name, better)
+            x = inputs.pop(group) if group in inputs else half.inputs(group)
+            self.student[slice(*group)] += product(x, student.block, half.product, self.config)
 
-    def _inputs(self, group: tuple[int, int], block: Block, position: Position) -> tuple[Tensor, Tensor]:
-        return down_inputs(self.student[slice(*group)], block, self.config, position)
-
-    def _missing(self, group: tuple[int, int], states: Tensor, block: Block) -> tuple[Tensor, Tensor]:
-        """What the product should add to reach the original's states, `[rows, width]`; rows' weights."""
-        target = self.teacher[slice(*group)]
-        missing = (target - states) / self.config.residual_scale
-        if (bias := block.get("mlp.down_proj.bias")) is not None:
+    def _missing(self, group: Group, student: _Student, half: _Half) -> tuple[Tensor, Tensor]:
+        """What the product should add to reach the teacher's states, `[rows, width]`; rows' weights."""
+        target = half.target(group)
+        missing = (target / self.scale - self.student[slice(*group)]) / self.config.residual_scale
+        if (bias := student.block.get(half.product + ".bias")) is not None:
             missing -= bias.float()
-        weight = target.square().mean(-1).clamp_min(torch.finfo(torch.float32).tiny).reciprocal()
-        return missing.flatten(0, 1), weight.flatten()
+        return missing.flatten(0, 1), _weight(target).flatten()
 
-    def _errors(self, block: Block, position: Position, weights: Sequence[Tensor]) -> list[float]:
+    def _errors(self, student: _Student, half: _Half, weights: Sequence[Tensor]) -> list[float]:
         """The relative error with each of `weights` on the windows held back."""
         totals, rows = [0.0] * len(weights), 0
         for group in self.check_groups:
-            states, x = self._inputs(group, block, position)
-            missing, weight = self._missing(group, states, block)
-            x = x.flatten(0, 1).float()
+            missing, weight = self._missing(group, student, half)
+            x = half.inputs(group).flatten(0, 1).float()
             rows += len(x)
             for slot, each in enumerate(weights):
                 square = (missing - F.linear(x, each)).square().mean(1) * weight
                 totals[slot] += square.double().sum().item()
-        scale = self.config.residual_scale**2
+        scale = (self.config.residual_scale * self.scale) ** 2
         return [scale * total / rows for total in totals]
+
+
+def _weight(states: Tensor) -> Tensor:
+    """The inverse mean square of each of the teacher's states."""
+    return states.square().mean(-1).clamp_min(torch.finfo(torch.float32).tiny).reciprocal()

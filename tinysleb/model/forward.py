@@ -136,6 +136,17 @@ def attention(
 
     With a `cache`, `hidden` is of one new token (T = 1), which sees all that the cache holds.
     """
+    return linear(mixed_values(hidden, block, config, position, cache), block, "self_attn.o_proj")
+
+
+def mixed_values(
+    hidden: Tensor,
+    block: Mapping[str, Tensor],
+    config: ModelConfig,
+    position: Position,
+    cache: KeyValueCache | None = None,
+) -> Tensor:
+    """What attention sends through `self_attn.o_proj`: `[B, T, width]` → `[B, T, heads · head_dim]`."""
     batch, length, _ = hidden.shape
 
     def heads(name: str, count: int) -> Tensor:
@@ -167,7 +178,7 @@ def attention(
             scale=scale,
             enable_gqa=True,
         )
-    return linear(mixed.transpose(1, 2).reshape(batch, length, -1), block, "self_attn.o_proj")
+    return mixed.transpose(1, 2).reshape(batch, length, -1)
 
 
 def mixed_in_chunks(
@@ -203,21 +214,32 @@ def gated(hidden: Tensor, block: Mapping[str, Tensor]) -> Tensor:
     return gate.mul_(linear(hidden, block, "mlp.up_proj"))
 
 
-def down_inputs(
+def out_inputs(
     hidden: Tensor,
     block: Mapping[str, Tensor],
     config: ModelConfig,
     position: Position,
     cache: KeyValueCache | None = None,
-) -> tuple[Tensor, Tensor]:
-    """A block up to its last product, where norms come first: the states `[B, T, width]` that the product
-    will be added to, in float32, and its inputs `[B, T, intermediate]`."""
+) -> Tensor:
+    """The inputs `[B, T, heads · head_dim]` of a block's `self_attn.o_proj`, where norms come first."""
+    return mixed_values(_normed(hidden, block, "input_layernorm", config), block, config, position, cache)
+
+
+def down_inputs(hidden: Tensor, block: Mapping[str, Tensor], config: ModelConfig) -> Tensor:
+    """The inputs `[B, T, intermediate]` of its `mlp.down_proj`, from the states after its attention."""
+    return gated(_normed(hidden, block, "post_attention_layernorm", config), block)
+
+
+def _normed(hidden: Tensor, block: Mapping[str, Tensor], name: str, config: ModelConfig) -> Tensor:
+    """What one half of a block is applied to: the states, normed, in the dtype of the products."""
     dtype = block["self_attn.o_proj.weight"].dtype
-    normed = rms_norm(hidden.float(), block["input_layernorm.weight"], config.norm_eps).to(dtype)
-    mixed = attention(normed, block, config, position, cache)
-    hidden = hidden + (mixed if config.residual_scale == 1 else mixed * config.residual_scale)
-    normed = rms_norm(hidden, block["post_attention_layernorm.weight"], config.norm_eps).to(dtype)
-    return hidden, gated(normed, block)
+    return rms_norm(hidden.float(), block[f"{name}.weight"], config.norm_eps).to(dtype)
+
+
+def product(inputs: Tensor, block: Mapping[str, Tensor], name: str, config: ModelConfig) -> Tensor:
+    """What `self_attn.o_proj` or `mlp.down_proj` adds to the states, where norms come first."""
+    outputs = linear(inputs, block, name)
+    return outputs if config.residual_scale == 1 else outputs * config.residual_scale
 
 
 def block_forward(
@@ -229,9 +251,9 @@ def block_forward(
 ) -> Tensor:
     """One transformer block: `[B, T, width]` float32 → the same, as a new tensor; `cache` as there."""
     if not config.architecture.post_norm:
-        hidden, inputs = down_inputs(hidden, block, config, position, cache)
-        added = linear(inputs, block, "mlp.down_proj")
-        return hidden.add_(added if config.residual_scale == 1 else added * config.residual_scale)
+        mixed = out_inputs(hidden, block, config, position, cache)
+        hidden = hidden + product(mixed, block, "self_attn.o_proj", config)
+        return hidden.add_(product(down_inputs(hidden, block, config), block, "mlp.down_proj", config))
     dtype = block["self_attn.o_proj.weight"].dtype
 
     def norm(states: Tensor, name: str) -> Tensor:
