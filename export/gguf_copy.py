@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -52,21 +51,21 @@ COPIED_ONLY = frozenset(
 
 def write_job(job: Job[GgufWeights]) -> Written:
     """As `tinysleb.export.writers.write`. The tensors stay as they are stored."""
+    metadata = copy_gguf(job_source(job), job.out, compact_json(job.plan), job.kept)
+    return Written(metadata, _notes(job.source.file))
+
+
+def job_source(job: Job[GgufWeights]) -> GgufFile:
+    """What is to be written: the blocks that are kept, and the tensors that were replaced.
+
+    Raises TinyslebError for what cannot be done with a GGUF.
+    """
     path = job.source.path
-    if job.type_name != "auto":
-        raise TinyslebError(
-            f"{path} is a GGUF already; its tensors are copied as they are, not as {job.type_name}",
-            f"llama.cpp converts it: llama-quantize --allow-requantize {shlex.quote(str(path))} OUT.gguf "
-            f"{job.type_name.upper()}",
-        )
     if job.pre is not None:
         raise TinyslebError(f"{path} is a GGUF already, and has its pre-tokenizer", "leave --pre out")
     check_rotation_pattern(job.model.config, path)
     shorter = shortened_gguf(job.source.file, job.kept, job.unknown_arrays)
-    if job.replaced:
-        shorter = with_tensors(shorter, job.replaced)
-    metadata = copy_gguf(shorter, job.out, compact_json(job.plan), job.kept)
-    return Written(metadata, _notes(job.source.file))
+    return with_tensors(shorter, job.replaced) if job.replaced else shorter
 
 
 def write_unmodelled(file: GgufFile, out: Path, plan: Plan, unknown_arrays: str | None = None) -> Written:
@@ -133,7 +132,7 @@ def copy_gguf(
 
         def copy(name: str, target: FileIO) -> None:
             tensor = tensors[name]
-            _copy_bytes(files[tensor.file], target, tensor, _original_name(name, kept))
+            _copy_bytes(files[tensor.file], target, tensor, original_name(name, kept))
 
         types = {name: (tensor.shape, tensor.type) for name, tensor in tensors.items()}
         metadata = {**source.metadata, **tinysleb_metadata(plan_text)}
@@ -209,7 +208,8 @@ def _renumbered(name: str, kept: Sequence[int]) -> str | None:
     return f"blk.{kept.index(index)}.{name[match.end() :]}" if index in kept else None
 
 
-def _original_name(name: str, kept: Sequence[int] | None) -> str:
+def original_name(name: str, kept: Sequence[int] | None) -> str:
+    """What a tensor of a model with the blocks `kept` is called in the original."""
     match = re.match(r"blk\.(\d+)\.", name)
     return name if match is None or kept is None else f"blk.{kept[int(match[1])]}.{name[match.end() :]}"
 

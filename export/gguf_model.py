@@ -10,7 +10,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import torch
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.constants import GGMLQuantizationType
 
 from tinysleb.checkpoint.encoding import encode
 from tinysleb.checkpoint.gguf_names import (
@@ -26,18 +26,15 @@ from tinysleb.checkpoint.weights import Weights
 from tinysleb.errors import TinyslebError
 from tinysleb.export.gguf_limits import check_expressible, ignored_window
 from tinysleb.export.gguf_metadata import checkpoint_metadata
+from tinysleb.export.gguf_mixture import mixed_type
 from tinysleb.export.gguf_writer import TensorTypes, tinysleb_metadata, write_all, write_gguf_file
 from tinysleb.export.job import Job, Written, compact_json
 from tinysleb.formats.finite import all_finite, not_finite
 from tinysleb.formats.gguf_file import DEFAULT_ALIGNMENT, Bytes, GgufValue
 from tinysleb.formats.safetensors_file import as_bytes
-from tinysleb.formats.tensor_types import WRITABLE, TensorType, tensor_type
+from tinysleb.formats.tensor_types import WRITABLE, FileType, tensor_type
 from tinysleb.model.chunks import chunks
-from tinysleb.model.forward import head_name
 
-HEAD_TYPE = "Q8_0"
-"""Of the head where matrices have few bits: llama.cpp's quantiser (`src/llama-quant.cpp`) gives it Q6_K or,
-where a row's length is not a multiple of 256, Q8_0. The gguf package cannot write Q6_K."""
 CHUNK_ELEMENTS = 1 << 22
 
 
@@ -60,29 +57,21 @@ def write_gguf(
 ) -> dict[str, GgufValue]:
     """Write `weights` as a GGUF; `folder` holds the config and tokenizer files. Returns its metadata.
 
-    One-dimensional tensors and norms are float32; a matrix whose rows are not a multiple of the type's
-    block falls back to f16, as in llama.cpp's converter. With the four- and five-bit types, the head (with
-    tied embeddings, those) is Q8_0. `auto` is the checkpoint's own type.
+    `type_name` is a mixture of types as llama.cpp's quantiser makes it, see `mixed_type`; `auto` is the
+    checkpoint's own type.
     Raises TinyslebError before anything is written if the model or the type cannot be expressed.
     """
     type_name = own_type(weights) if type_name == "auto" else type_name.lower()
     check_type(type_name, weights.path)
     check_expressible(weights.config, weights.path)
-    matrix_type = WRITABLE[type_name].matrices
-    file_type = gguf.LlamaFileType[WRITABLE[type_name].name]
-    metadata = checkpoint_metadata(weights.config, folder, file_type, pre)
+    file_type = WRITABLE[type_name]
+    metadata = checkpoint_metadata(weights.config, folder, gguf.LlamaFileType[file_type.name], pre)
     metadata |= tinysleb_metadata(plan_text)
-    tensors = _tensor_types(weights, matrix_type)
+    tensors = _tensor_types(weights, file_type)
 
     def write_tensor(name: str, file: FileIO) -> None:
         for chunk in _rows(weights, name):
-            data, type_ = _as_stored(chunk, tensors[name][1]), tensors[name][1]
-            if not all_finite(data, type_.name):
-                raise TinyslebError(
-                    f"{weights.path}: tensor {name!r} holds values that are too large for {type_.name}",
-                    "export it in f32 or bf16",
-                )
-            write_all(file, data.data)
+            write_all(file, stored_chunk(chunk, tensors[name][1], weights.path, name).data)
 
     write_gguf_file(out, metadata, tensors, DEFAULT_ALIGNMENT, write_tensor)
     return metadata
@@ -93,8 +82,7 @@ def check_type(name: str, path: Path) -> None:
     if name in WRITABLE:
         return
     known = f"known: auto, {', '.join(WRITABLE)}"
-    quantiser_name = f"MOSTLY_{name.upper()}"  # which also knows Q4_K for Q4_K_M
-    if not {quantiser_name, f"{quantiser_name}_M"} & set(gguf.LlamaFileType.__members__):
+    if f"MOSTLY_{name.upper()}" not in gguf.LlamaFileType.__members__:
         raise TinyslebError(f"{name!r} is not a GGUF type", known)
     stem = path.stem if path.is_file() else path.resolve().name
     half, out = (shlex.quote(f"{stem}-{kind}.gguf") for kind in ("f16", name))
@@ -114,16 +102,14 @@ def own_type(weights: Weights) -> str:
     return name if name in WRITABLE else "f32"
 
 
-def _tensor_types(weights: Weights, matrix_type: TensorType) -> TensorTypes:
+def _tensor_types(weights: Weights, file_type: FileType) -> TensorTypes:
     tensors: dict[str, tuple[tuple[int, ...], GGMLQuantizationType]] = {
         name: ((len(factors),), GGMLQuantizationType.F32)
         for name, factors in _rotary_tensors(weights.config.rotary).items()
     }
     for name, info in weights.tensors.items():
-        is_head = name == head_name(weights.config)
-        name_of_type = HEAD_TYPE if is_head and matrix_type.few_bits else matrix_type.name
         stored_name = gguf_name(name, weights.config.architecture)
-        tensors[stored_name] = (info.shape, _tensor_type(info.shape, GGMLQuantizationType[name_of_type]))
+        tensors[stored_name] = (info.shape, mixed_type(stored_name, info.shape, file_type, weights.config))
     return tensors
 
 
@@ -134,13 +120,6 @@ def _rotary_tensors(rotary: Rotary) -> dict[str, tuple[float, ...]]:
     else:
         kinds = {"freqs": () if rotary.yarn_factor else rotary.frequency_factors}
     return {ROTARY_FACTORS[kind]: factors for kind, factors in kinds.items() if factors}
-
-
-def _tensor_type(shape: tuple[int, ...], wanted: GGMLQuantizationType) -> GGMLQuantizationType:
-    if len(shape) == 1:
-        return GGMLQuantizationType.F32
-    fits = shape[-1] % GGML_QUANT_SIZES[wanted][0] == 0
-    return wanted if fits else GGMLQuantizationType.F16
 
 
 def row_chunks(shape: tuple[int, ...]) -> Iterable[tuple[int, int]]:
@@ -164,10 +143,17 @@ def _rows(weights: Weights, stored_name: str) -> Iterator[torch.Tensor]:
         yield chunk
 
 
-def _as_stored(chunk: torch.Tensor, type_: GGMLQuantizationType) -> Bytes:
-    """The bytes of a chunk in a GGUF's type; a float type that the chunk has already is not converted."""
+def stored_chunk(chunk: torch.Tensor, type_: GGMLQuantizationType, path: Path, name: str) -> Bytes:
+    """The bytes of rows of tensor `name` of the model at `path` in a GGUF's type; a float type that they have
+    already is not converted. Raises TinyslebError for values too large for the type."""
     stored = tensor_type(type_.name)
     if stored.is_float and chunk.dtype == getattr(torch, stored.torch):
         return as_bytes(chunk)
-    with np.errstate(over="ignore"):  # the caller looks for infinity
-        return encode(chunk, type_)
+    with np.errstate(over="ignore"):  # infinity is looked for below
+        data = encode(chunk, type_)
+    if not all_finite(data, type_.name):
+        raise TinyslebError(
+            f"{path}: tensor {name!r} holds values that are too large for {type_.name}",
+            "export it in f32 or bf16",
+        )
+    return data

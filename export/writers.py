@@ -30,7 +30,7 @@ WRITERS: Mapping[tuple[str, type[Weights]], str] = {
     (HUGGINGFACE, GgufWeights): "gguf_to_huggingface",
 }
 """What is written, and what the model was opened from → the module in this package that does it. It is
-imported when it is needed: a GGUF is copied without torch."""
+imported when it is needed: a GGUF is copied without torch, unless its matrices change their type."""
 
 
 def write(
@@ -64,6 +64,8 @@ def write(
     _check_plan(plan, source, kept)
     output_format = output_format or (GGUF if out.suffix == ".gguf" else HUGGINGFACE)
     module = WRITERS.get((output_format, type(source)))
+    if module == "gguf_copy" and type_name != "auto":
+        module = "gguf_recode"
     if module is None:
         raise TinyslebError(f"a {type(source).__name__} cannot be written as {output_format!r}")
     beside = [plan_beside(out)] if plan is not None and output_format == GGUF else []

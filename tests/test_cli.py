@@ -272,11 +272,9 @@ def test_what_a_user_can_get_wrong(tiny_folder: Path, tiny_gguf: Path, run: Run,
     fails(run(*prune, "--memory", "much", *FAST), "'much' is not a size", "4GiB")
     fails(run(*prune, "--memory", "10MB", *FAST), "too little for one window", "at least")
     fails(run("export", "--gguf"), "expected exactly one *-sleb folder in the current directory, found none")
-    fails(
-        run("export", tiny_gguf, "--gguf", "x.gguf", "--type", "f16"), "is a GGUF already", "llama-quantize"
-    )
-    unwritten = run("export", tiny_folder, "--gguf", "x.gguf", "--type", "q4_k_m")
-    fails(unwritten, "the GGUF type 'q4_k_m' is not one that tinysleb writes", "llama-quantize")
+    for model in (tiny_folder, tiny_gguf):
+        unwritten = run("export", model, "--gguf", "x.gguf", "--type", "iq3_xxs")
+        fails(unwritten, "the GGUF type 'iq3_xxs' is not one that tinysleb writes", "llama-quantize")
     fails(run("export", tiny_folder, "--gguf", "x.gguf", "--type", "f8"), "'f8' is not a GGUF type")
     np.save(tmp_path / "long.npy", np.ones((1, 513), dtype=np.int32))
     fails(run(*prune, "--tokens", "long.npy"), "windows of 513 tokens, the model's context has 512")

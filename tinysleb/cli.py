@@ -13,6 +13,7 @@ import click
 from tinysleb.commands.console import Failure
 from tinysleb.compute.threads import limit_spinning
 from tinysleb.errors import TinyslebError
+from tinysleb.formats.tensor_types import WRITABLE
 from tinysleb.plan import PERPLEXITY
 from tinysleb.search.metrics import METRICS
 
@@ -273,7 +274,7 @@ def heal(**options: Any) -> None:
     metavar="TYPE",
     default="auto",
     show_default=True,
-    help="Type of a GGUF's matrices: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0; auto: the model's own.",
+    help=f"Type of a GGUF's matrices: {', '.join(WRITABLE)}; auto: the model's own.",
 )
 @click.option(
     "--shard-size",

@@ -107,9 +107,7 @@ RECORDS = (
 )  # fmt: skip
 TENSOR_TYPES = {record.name: record for record in RECORDS}
 FILE_TYPES = [FileType(name, record) for record in RECORDS for name in record.file_types]
-WRITABLE = {
-    each.option: each for each in FILE_TYPES if not each.option.endswith(("_k", "_s", "_m", "_l", "_nl"))
-}
+WRITABLE = {each.option: each for each in FILE_TYPES}
 """The types of GGUF that we write, by what users call them."""
 
 
