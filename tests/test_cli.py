@@ -77,7 +77,7 @@ def test_prune_a_single_file(tiny_folder: Path, run: Run, tmp_path: Path) -> Non
 
 
 def test_prune_from_text_by_default(tiny_folder: Path, run: Run, tmp_path: Path) -> None:
-    words = ("--remove", 1, "--windows", 2, "--window-length", 64)
+    words = ("--remove", 1, "--windows", 2, "--window-length", 64, "--distill-tokens", 4096)
     assert run("prune", tiny_folder, "-o", "a", *words).exit_code == 0
     settings = json.loads((tmp_path / "a" / "plan.json").read_text())["settings"]
     assert settings["text"].startswith("Python's own documentation")

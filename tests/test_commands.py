@@ -191,7 +191,20 @@ def test_progress_is_one_line_of_the_terminal(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_stages_are_lines_of_a_log(tiny_gguf: Path, run: Run) -> None:
-    words = ("--remove", 1, "--windows", 2, "--window-length", 64, "--heal-tokens", 2048, "-o", "o.gguf")
+    words = (
+        "--remove",
+        1,
+        "--windows",
+        2,
+        "--window-length",
+        64,
+        "--heal-tokens",
+        2048,
+        "--heal",
+        "solve",
+        "-o",
+        "o.gguf",
+    )
     result = run("prune", tiny_gguf, *words)
     assert result.exit_code == 0, result.output
     for line in ("sampling 1024 tokens from the model", "healing on ", "writing o.gguf"):

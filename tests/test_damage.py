@@ -73,7 +73,9 @@ def test_every_metric_names_it(metric: str, run: Run, tmp_path: Path) -> None:
 def test_healing_names_it(text: tuple[str, ...], run: Run, tmp_path: Path) -> None:
     folder = damaged_model(tmp_path / "m", torch.nan)
     Path("p.json").write_text('{"blocks": 6, "removed": [3]}')
-    result = run("heal", folder, "--plan", "p.json", "-o", "out", "--heal-tokens", 2000, *text)
+    result = run(
+        "heal", folder, "--plan", "p.json", "-o", "out", "--heal-tokens", 2000, "--heal", "solve", *text
+    )
     refuses(result, MESSAGE)
 
 

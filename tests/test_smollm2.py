@@ -67,7 +67,7 @@ def test_smollm2_perplexity(
     path = smollm2 if kind == "Q4_1" else smollm2_f16
     if cut is not None:
         Path("plan-in.json").write_text('{"blocks": 30, "removed": [25, 5, 3, 26, 14, 12]}')
-        few = ("--heal-tokens", 8192, "--self-text", 0) if cut == "heal" else ()
+        few = ("--heal-tokens", 8192, "--self-text", 0, "--heal", "solve") if cut == "heal" else ()
         assert run(cut, path, "--plan", "plan-in.json", "-o", "cut.gguf", *few).exit_code == 0
         path = Path("cut.gguf")
     tokens = open_tokenizer(open_model(path)).encode(default_text())

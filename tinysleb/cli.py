@@ -4,55 +4,21 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-from tinysleb.commands.console import Failure
+from tinysleb.commands.options import DISTILL, DISTILL_TOKENS, WAYS
+from tinysleb.commands.parsing import CommandGroup, HealingCommand, options_given, shared
 from tinysleb.compute.threads import limit_spinning
-from tinysleb.errors import TinyslebError
 from tinysleb.formats.tensor_types import WRITABLE
 from tinysleb.plan import PERPLEXITY
 from tinysleb.search.metrics import METRICS
 
-Command = TypeVar("Command", bound=Callable[..., Any])
 path_type = click.Path(path_type=Path)
 dtype_choice = click.Choice(["auto", "float32", "bfloat16", "float16"])
 LARGEST_SEED = 2**63 - 1
-
-
-class Group(click.Group):
-    """Turns a `TinyslebError` into text, once."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except TinyslebError as error:
-            raise Failure(error) from error
-
-
-def options_given() -> dict[str, str]:
-    """The options on the command line: parameter names, and the options as a user writes them."""
-    context = click.get_current_context()
-    declared = {parameter.name: parameter for parameter in context.command.params}
-    return {
-        name: max(declared[name].opts, key=len)
-        for name in context.params
-        if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
-    }
-
-
-def shared(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    """Several options as one decorator."""
-
-    def decorate(command: Command) -> Command:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
 
 
 text_options = shared(
@@ -115,6 +81,22 @@ heal_options = shared(
         help="How many of the --heal-tokens are sampled from the model itself.  [default: half]",
     ),
 )
+distill_options = shared(
+    click.option(
+        "--distill-tokens",
+        type=click.IntRange(1),
+        metavar="N",
+        default=DISTILL_TOKENS,
+        show_default=True,
+        help="Tokens to distil on, half of them sampled from the model itself.",
+    ),
+    click.option(
+        "--minutes",
+        type=click.FloatRange(0, min_open=True),
+        metavar="N",
+        help="Distil for so many minutes at most, and for no fewer unless --distill-tokens is given.",
+    ),
+)
 seed_option = click.option(
     "--seed",
     type=click.IntRange(0, LARGEST_SEED),
@@ -127,7 +109,7 @@ force_option = click.option("--force", is_flag=True, help="Replace an existing o
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="tinysleb")
 def main() -> None:
     """Make Llama-family models shorter and faster by removing the blocks they can do without."""
@@ -135,7 +117,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary files are deleted
 
 
-@main.command()
+@main.command(cls=HealingCommand)
 @click.argument("model", type=path_type)
 @click.option(
     "-o",
@@ -196,8 +178,14 @@ def main() -> None:
 @click.option("--exact", is_flag=True, help="Score all candidates on all windows, without racing.")
 @compute_options
 @dtype_option
-@click.option("--heal/--no-heal", default=None, help="Repair the shortened model.  [default: after a search]")
+@click.option(
+    "--heal",
+    type=click.Choice(WAYS),
+    help="Repair the shortened model: not at all, by the closed form alone, or distil it as well.  "
+    "[default: distill, after a search]",
+)
 @heal_options
+@distill_options
 @click.option(
     "--plan",
     type=path_type,
@@ -208,7 +196,7 @@ def main() -> None:
     type=click.Choice(["cut", "keep"]),
     help="Cut or keep arrays of a GGUF that have one entry per block and are not known.",
 )
-@click.option("--resume", is_flag=True, help="Continue an unfinished search.")
+@click.option("--resume", is_flag=True, help="Continue an unfinished search or distillation.")
 @click.option(
     "--force", is_flag=True, help="Replace an existing output; apply a plan made for another model."
 )
@@ -237,11 +225,20 @@ def prune(**options: Any) -> None:
 @click.argument("model", type=path_type)
 @click.option("--plan", type=path_type, required=True, help="Which blocks to remove.")
 @click.option("-o", "--output", type=path_type, required=True, help="What to write.")
+@click.option(
+    "--heal",
+    type=click.Choice(WAYS[1:]),
+    default=DISTILL,
+    show_default=True,
+    help="By the closed form alone, or distil as well.",
+)
 @text_options
 @heal_options
+@distill_options
 @seed_option
 @compute_options
 @dtype_option
+@click.option("--resume", is_flag=True, help="Continue an unfinished distillation.")
 @click.option(
     "--force", is_flag=True, help="Replace an existing output; apply a plan made for another model."
 )

@@ -9,7 +9,7 @@ from tinysleb.checkpoint.gguf_source import gguf_weights
 from tinysleb.checkpoint.open_model import open_model
 from tinysleb.checkpoint.weights import Checkpoint
 from tinysleb.commands.console import Console, print_json, print_line
-from tinysleb.commands.options import refuse_unused
+from tinysleb.commands.options import NONE, refuse_unused
 from tinysleb.commands.prune_options import STOPPING, PruneOptions
 from tinysleb.commands.shortened import (
     finish,
@@ -45,7 +45,7 @@ def apply_plan(options: PruneOptions, plan_path: Path) -> None:
     refuse_outputs(options.model, options.out, options.force, options.model, plan_path)
     plan = read_fitting_plan(plan_path, weights, options.force, console)
     plan = _first_rounds(plan, plan_path, weights, options)
-    heal = _prepare_heal(weights, options, console) if options.heal else None
+    heal = _prepare_heal(weights, options, console) if options.heal not in (None, NONE) else None
     plan = finish(weights, plan, options.out, options.unknown_arrays, heal, console)
     console.clear()
     print_shortened(weights, plan, options.out, options.as_json, searched=False)
@@ -56,7 +56,7 @@ def _prepare_heal(weights: Checkpoint, options: PruneOptions, console: Console) 
     from tinysleb.commands.healing import heal_with, prepare
 
     compute = choose_compute(options)
-    return heal_with(weights, prepare(weights, options, compute), compute, console)
+    return heal_with(weights, prepare(weights, options, compute, options.out), compute, console)
 
 
 def _first_rounds(plan: Plan, path: Path, weights: Checkpoint, options: PruneOptions) -> Plan:
@@ -78,7 +78,7 @@ def _first_rounds(plan: Plan, path: Path, weights: Checkpoint, options: PruneOpt
 def _cut_unmodelled(file: GgufFile, options: PruneOptions, plan_path: Path, console: Console) -> None:
     """Apply a plan to a GGUF whose family is not modelled: its bytes are copied, whatever they mean."""
     why = "This model's blocks are copied unread, and the plan is applied whole"
-    usable = COPYING | ({"heal"} if options.heal is False else set())
+    usable = COPYING | ({"heal"} if options.heal == NONE else set())
     refuse_unused(options.given, [name for name in options.given if name not in usable], why)
     out, plan = options.out, read_plan(plan_path)
     for path in (out, plan_beside(out)):

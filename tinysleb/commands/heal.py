@@ -8,7 +8,7 @@ from pathlib import Path
 from tinysleb.checkpoint.open_model import open_model
 from tinysleb.commands.computing import choose_compute
 from tinysleb.commands.console import Console
-from tinysleb.commands.healing import heal_with, prepare
+from tinysleb.commands.healing import heal_with, prepare, unfinished_distillation
 from tinysleb.commands.options import HealingOptions
 from tinysleb.commands.shortened import finish, print_shortened, read_fitting_plan, refuse_outputs
 
@@ -20,7 +20,6 @@ class HealOptions(HealingOptions):
     model: Path
     plan: Path
     output: Path
-    force: bool
     as_json: bool
 
 
@@ -31,7 +30,8 @@ def heal(options: HealOptions) -> None:
     refuse_outputs(options.model, options.output, options.force, options.model, options.plan)
     plan = read_fitting_plan(options.plan, weights, options.force, console)
     compute = choose_compute(options)
-    heal = heal_with(weights, prepare(weights, options, compute), compute, console)
+    heal = heal_with(weights, prepare(weights, options, compute, options.output), compute, console)
     plan = finish(weights, plan, options.output, None, heal, console)
+    unfinished_distillation(options.output).unlink(missing_ok=True)
     console.clear()
     print_shortened(weights, plan, options.output, options.as_json, searched=False)

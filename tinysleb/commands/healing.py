@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from math import inf
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinysleb.checkpoint.weights import Checkpoint
 from tinysleb.commands.console import Console
-from tinysleb.commands.options import HealingOptions
+from tinysleb.commands.options import NONE, SOLVE, HealingOptions
 from tinysleb.compute.compute import Compute
 from tinysleb.errors import TinyslebError
+from tinysleb.heal.course import Limits
 from tinysleb.heal.healed_weights import HealedTensors, grown_types
+from tinysleb.heal.repair import Distilling
 from tinysleb.heal.run import PreparedHealing, heal_plan, prepare_healing
 from tinysleb.heal.text import HealingText
 from tinysleb.plan import Plan
@@ -19,33 +24,61 @@ if TYPE_CHECKING:
     from tinysleb.commands.shortened import Heal
 
 
-def prepare(weights: Checkpoint, options: HealingOptions, compute: Compute) -> PreparedHealing:
-    """Read the text to heal on. Raises TinyslebError if the model cannot be healed."""
+ENDLESS = 2**62
+"""Tokens, where the time alone ends a distillation."""
+
+
+def unfinished_distillation(out: Path) -> Path:
+    """Where a distillation leaves its state until `out` is written."""
+    return out.with_name(out.name + ".unfinished.npz")
+
+
+def prepare(weights: Checkpoint, options: HealingOptions, compute: Compute, out: Path) -> PreparedHealing:
+    """Read the text to heal on. Raises TinyslebError if the model cannot be healed as was asked for."""
     tokens, sampled = options.heal_tokens, options.self_text
     sampled = tokens // 2 if sampled is None else sampled
     text = HealingText(options.texts, options.token_file, tokens, sampled, options.seed)
-    return prepare_healing(weights, text, compute)
+    distilling = _distilling(options, out) if options.heal != SOLVE else None
+    return prepare_healing(weights, text, compute, distilling)
+
+
+def _distilling(options: HealingOptions, out: Path) -> Distilling:
+    """Raises TinyslebError if there is an unfinished one that is neither to be continued nor replaced."""
+    state = unfinished_distillation(out)
+    if state.exists() and not options.resume:
+        if not options.force:
+            raise TinyslebError(
+                f"{state} holds a distillation that did not finish",
+                "continue it with --resume, or start again with --force",
+            )
+        state.unlink()
+    endless = options.minutes is not None and "distill_tokens" not in options.given
+    tokens = ENDLESS if endless else options.distill_tokens
+    return Distilling(Limits(tokens, inf if options.minutes is None else 60 * options.minutes), state)
 
 
 def prepare_unless(
-    weights: Checkpoint, options: HealingOptions, compute: Compute, heal: bool | None, fit: str | None
+    weights: Checkpoint, options: HealingOptions, compute: Compute, out: Path, fit: str | None
 ) -> PreparedHealing | str:
-    """As `prepare`, or why nothing will be healed.
+    """As `prepare` in the way that was asked for, or else by the closed form alone; or why nothing will be
+    healed.
 
-    `heal`: whether it was asked for; None for whatever is possible. `fit`: the size the output must keep.
-    Raises TinyslebError if healing was asked for and is impossible.
+    `fit`: the size the output must keep. Raises TinyslebError if healing was asked for and is impossible.
     """
-    if heal is False:
-        return "--no-heal"
+    if options.heal == NONE:
+        return "--heal none"
     try:
-        prepared = prepare(weights, options, compute)
         if fit and (recoded := grown_types(weights)):
             raise TinyslebError(f"healing would store {recoded} as a larger type, and exceed --fit")
+        return prepare(weights, options, compute, out)
     except TinyslebError as error:
-        if heal:
+        if options.heal or options.asks_to_distill:
             raise
+        reason = error.one_line
+    try:
+        return replace(prepare(weights, replace(options, heal=SOLVE), compute, out), undistilled=reason)
+    except TinyslebError as error:
         return error.one_line
-    return prepared
 
 
 def heal_with(

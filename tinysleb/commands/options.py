@@ -8,6 +8,11 @@ from pathlib import Path
 
 import click
 
+NONE, SOLVE, DISTILL = "none", "solve", "distill"
+WAYS = NONE, SOLVE, DISTILL
+"""How a shortened model can be healed: not at all, by the closed form, or by distillation after it."""
+DISTILL_TOKENS = 131072
+DISTILLING = ("distill_tokens", "minutes")
 Given = Mapping[str, str]
 """The options on the command line: by their names in a dataclass, as a user writes them."""
 
@@ -25,8 +30,13 @@ class ComputeOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class HealingOptions(ComputeOptions):
-    """What to heal on."""
+    """How to heal, and on what. `heal`: None for whatever is possible."""
 
+    heal: str | None
+    distill_tokens: int
+    minutes: float | None
+    resume: bool
+    force: bool
     texts: tuple[Path, ...]
     token_file: Path | None
     seed: int
@@ -41,6 +51,14 @@ class HealingOptions(ComputeOptions):
         if self.self_text is not None and self.self_text > self.heal_tokens:
             most = f"--heal-tokens, {self.heal_tokens}"
             raise click.UsageError(f"--self-text {self.self_text} is more than all of {most}.")
+        if self.heal in (NONE, SOLVE):
+            why = f"With --heal {self.heal} nothing is distilled"
+            refuse_unused(self.given, DISTILLING, why)
+
+    @property
+    def asks_to_distill(self) -> bool:
+        """Whether the command line speaks of distillation."""
+        return self.heal == DISTILL or any(name in self.given for name in DISTILLING)
 
 
 def refuse_unused(given: Given, names: Iterable[str], why: str) -> None:

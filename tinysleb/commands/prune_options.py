@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from tinysleb.commands.options import ComputeOptions, HealingOptions, refuse_several, refuse_unused
+from tinysleb.commands.options import NONE, ComputeOptions, HealingOptions, refuse_several, refuse_unused
 from tinysleb.commands.shortened import default_output
 from tinysleb.errors import TinyslebError
 from tinysleb.plan import PERPLEXITY
@@ -14,7 +14,7 @@ STOPPING = ("remove", "ratio", "max_perplexity_increase", "fit", "speedup")
 SEARCH_ONLY = (
     "exact", "resume", "windows", "window_length", "keep_first", "keep_last", "metric", "search",
 )  # fmt: skip
-HEALING_ONLY = ("heal_tokens", "self_text")
+HEALING_ONLY = ("heal_tokens", "self_text", "distill_tokens", "minutes")
 COMPUTING = ("texts", "token_file", "seed", *ComputeOptions.__annotations__)
 
 
@@ -36,11 +36,8 @@ class PruneOptions(HealingOptions):
     metric: str
     search: str
     exact: bool
-    heal: bool | None
     plan: Path | None
     unknown_arrays: str | None
-    resume: bool
-    force: bool
     as_json: bool
 
     def __post_init__(self) -> None:
@@ -50,20 +47,20 @@ class PruneOptions(HealingOptions):
         if self.plan is not None:
             self._check_with_plan()
             return
-        if self.heal is False:
-            refuse_unused(self.given, HEALING_ONLY, "With --no-heal nothing is healed")
+        if self.heal == NONE:
+            refuse_unused(self.given, HEALING_ONLY, "With --heal none nothing is healed")
         if self.metric != PERPLEXITY:
             refuse_unused(self.given, ("exact", "resume"), f"--metric {self.metric} scores blocks once")
         if self.search == "healed":
             sizes = ("fit", "max_perplexity_increase")
             why = "--search healed needs a fixed number of blocks (--remove, --ratio or --speedup)"
             refuse_unused(self.given, sizes, why)
-            if self.heal is False:
-                raise TinyslebError("--search healed needs healing, and --no-heal leaves it out")
+            if self.heal == NONE:
+                raise TinyslebError("--search healed needs healing, and --heal none leaves it out")
 
     def _check_with_plan(self) -> None:
         refuse_unused(self.given, SEARCH_ONLY, "With --plan there is no search")
-        if not self.heal:
+        if self.heal in (None, NONE):
             unused = HEALING_ONLY + COMPUTING
             refuse_unused(self.given, unused, "With --plan and without --heal nothing is computed")
 

@@ -9,7 +9,7 @@ from tinysleb.checkpoint.open_model import open_model
 from tinysleb.checkpoint.weights import Checkpoint, total_bytes
 from tinysleb.commands.computing import choose_compute
 from tinysleb.commands.console import Console
-from tinysleb.commands.healing import heal_with, prepare_unless
+from tinysleb.commands.healing import heal_with, prepare_unless, unfinished_distillation
 from tinysleb.commands.options import refuse_unused
 from tinysleb.commands.prune_options import PruneOptions
 from tinysleb.commands.shortened import finish, print_shortened, refuse_outputs
@@ -23,8 +23,8 @@ from tinysleb.search.run import SearchRequest, check_request, read_unfinished, r
 from tinysleb.search.stopping import StoppingRule
 from tinysleb.text.windows import Calibration, WindowSource, read_windows
 
-RACING, SAMPLING, HEALING = 0.35, 2.0, 1.0
-"""What a token costs at each block in a search, in sampling and in healing, in block passes, about."""
+RACING, SAMPLING, HEALING, DISTILLING = 0.35, 2.0, 1.0, 7.0
+"""What a token costs at each block in a search, sampling, healing and distilling, in block passes, about."""
 
 
 def search_blocks(options: PruneOptions) -> None:
@@ -54,7 +54,7 @@ def _search_and_write(weights: Checkpoint, options: PruneOptions, group: Group) 
     source = WindowSource(options.texts, options.token_file, options.windows, options.window_length)
     calibration = read_windows(weights, source, options.seed)
     compute = choose_compute(options, group, saved)
-    prepared = prepare_unless(weights, options, compute, options.heal, options.fit)
+    prepared = prepare_unless(weights, options, compute, options.out, options.fit)
     console = Console(_works(weights, calibration, request.rule, prepared), silent=group.rank > 0)
     if options.resume and saved is None:
         console.say(f"there is no {unfinished} to resume: the search starts from the beginning")
@@ -78,6 +78,7 @@ def _search_and_write(weights: Checkpoint, options: PruneOptions, group: Group) 
         _say_how_to_continue(unfinished, console)
         raise
     unfinished.unlink(missing_ok=True)
+    unfinished_distillation(options.out).unlink(missing_ok=True)
     console.clear()
     print_shortened(weights, plan, options.out, options.as_json, searched=True)
 
@@ -105,6 +106,8 @@ def _works(
         text = prepared.text
         works += [SAMPLING * text.sampled * blocks] if text.sampled else []
         works += [HEALING * text.tokens * blocks]
+        if prepared.distilling is not None:
+            works += [DISTILLING * prepared.distilling.limits.tokens * blocks, HEALING * text.tokens * blocks]
     return works
 
 

@@ -18,9 +18,12 @@ from tinysleb.compute.compute import Compute, Progress, compute_on
 from tinysleb.compute.device import dtype_name
 from tinysleb.compute.memory import give_back_freed
 from tinysleb.errors import TinyslebError
-from tinysleb.heal import walk
 from tinysleb.heal.choose_blocks import choose_healed
+from tinysleb.heal.course import Limits
+from tinysleb.heal.distill import plan_distilling_memory
 from tinysleb.heal.healed_weights import Healed, HealedTensors
+from tinysleb.heal.lessons import Lessons
+from tinysleb.heal.repair import Distilling, Repair
 from tinysleb.heal.text import (
     SELF_SOURCE,
     HealingText,
@@ -59,10 +62,13 @@ class Outcome:
 
 @dataclass(frozen=True)
 class PreparedHealing:
-    """What healing will be fitted to, as far as it is known before the slow work: the texts' windows."""
+    """What healing will be fitted to, as far as it is known before the slow work: the texts' windows; and
+    whether distillation follows, or why it does not."""
 
     text: HealingText
     sources: tuple[Source, ...]
+    distilling: Distilling | None = None
+    undistilled: str = ""
 
 
 def heal(
@@ -72,6 +78,7 @@ def heal(
     *,
     tokens: int = HEAL_TOKENS,
     self_tokens: int | None = None,
+    distill_tokens: int = 0,
     seed: int = 0,
     compute: Compute | None = None,
     say: Say = lambda _line: None,
@@ -80,26 +87,33 @@ def heal(
     """The model shortened by `plan` and healed, and the plan with what healing did.
 
     `tokens` to heal on, `self_tokens` of them (half by default) sampled from the model itself, the others
-    from text files, or the default text. Healed tensors are kept in temporary files as long as the model is.
+    from text files, or the default text; then distilled on `distill_tokens`. Healed tensors are kept in
+    temporary files as long as the model is.
     Raises TinyslebError if the model cannot be healed, or there is too little text or memory.
     """
     compute = compute or compute_on()
     sampled = tokens // 2 if self_tokens is None else self_tokens
     text = HealingText([Path(path) for path in texts], None, tokens, sampled, seed)
-    prepared = prepare_healing(weights, text, compute)
+    distilling = Distilling(Limits(distill_tokens)) if distill_tokens else None
+    prepared = prepare_healing(weights, text, compute, distilling)
     tensors = HealedTensors(Path(tempfile.mkdtemp(prefix="tinysleb-")))
     weakref.finalize(tensors, shutil.rmtree, tensors.folder, ignore_errors=True)
     plan = heal_plan(weights, plan, prepared, compute, tensors, say=say, progress=progress)
     return Healed(Shortened(weights, plan.kept), tensors), plan
 
 
-def prepare_healing(weights: Checkpoint, text: HealingText, compute: Compute) -> PreparedHealing:
+def prepare_healing(
+    weights: Checkpoint, text: HealingText, compute: Compute, distilling: Distilling | None = None
+) -> PreparedHealing:
     """Read the texts, and check all that can be checked before the slow work.
 
     Raises TinyslebError if the model cannot be healed, or there is too little text or memory.
     """
-    check_healable(weights.config, weights)
     length = window_length(weights, text)
+    if distilling is None:
+        check_healable(weights.config, weights)
+    else:
+        plan_distilling_memory(weights.config, weights.config.blocks, length, compute)
     plan_healing_memory(weights.config, (max(2, text.tokens // length), length), compute)
     sources: tuple[Source, ...] = ()
     if text.tokens > text.sampled:
@@ -110,7 +124,7 @@ def prepare_healing(weights: Checkpoint, text: HealingText, compute: Compute) ->
             f"healing needs two windows of {length} tokens, and is to use {text.tokens} tokens",
             "raise --heal-tokens",
         )
-    return PreparedHealing(text, sources)
+    return PreparedHealing(text, sources, distilling)
 
 
 def heal_plan(
@@ -134,7 +148,7 @@ def heal_plan(
     if runs_among is not None:
         plan, finalists = _choose(weights, plan, runs_among, sources, compute, healed.folder, say, progress)
         compared = {"compared": finalists}
-    report = _heal_and_judge(weights, plan, sources, compute, healed, say, progress)
+    report = _heal_and_judge(weights, plan, prepared, sources, compute, healed, say, progress)
     text = {"seed": prepared.text.seed, "ridge": RIDGE, "step": STEP}
     return replace(plan, healing=text | _provenance(sources, compute) | report | compared)
 
@@ -181,13 +195,16 @@ def _choose(
 def _heal_and_judge(
     weights: Checkpoint,
     plan: Plan,
+    prepared: PreparedHealing,
     sources: Sequence[Source],
     compute: Compute,
     healed: HealedTensors,
     say: Say,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Heal, and measure what it did to windows of each source that were held back."""
+    """Heal, distil if that was asked for, and measure what it did to windows that were held back."""
+    if prepared.undistilled:
+        say(f"not distilled: {prepared.undistilled}")
     fit, check = split_windows(torch.cat([source.fit for source in sources]))
     memory = plan_healing_memory(weights.config, (len(fit) + len(check), fit.shape[1]), compute)
     say(f"healing on {fit.numel()} tokens")
@@ -203,26 +220,37 @@ def _heal_and_judge(
     shortened = Shortened(weights, plan.kept)
     before = [_loss(model, source, compute) for source in sources for model in (weights, shortened)]
     give_back_freed()
-    blocks = walk.heal(weights, plan.kept, fit, check, compute, healed, partial(progress, "healing"))
+    lessons = Lessons(
+        weights, prepared.text, compute, say,
+        given=bool(prepared.sources), sampled=any(source.name == SELF_SOURCE for source in sources),
+    )  # fmt: skip
+    identity = " ".join([*map(str, plan.removed), *(source.sha256 for source in sources)])
+    repair = Repair(
+        weights, plan, fit, check, lessons.windows, prepared.text.seed, identity, compute, say, progress
+    )
+    report: dict[str, Any] = {"window_length": fit.shape[1]}
+    if prepared.distilling is None:
+        matrices = repair.solve(weights, healed)
+    else:
+        matrices, report["distilled"] = repair.solve_and_distil(prepared.distilling, healed)
+    report["blocks"] = [asdict(matrix) for matrix in matrices]
     model = Healed(shortened, healed)
     outcomes = [
         Outcome(source.name, before[2 * i], before[2 * i + 1], _loss(model, source, compute))
         for i, source in enumerate(sources)
     ]
-    for line in _summary(blocks, outcomes):
+    for line in _outcome_lines(outcomes):
         say(line)
-    return {
-        "window_length": fit.shape[1],
-        "sources": [_source_report(*pair) for pair in zip(sources, outcomes, strict=True)],
-        "blocks": [asdict(block) for block in blocks],
-    }
+    if prepared.distilling is None:
+        say(_solved_line(matrices))
+    return report | {"sources": [_source_report(*pair) for pair in zip(sources, outcomes, strict=True)]}
 
 
 def _loss(weights: Weights, source: Source, compute: Compute) -> float:
     return evaluate(weights, source.held_back, compute).loss
 
 
-def _summary(matrices: list[HealedMatrix], outcomes: list[Outcome]) -> Iterator[str]:
+def _outcome_lines(outcomes: list[Outcome]) -> Iterator[str]:
     for outcome in outcomes:
         losses = (outcome.original, outcome.shortened, outcome.healed)
         original, shortened, healed = map(perplexity, losses)
@@ -233,14 +261,16 @@ def _summary(matrices: list[HealedMatrix], outcomes: list[Outcome]) -> Iterator[
         )
         if healed > shortened:
             yield f"warning: on {outcome.source}, the healed model is worse than the shortened one"
-    if not any(matrix.healed for matrix in matrices):
-        yield "no block came nearer to the original model, and all keep their weights; more text may help"
-        return
-    types = sorted({matrix.type for matrix in matrices if matrix.healed})
+
+
+def _solved_line(matrices: list[HealedMatrix]) -> str:
+    if not any(each.healed for each in matrices):
+        return "no block came nearer to the original model, and all keep their weights; more text may help"
+    types = sorted({each.type for each in matrices if each.healed})
     lost = sum(each.stored - each.after for each in matrices) / max(sum(m.after for m in matrices), 1e-30)
-    yield (
-        f"{sum(matrix.healed for matrix in matrices)} of {len(matrices)} matrices above the first gap "
-        f"healed, stored as {', '.join(types)}, which adds {lost:.2%} to their error"
+    return (
+        f"{sum(each.healed for each in matrices)} of {len(matrices)} matrices above the first gap healed, "
+        f"stored as {', '.join(types)}, which adds {lost:.2%} to their error"
     )
 
 

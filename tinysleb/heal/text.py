@@ -6,7 +6,7 @@ what healing does to it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
@@ -147,24 +147,25 @@ def self_windows(
     say: Callable[[str], None],
     progress: Callable[[float], None] = lambda _windows: None,
     portion: int = PORTION,
-) -> Iterator[Tensor]:
-    """Windows that the model writes, without end: int64 `[n, T]`, `portion` of them at a time or fewer where
-    memory is short. The model is in memory until the iterator is closed.
+    start: int = 0,
+) -> Generator[Tensor]:
+    """Windows that the model writes, from number `start` on, without end: int64 `[n, T]`, `portion` of them
+    at a time or fewer where memory is short. The model is in memory until the iterator is closed.
 
     A window depends on the seed and on how many came before it, not on the size of a portion, as far as
     matrix products of other sizes round alike. `progress` is given the windows done, with a fraction, and
-    `say` why there are no chats, if there are none. Raises
-    TinyslebError if the model has no tokenizer, or does not fit into memory.
+    `say` why there are no chats, if there are none. Raises TinyslebError if the model has no tokenizer, or
+    does not fit into memory.
     """
     window = window_length(weights, text)
     in_a_window = max(1, window // SAMPLED_LENGTH)
     length = -(-window // in_a_window)
     portion = _portion_that_fits(weights, portion, (in_a_window, length), compute)
-    prompts = self_prompts(weights, text.seed, say)
+    prompts = islice(self_prompts(weights, text.seed, say), start * in_a_window, None)
     model = load_resident(weights, compute.dtype, compute.device)
-    for first in count(step=portion):
+    for first in count(start, portion):
         batch = list(islice(prompts, portion * in_a_window))
-        told = scaled(progress, first, first + portion)
+        told = scaled(progress, first - start, first - start + portion)
         sequences = sample(model, batch, length, seed=text.seed, first=first * in_a_window, progress=told)
         give_back_freed()
         yield sequences.view(portion, -1)[:, :window]

@@ -14,6 +14,9 @@ DRAWN_AT_ONCE = 8
 """Sequences whose probabilities are held at a time while tokens are drawn: few enough for a cache."""
 DRAWN_FROM = 256
 """Neighbours in the vocabulary whose probabilities are summed first, so that few sums need be cumulative."""
+DISTRIBUTIONS_AT_ONCE = 16
+"""Tokens whose probabilities over the whole vocabulary are held in float32 while two models are compared: few
+enough for a cache."""
 CALL_TOKENS = 2048
 """Tokens that go through a block in one call, unless one window is longer."""
 

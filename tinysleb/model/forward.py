@@ -253,7 +253,7 @@ def block_forward(
     if not config.architecture.post_norm:
         mixed = out_inputs(hidden, block, config, position, cache)
         hidden = hidden + product(mixed, block, "self_attn.o_proj", config)
-        return hidden.add_(product(down_inputs(hidden, block, config), block, "mlp.down_proj", config))
+        return hidden + product(down_inputs(hidden, block, config), block, "mlp.down_proj", config)
     dtype = block["self_attn.o_proj.weight"].dtype
 
     def norm(states: Tensor, name: str) -> Tensor:
@@ -261,7 +261,7 @@ def block_forward(
 
     hidden = hidden + norm(attention(hidden.to(dtype), block, config, position, cache), "post_attention")
     added = linear(gated(hidden.to(dtype), block), block, "mlp.down_proj")
-    return hidden.add_(norm(added, "post_feedforward"))
+    return hidden + norm(added, "post_feedforward")
 
 
 def advance(streams: Stream, block: Block, config: ModelConfig, position: Position) -> None:

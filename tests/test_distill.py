@@ -1,0 +1,274 @@
+"""Distillation: its gradients against plain autograd, what memory, interruptions and resuming change, and
+that it helps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from reference import FAMILIES, make_llama, make_variant, transformers_model, without_blocks
+from tinysleb.checkpoint.open_model import open_model
+from tinysleb.checkpoint.weights import Shortened
+from tinysleb.compute.compute import Compute
+from tinysleb.compute.memory import Budget
+from tinysleb.errors import TinyslebError
+from tinysleb.heal import distill as distill_module
+from tinysleb.heal import divergence as divergence_module
+from tinysleb.heal.course import Course, Limits
+from tinysleb.heal.distill import Task, distill, plan_distilling_memory
+from tinysleb.heal.divergence import divergence
+from tinysleb.heal.low_rank import Changed, parameters
+from tinysleb.heal.student import Student, teach
+from tinysleb.model.forward import forward
+
+COMPUTE = Compute(torch.device("cpu"), torch.float32, Budget(2**31, 0))
+TOKENS = torch.randint(3, 400, (64, 32), generator=torch.Generator().manual_seed(5))
+KEPT = (0, 1, 4, 5)
+SCATTER = 0.02
+"""Of the changes that gradients are compared at: at the beginning half of them are zero."""
+
+
+def scattered(student: Student) -> None:
+    """Give a student changes that are not zero."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for change in student.changes.values():
+            for factor in parameters(change):
+                factor.add_(SCATTER * torch.randn(factor.shape, generator=generator))
+
+
+def mean_divergence(original: Tensor, student: Tensor) -> Tensor:
+    """Of two models' logits, in nats per token, by PyTorch's own function."""
+    own, target = student.log_softmax(-1).flatten(0, 1), original.log_softmax(-1).flatten(0, 1)
+    return F.kl_div(own, target, log_target=True, reduction="batchmean")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_gradients_equal_those_of_transformers(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a whole model with a whole graph; the gradients of the factors follow from those of the matrices."""
+    folder = make_variant(name, tmp_path / "m")
+    weights = open_model(folder)
+    student = Student(Shortened(weights, KEPT), 1, COMPUTE, resident=True, ahead=False, seed=0)
+    scattered(student)
+    found: dict[int, list[Tensor]] = {}
+
+    def keep(index: int, _factors: object, gradients: list[Tensor], _rate: float) -> None:
+        found[index] = gradients
+
+    monkeypatch.setattr(student, "_update", keep)
+    lesson = teach(weights, TOKENS[:3], 1, COMPUTE, ahead=False)
+    loss = student.learn(lesson, 1.0)
+
+    model = transformers_model(folder)
+    with torch.no_grad():
+        original = model(TOKENS[:3]).logits
+    shorter = without_blocks(model, [2, 3])
+    changed = Changed(student.weights, student.changes)
+    own = dict(shorter.named_parameters())
+    with torch.no_grad():
+        for tensor in changed.tensors:
+            if tensor in own:
+                own[tensor].copy_(changed.tensor(tensor))
+    expected = mean_divergence(original, shorter(TOKENS[:3], use_cache=False).logits)
+    torch.autograd.backward(expected)
+    assert loss == pytest.approx(expected.item(), rel=1e-4)
+    assert sorted(found) == [1, 2, 3]
+    for index, gradients in found.items():
+        given = iter(gradients)
+        for matrix, factors in student.changes[index].items():
+            full = gradient_of(own, index, matrix)
+            products = (factors.up.T @ full, full @ factors.down.T)
+            for product in products:
+                gradient = next(given)
+                error = (gradient - product).norm() / product.norm()
+                assert error < 1e-4, (index, matrix)
+
+
+def gradient_of(parameters: dict[str, torch.nn.Parameter], index: int, matrix: str) -> Tensor:
+    """Of a matrix of a block; Phi-3's are parts of fused ones."""
+    prefix = f"model.layers.{index}."
+    if prefix + matrix in parameters:
+        gradient = parameters[prefix + matrix].grad
+        assert gradient is not None
+        return gradient
+    if matrix.startswith("mlp"):
+        gradient = parameters[prefix + "mlp.gate_up_proj.weight"].grad
+        assert gradient is not None
+        return gradient.chunk(2)["up_proj" in matrix]
+    gradient = parameters[prefix + "self_attn.qkv_proj.weight"].grad
+    assert gradient is not None
+    queries = parameters[prefix + "self_attn.o_proj.weight"].shape[1]
+    rows = (len(gradient) - queries) // 2
+    parts: tuple[Tensor, ...] = torch.split(gradient, [queries, rows, rows])
+    return parts["qkv".index(matrix[len("self_attn.")])]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
+def test_divergence_in_chunks_equals_autograd(
+    dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(divergence_module, "TOKEN_CHUNK", 20)
+    generator = torch.Generator().manual_seed(1)
+    head, original, student = (torch.randn(rows, 24, generator=generator).to(dtype) for rows in (100, 50, 50))
+    parts = [(0, head[:33]), (33, head[33:90]), (90, head[90:])]
+    total, gradient = divergence(original, student, lambda: parts, 100)
+    leaf = student.float().requires_grad_()
+    expected = 50 * mean_divergence((original.float() @ head.float().T)[None], (leaf @ head.float().T)[None])
+    torch.autograd.backward(expected)
+    assert leaf.grad is not None
+    assert total == pytest.approx(expected.item(), rel=tolerance)
+    assert (gradient - leaf.grad).norm() < tolerance * leaf.grad.norm()
+
+
+@pytest.fixture
+def task(tiny_folder: Path) -> Task:
+    weights = open_model(tiny_folder)
+    return Task(weights, Shortened(weights, KEPT), 1, windows, TOKENS[:8], 0, "a task")
+
+
+def windows(start: int, count: int) -> Tensor:
+    return TOKENS[8 + torch.arange(start, start + count) % (len(TOKENS) - 8)]
+
+
+@pytest.fixture(autouse=True)
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of four windows, and portions of three steps."""
+    monkeypatch.setattr(distill_module, "CALL_TOKENS", 128)
+    monkeypatch.setattr(distill_module, "PORTION_STEPS", 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_comes_nearer_to_the_original(task: Task, dtype: torch.dtype) -> None:
+    """By transformers' arithmetic, too, on windows it was not given."""
+    changed, course = distill(task, Limits(6144), replace(COMPUTE, dtype=dtype))
+    before, after = (
+        mean_divergence(forward(task.original, task.check), forward(model, task.check)).item()
+        for model in (task.shortened, changed)
+    )
+    assert course.losses[0][1] == pytest.approx(before, rel=0.02)
+    assert course.best[1] == pytest.approx(after, rel=0.02)
+    assert after < 0.9 * before
+
+
+def same(left: Changed, right: Changed) -> bool:
+    return all(torch.equal(left.tensor(name), right.tensor(name)) for name in left.tensors)
+
+
+def test_any_memory_gives_the_same_model(task: Task) -> None:
+    shape = (task.shortened.config, 3, 32)
+    ample = plan_distilling_memory(*shape, COMPUTE)
+    assert ample.resident
+    assert ample.steps == 3
+    with pytest.raises(TinyslebError, match="too little for distillation") as error:
+        plan_distilling_memory(*shape, replace(COMPUTE, memory=Budget(0, 0)))
+    assert "--memory" in error.value.hint
+    least = next(
+        size for size in range(0, 2**31, 2**16)
+        if not raises(partial(plan_distilling_memory, *shape, with_memory(size)))
+    )  # fmt: skip
+    scarce = plan_distilling_memory(*shape, with_memory(least))
+    assert not scarce.resident
+    assert scarce.steps == 1
+    first, second = (distill(task, Limits(1024), compute)[0] for compute in (COMPUTE, with_memory(least)))
+    assert same(first, second)
+
+
+def with_memory(size: int) -> Compute:
+    return replace(COMPUTE, memory=Budget(size, 0))
+
+
+def raises(call: Callable[[], object]) -> bool:
+    try:
+        call()
+    except TinyslebError:
+        return True
+    return False
+
+
+class KilledError(Exception):
+    """What a test ends a distillation with."""
+
+
+def killed_after(count: int, error: BaseException) -> Callable[[int, int], Tensor]:
+    def some(start: int, wanted: int) -> Tensor:
+        if start >= count:
+            raise error
+        return windows(start, wanted)
+
+    return some
+
+
+def test_resumed_equals_undisturbed(task: Task, tmp_path: Path) -> None:
+    state, limits = tmp_path / "state.npz", Limits(3072)
+    undisturbed, course = distill(task, limits, COMPUTE)
+    with pytest.raises(KilledError):
+        distill(replace(task, windows=killed_after(40, KilledError())), limits, COMPUTE, state=state)
+    resumed, course_resumed = distill(task, limits, COMPUTE, state=state)
+    assert course_resumed.losses == course.losses
+    assert same(resumed, undisturbed)
+    with pytest.raises(TinyslebError, match=r"state\.npz does not hold a state of this distillation"):
+        distill(replace(task, identity="another"), limits, COMPUTE, state=state)
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(TinyslebError, match=r"state\.npz does not hold a state"):
+        distill(task, limits, COMPUTE, state=state)
+
+
+def test_interrupted_it_ends_with_the_best_so_far(task: Task) -> None:
+    said: list[str] = []
+    broken = replace(task, windows=killed_after(12, KeyboardInterrupt()))
+    found, course = distill(broken, Limits(3072), COMPUTE, said.append)
+    assert course.tokens == 12 * 32
+    assert len(course.losses) == 2
+    assert any("interrupted" in line for line in said)
+    assert mean_divergence(
+        forward(task.original, task.check), forward(found, task.check)
+    ).item() == pytest.approx(course.best[1], rel=1e-3)
+
+
+def test_a_number_that_is_not_finite_ends_it_with_the_block_named(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    learn, steps = Student.learn, iter(range(100))
+
+    def poisoned(self: Student, *arguments: object) -> float:
+        if next(steps) == 4:
+            with torch.no_grad():
+                next(parameters(self.changes[2])).fill_(torch.nan)
+        return learn(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Student, "learn", poisoned)
+    found, course = distill(task, Limits(3072), COMPUTE, said.append)
+    assert any("not finite" in line for line in said)
+    assert course.best[0] == 12 * 32
+    assert all(found.tensor(name).isfinite().all() for name in found.tensors)
+
+
+def test_the_best_is_kept_not_the_last(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distill_module, "RATE", 30.0)
+    found, course = distill(task, Limits(1024), COMPUTE)
+    assert course.best[0] == 0
+    assert same(found, Changed(task.shortened, {}))
+
+
+def test_limits() -> None:
+    assert Limits(1000).done(Course(tokens=250, seconds=1e9)) == 0.25
+    assert Limits(1000, 60.0).done(Course(tokens=250, seconds=30.0)) == 0.5
+    assert Limits(1000, 60.0).done(Course(tokens=250, seconds=90.0)) == 1
+
+
+def test_a_longer_window_than_a_step(tmp_path: Path) -> None:
+    """One window is a step then."""
+    weights = open_model(make_llama(tmp_path / "m"))
+    tokens = torch.randint(3, 400, (4, 200), generator=torch.Generator().manual_seed(5))
+    task = Task(weights, Shortened(weights, KEPT), 1, lambda _start, count: tokens[:count], tokens[:1], 0)
+    assert distill(task, Limits(600), COMPUTE)[1].tokens == 600

@@ -1,0 +1,189 @@
+"""Distillation: gradient descent on KL(original ‖ student) over the vocabulary, after the closed form.
+
+Text comes in portions. The original walks through a portion once; the student learns from it in steps of a
+fixed size, whatever the memory. The learning rate rises, then falls to zero, over the tokens or the time that
+are given; the changes with the lowest loss on windows held back are kept.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from tinysleb.checkpoint.config import ModelConfig, block_parameter_count
+from tinysleb.checkpoint.weights import Weights
+from tinysleb.compute.compute import Compute
+from tinysleb.compute.memory import activation_bytes, give_back_freed, reading_bytes, rounded_up
+from tinysleb.errors import TinyslebError
+from tinysleb.formats.units import format_bytes
+from tinysleb.heal.course import Course, Limits
+from tinysleb.heal.distilling_state import load_state, save_state
+from tinysleb.heal.low_rank import Changed, factor_count
+from tinysleb.heal.student import Lesson, NotFiniteError, Student, teach
+from tinysleb.model.chunks import (
+    CALL_TOKENS,
+    DISTRIBUTIONS_AT_ONCE,
+    TOKEN_CHUNK,
+    VOCABULARY_CHUNK,
+    chunks,
+)
+
+RATE = 2e-3
+WARM_UP = 0.1
+"""The part of the budget in which the learning rate rises."""
+PORTION_STEPS = 16
+"""Steps between two looks at the windows held back, where memory allows."""
+
+
+@dataclass(frozen=True)
+class DistillingMemory:
+    """How distillation uses its memory: steps in a portion; whether the trained blocks and the head stay in
+    memory; whether the next block is read while one computes."""
+
+    steps: int
+    resident: bool
+    ahead: bool
+
+
+def step_windows(length: int) -> int:
+    """Windows of `length` tokens in a step: as many as go through a block in one call."""
+    return max(1, CALL_TOKENS // length)
+
+
+def plan_distilling_memory(
+    config: ModelConfig, trained: int, length: int, compute: Compute
+) -> DistillingMemory:
+    """Divide the budget for training the uppermost `trained` blocks of a model on windows of `length` tokens.
+
+    Raises TinyslebError with the least that would do.
+    """
+    item, width = compute.dtype.itemsize, config.width
+    tokens = step_windows(length) * length
+    weights = block_parameter_count(config)
+    changes_moments_and_best = 4 * trained * factor_count(config) * 4
+    inputs_on_the_way_up = trained * tokens * width * 4
+    block_merged_and_gradients = weights * (4 + item + item) + 2 * reading_bytes(config)
+    graph = 3 * activation_bytes(config, tokens) + 2 * config.heads * tokens * length * item
+    logits = 2 * min(TOKEN_CHUNK, tokens) * config.vocab_size * item
+    distributions = 4 * DISTRIBUTIONS_AT_ONCE * config.vocab_size * 4
+    head_rows = VOCABULARY_CHUNK * width * (4 + 4 + item)
+    step = max(block_merged_and_gradients + graph, logits + distributions + head_rows)
+    lesson = tokens * width * (4 + item)
+    least = compute.memory.resident + changes_moments_and_best + inputs_on_the_way_up + step + 2 * lesson
+    left = compute.memory.total - least
+    if left < 0:
+        raise TinyslebError(
+            f"{format_bytes(compute.memory.total)} of memory is too little for distillation",
+            f"at least {format_bytes(rounded_up(least))} would do (--memory)",
+        )
+
+    def grant(needed: int) -> bool:
+        nonlocal left
+        fits = needed <= left
+        left -= needed if fits else 0
+        return fits
+
+    steps = min(PORTION_STEPS, 1 + left // (2 * lesson))
+    left -= (steps - 1) * lesson
+    resident = grant(trained * weights * 4 + config.vocab_size * width * item)
+    return DistillingMemory(steps, resident, not resident and grant(weights * 4))
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to distil: the original, the student's weights, its first block that is trained, and the text.
+
+    `windows(start, count)` gives `count` windows `[count, T]`, after the `start` first; `check` `[m, T]` are
+    held back. `identity` tells one task from another.
+    """
+
+    original: Weights
+    shortened: Weights
+    first: int
+    windows: Callable[[int, int], Tensor]
+    check: Tensor
+    seed: int
+    identity: str = ""
+
+    @property
+    def length(self) -> int:
+        """Tokens in a window."""
+        return self.check.shape[1]
+
+
+def distill(
+    task: Task,
+    limits: Limits,
+    compute: Compute,
+    say: Callable[[str], None] = lambda _line: None,
+    progress: Callable[[float], None] = lambda _done: None,
+    state: Path | None = None,
+) -> tuple[Changed, Course]:
+    """The student changed so that it predicts what the original does.
+
+    It continues from the file `state`, if there is one, and leaves there how far it has come after every
+    portion. Interrupted, or if a number is not finite, it ends with the best so far. Raises TinyslebError if
+    there is too little memory, or if `state` is of another distillation.
+    """
+    trained = task.shortened.config.blocks - task.first
+    memory = plan_distilling_memory(task.shortened.config, trained, task.length, compute)
+    student = Student(
+        task.shortened, task.first, compute, resident=memory.resident, ahead=memory.ahead, seed=task.seed
+    )
+    held_back = teach(task.original, task.check, task.first, compute, memory.ahead)
+    course = Course()
+    if state is not None and state.exists():
+        course = load_state(state, student, task.identity)
+        say(f"distillation continues after {course.tokens} tokens")
+    else:
+        _look(student, held_back, course)
+    try:
+        while limits.done(course) < 1:
+            _learn_portion(task, student, course, limits, memory, compute, progress)
+            _look(student, held_back, course)
+            say(f"distilled on {course.tokens} tokens: {course.losses[-1][1]:.4f} nats from the original")
+            if state is not None:
+                save_state(state, student, course, task.identity)
+            give_back_freed()
+    except KeyboardInterrupt:
+        say("distillation was interrupted, and ends with the best so far")
+    except NotFiniteError as error:
+        say(f"warning: distillation ended with the best so far, since {error} is not finite")
+    return Changed(task.shortened, student.best), course
+
+
+def _learn_portion(
+    task: Task,
+    student: Student,
+    course: Course,
+    limits: Limits,
+    memory: DistillingMemory,
+    compute: Compute,
+    progress: Callable[[float], None],
+) -> None:
+    begin, before = time.monotonic(), course.seconds
+    size = step_windows(task.length)
+    left = -(-(limits.tokens - course.tokens) // (size * task.length))
+    windows = task.windows(course.tokens // task.length, min(memory.steps, left) * size)
+    lesson = teach(task.original, windows, task.first, compute, memory.ahead)
+    for first, last in chunks(len(windows), size):
+        done = limits.done(course)
+        if done >= 1:
+            break
+        rate = RATE * min(1.0, (done + 1e-3) / WARM_UP, (1 - done) / (1 - WARM_UP))
+        student.learn(lesson.part(first, last), rate)
+        course.tokens += (last - first) * task.length
+        course.seconds = before + time.monotonic() - begin
+        progress(limits.done(course))
+
+
+def _look(student: Student, held_back: Lesson, course: Course) -> None:
+    """Measure the loss, and keep the student's changes if it is the best so far."""
+    loss = student.divergence(held_back)
+    course.losses.append((course.tokens, loss))
+    if course.best == course.losses[-1]:
+        student.keep_best()

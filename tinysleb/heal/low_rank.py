@@ -1,0 +1,128 @@
+"""What distillation trains: a change of low rank to each matrix of a block (LoRA, arXiv 2106.09685), merged
+into the weights wherever they are used, so that what is trained is what is stored.
+
+Training the matrices themselves brought no more with as many tokens, and takes fourteen bytes a weight where
+this takes hardly any (docs/experiments.md).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tinysleb.checkpoint.config import ModelConfig, block_shapes
+from tinysleb.checkpoint.weights import TensorInfo, Weights
+from tinysleb.model.blocks import Block
+
+RANK = 64
+"""Of the changes to a block's matrices, up to a width of FULL_WIDTH; above, it falls as the width grows, so
+that what is trained in a block grows no faster than its width."""
+FULL_WIDTH = 1024
+FUSED = {
+    "self_attn.qkv_proj.weight": tuple(f"self_attn.{name}_proj.weight" for name in "qkv"),
+    "mlp.gate_up_proj.weight": ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
+}
+
+
+@dataclass(frozen=True)
+class Factors:
+    """A change to a matrix `[out, in]`: `up` `[out, rank]` @ `down` `[rank, in]`, float32."""
+
+    down: Tensor
+    up: Tensor
+
+
+Change = dict[str, Factors]
+"""The changes to a block, by the names of its matrices, fused ones apart."""
+
+
+def rank_for(width: int) -> int:
+    """The rank of the changes in a model of this width."""
+    return min(RANK, max(8, RANK * FULL_WIDTH // width))
+
+
+def no_change(block: Block, width: int, generator: torch.Generator) -> Change:
+    """Factors for every matrix of a block: `up` is zero, `down` random with rows of about unit length."""
+    change: Change = {}
+    for name, matrix in block.items():
+        if matrix.ndim == 2:
+            outputs, inputs = matrix.shape
+            rank = min(rank_for(width), outputs, inputs)
+            down = torch.randn(rank, inputs, generator=generator) * inputs**-0.5
+            change[name] = Factors(down.to(matrix.device), torch.zeros(outputs, rank, device=matrix.device))
+    return change
+
+
+def merge(block: Block, change: Change, dtype: torch.dtype) -> Block:
+    """The changed block as a forward pass takes it, matrices and biases in `dtype`.
+
+    `block` is float32: added to weights in fewer bits, small changes would be rounded away.
+    """
+    merged: Block = {}
+    for name, value in block.items():
+        if name in change:
+            value = torch.addmm(value, change[name].up, change[name].down)
+        merged[name] = value if name.endswith("norm.weight") else value.to(dtype)
+    return merged
+
+
+def parameters(change: Change) -> Iterator[Tensor]:
+    """All factors, in a fixed order."""
+    for factors in change.values():
+        yield factors.down
+        yield factors.up
+
+
+def copied(change: Change) -> Change:
+    """A copy of the factors, without a graph."""
+    return {
+        name: Factors(each.down.detach().clone(), each.up.detach().clone()) for name, each in change.items()
+    }
+
+
+def factor_count(config: ModelConfig) -> int:
+    """The numbers in the factors of one block, at most."""
+    matrices = (shape for shape in block_shapes(config).values() if len(shape) == 2)
+    return sum(rank_for(config.width) * sum(shape) for shape in matrices)
+
+
+@dataclass(frozen=True)
+class Changed:
+    """`source` with changes added to some blocks, by their indices; is again a `Weights`."""
+
+    source: Weights
+    changes: Mapping[int, Change]
+
+    @property
+    def path(self) -> Path:
+        """As in `Weights`."""
+        return self.source.path
+
+    @property
+    def config(self) -> ModelConfig:
+        """As in `Weights`."""
+        return self.source.config
+
+    @cached_property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """As in `Weights`; types are the source's."""
+        return self.source.tensors
+
+    def tensor(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """As in `Weights`, in float32 where there is a change."""
+        values = self.source.tensor(name, start, stop)
+        found = re.match(r"model\.layers\.(\d+)\.(.*)", name)
+        change = self.changes.get(int(found[1])) if found else None
+        if found is None or change is None:
+            return values
+        parts = [change[part] for part in FUSED.get(found[2], (found[2],)) if part in change]
+        if not parts:
+            return values
+        product = torch.cat([part.up.cpu() @ part.down.cpu() for part in parts])
+        return values.float() + product[start:stop]
