@@ -4,10 +4,11 @@
     python benchmarks/memory.py 7b --memory 2GiB
     python benchmarks/memory.py tinyllama --memory 1.1GiB
     python benchmarks/memory.py tinyllama --memory 1.5GiB --windows 64 --heal
+    python benchmarks/memory.py 7b --memory 6GiB --windows 8 --distill
 
-Writes random float16 weights of that shape (0.3 GB, 13.5 GB, 2.2 GB) into a temporary folder, runs one round
-(or heals the model without three blocks) in a process of its own, prints its peak resident memory and what
-the round read, and deletes the folder. Linux only.
+Writes random float16 weights of that shape (0.3 GB, 13.5 GB, 2.2 GB) into a temporary folder. Runs one round,
+or heals the model without three blocks, or heals it and distils for a step, in a process of its own; prints
+its peak resident memory and what the round read, and deletes the folder. Linux only.
 """
 
 from __future__ import annotations
@@ -73,6 +74,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=2)
     parser.add_argument("--window-length", type=int, default=256)
     parser.add_argument("--heal", action="store_true")
+    parser.add_argument("--distill", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
@@ -82,8 +84,9 @@ def main() -> None:
         blocks = SHAPES[options.shape]["num_hidden_layers"]
         (folder / "p.json").write_text(json.dumps({"blocks": blocks, "removed": [blocks - 2, 10, 9]}))
         search, heal = ["prune", "--remove", "1", "--exact", "--no-heal"], ["heal", "--plan", "p.json"]
+        heal += ["--distill-tokens", "2048"] if options.distill else ["--heal", "solve"]
         command = [
-            sys.executable, "-c", RUN, *(heal if options.heal else search), str(folder),
+            sys.executable, "-c", RUN, *(heal if options.heal or options.distill else search), str(folder),
             "-o", "out", "--tokens", "tokens.npy", "--memory", options.memory, "--dtype", options.dtype,
         ]  # fmt: skip
         read, peak = measured(command, folder)

@@ -65,7 +65,11 @@ def test_search(
     assert rows[part] in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("words", [(), ("--heal", "--windows", 4)], ids=["search", "heal"])
+@pytest.mark.parametrize(
+    "words",
+    [(), ("--heal", "--windows", 4), ("--distill", "--windows", 8)],
+    ids=["search", "heal", "distill"],
+)
 def test_memory(
     words: tuple[object, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

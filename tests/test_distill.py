@@ -3,24 +3,30 @@ that it helps."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from click.testing import Result
 from torch import Tensor
 from torch.nn import functional as F
 
-from reference import FAMILIES, make_llama, make_variant, transformers_model, without_blocks
+from reference import FAMILIES, llama_cpp_logits, make_llama, make_variant, transformers_model, without_blocks
 from tinysleb.checkpoint.open_model import open_model
 from tinysleb.checkpoint.weights import Shortened
 from tinysleb.compute.compute import Compute
 from tinysleb.compute.memory import Budget
 from tinysleb.errors import TinyslebError
+from tinysleb.formats.gguf_file import read_gguf
 from tinysleb.heal import distill as distill_module
 from tinysleb.heal import divergence as divergence_module
+from tinysleb.heal import run as heal_run
 from tinysleb.heal.course import Course, Limits
 from tinysleb.heal.distill import Task, distill, plan_distilling_memory
 from tinysleb.heal.divergence import divergence
@@ -28,6 +34,7 @@ from tinysleb.heal.low_rank import Changed, parameters
 from tinysleb.heal.student import Student, teach
 from tinysleb.model.forward import forward
 
+Run = Callable[..., Result]
 COMPUTE = Compute(torch.device("cpu"), torch.float32, Budget(2**31, 0))
 TOKENS = torch.randint(3, 400, (64, 32), generator=torch.Generator().manual_seed(5))
 KEPT = (0, 1, 4, 5)
@@ -272,3 +279,101 @@ def test_a_longer_window_than_a_step(tmp_path: Path) -> None:
     tokens = torch.randint(3, 400, (4, 200), generator=torch.Generator().manual_seed(5))
     task = Task(weights, Shortened(weights, KEPT), 1, lambda _start, count: tokens[:count], tokens[:1], 0)
     assert distill(task, Limits(600), COMPUTE)[1].tokens == 600
+
+
+FEW = ("--tokens", "t.npy", "--heal-tokens", 2000, "--distill-tokens", 4096)
+
+
+@pytest.fixture
+def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A plan without blocks 3 and 1, and windows."""
+    monkeypatch.chdir(tmp_path)
+    Path("p.json").write_text('{"blocks": 6, "removed": [3, 1]}')
+    np.save("t.npy", TOKENS.numpy().astype(np.int32))
+    return "p.json"
+
+
+def comes_nearer(healing: dict[str, Any]) -> bool:
+    """Random tokens, which these models were not trained on, say nothing by their perplexity."""
+    (_, before), *_, (_, after) = healing["distilled"]["divergence"]
+    return bool(after < 0.95 * before)
+
+
+@pytest.mark.parametrize("type_", ["q8_0", "q5_1", "f16"])
+def test_a_gguf_keeps_its_types_and_runs_in_llama_cpp(
+    type_: str, plan: str, tiny_folder: Path, run: Run
+) -> None:
+    assert run("export", tiny_folder, "--gguf", "m.gguf", "--type", type_, "--pre", "smollm").exit_code == 0
+    assert run("prune", "m.gguf", "--plan", plan, "-o", "cut.gguf").exit_code == 0
+    result = run("heal", "m.gguf", "--plan", plan, "-o", "out.gguf", *FEW, "--dtype", "float32", "--json")
+    assert result.exit_code == 0, result.output
+    cut, out = read_gguf(Path("cut.gguf")), read_gguf(Path("out.gguf"))
+    assert {n: t.type for n, t in out.tensors.items()} == {n: t.type for n, t in cut.tensors.items()}
+    tokens = TOKENS[0].tolist()
+    ours = forward(open_model(Path("out.gguf")), torch.tensor([tokens]))[0]
+    theirs = torch.from_numpy(llama_cpp_logits(Path("out.gguf"), tokens))
+    assert (ours - theirs).square().mean().sqrt() < 0.05 * ours.std()
+    healing = json.loads(result.stdout)["healing"]
+    assert healing["distilled"]["tokens"] == 4096
+    assert comes_nearer(healing)
+    assert not list(Path().glob("*.unfinished*"))
+
+
+def test_from_prune_with_a_folder_of_fused_matrices(plan: str, run: Run, tmp_path: Path) -> None:
+    folder = make_variant("phi3", tmp_path / "m")
+    result = run("prune", folder, "--plan", plan, "--heal", "distill", "-o", "out", *FEW, "--json")
+    assert result.exit_code == 0, result.output
+    assert comes_nearer(json.loads(result.stdout)["healing"])
+    assert transformers_model(Path("out")).config.num_hidden_layers == 4
+
+
+def test_a_family_that_norms_what_a_block_adds_is_only_distilled(plan: str, run: Run, tmp_path: Path) -> None:
+    folder = make_variant("olmo2", tmp_path / "m")
+    result = run("heal", folder, "--plan", plan, "-o", "out", *FEW, "--json")
+    assert result.exit_code == 0, result.output
+    healing = json.loads(result.stdout)["healing"]
+    assert healing["blocks"] == []
+    assert comes_nearer(healing)
+
+
+def test_an_unfinished_distillation_is_not_lost(plan: str, tiny_gguf: Path, run: Run) -> None:
+    Path("out.gguf.unfinished.npz").write_bytes(b"precious")
+    words = ("heal", tiny_gguf, "--plan", plan, "-o", "out.gguf", *FEW)
+    refused = run(*words)
+    assert refused.exit_code == 1
+    assert "out.gguf.unfinished.npz holds a distillation that did not finish" in refused.stderr
+    damaged = run(*words, "--resume")
+    assert damaged.exit_code == 1
+    assert "does not hold a state of this distillation" in damaged.stderr
+    assert Path("out.gguf.unfinished.npz").read_bytes() == b"precious"
+    assert run(*words, "--force").exit_code == 0
+
+
+def test_too_little_memory_is_said_before_the_slow_work(plan: str, tiny_gguf: Path, run: Run) -> None:
+    words = ("--plan", plan, "-o", "out.gguf", *FEW, "--memory", "1KiB")
+    refused = run("heal", tiny_gguf, *words)
+    assert refused.exit_code == 1
+    assert "too little for distillation" in refused.stderr
+
+
+@pytest.mark.usefixtures("plan")
+def test_without_memory_a_search_is_healed_in_closed_form(
+    tiny_gguf: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_little(*_: object) -> None:
+        raise TinyslebError("1 KiB of memory is too little for distillation")
+
+    monkeypatch.setattr(heal_run, "plan_distilling_memory", too_little)
+    words = ("prune", tiny_gguf, "--remove", 1, "--tokens", "t.npy", "--exact", "--heal-tokens", 2000)
+    result = run(*words, "-o", "out.gguf")
+    assert result.exit_code == 0, result.output
+    assert "not distilled: 1 KiB of memory is too little for distillation" in result.stderr
+    assert "distilled" not in json.loads(Path("out.plan.json").read_text())["healing"]
+    assert run(*words, "-o", "more.gguf", "--minutes", 1).exit_code == 1
+
+
+def test_minutes_end_it(plan: str, tiny_gguf: Path, run: Run) -> None:
+    words = ("--tokens", "t.npy", "--heal-tokens", 2000, "--minutes", 0.02, "--json")
+    result = run("heal", tiny_gguf, "--plan", plan, "-o", "out.gguf", *words)
+    assert result.exit_code == 0, result.output
+    assert 0 < json.loads(result.stdout)["healing"]["distilled"]["tokens"] < 10**6
