@@ -58,6 +58,7 @@ def smollm2_f16(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         ("Q4_1", None, 5e-3),
         ("Q4_1", "prune", 1e-2),  # llama.cpp rounds activations to 8 bits here, to which cut models are
         ("Q4_1", "heal", 1e-2),  # sensitive
+        ("Q4_1", "distill", 1e-2),
     ],
 )
 def test_smollm2_perplexity(
@@ -67,8 +68,13 @@ def test_smollm2_perplexity(
     path = smollm2 if kind == "Q4_1" else smollm2_f16
     if cut is not None:
         Path("plan-in.json").write_text('{"blocks": 30, "removed": [25, 5, 3, 26, 14, 12]}')
-        few = ("--heal-tokens", 8192, "--self-text", 0, "--heal", "solve") if cut == "heal" else ()
-        assert run(cut, path, "--plan", "plan-in.json", "-o", "cut.gguf", *few).exit_code == 0
+        few = ("--heal-tokens", 8192, "--self-text", 0)
+        command, *words = {
+            "prune": ("prune",),
+            "heal": ("heal", *few, "--heal", "solve"),
+            "distill": ("heal", *few, "--distill-tokens", 8192),
+        }[cut]
+        assert run(command, path, "--plan", "plan-in.json", "-o", "cut.gguf", *words).exit_code == 0
         path = Path("cut.gguf")
     tokens = open_tokenizer(open_model(path)).encode(default_text())
     windows = np.array([tokens[i : i + 512] for i in range(0, 20000, 5000)], dtype=np.int32)
