@@ -189,6 +189,19 @@ def test_any_memory_gives_the_same_model(task: Task) -> None:
     assert same(first, second)
 
 
+def test_memory_for_writing_is_set_aside(task: Task) -> None:
+    shape = (task.shortened.config, 3, 32, COMPUTE)
+    with pytest.raises(TinyslebError, match="too little for distillation"):
+        plan_distilling_memory(*shape, writing=2**31)
+    most = next(
+        size
+        for size in range(2**31, 0, -(2**16))
+        if not raises(partial(plan_distilling_memory, *shape, size))
+    )
+    assert not plan_distilling_memory(*shape, writing=most).resident
+    assert plan_distilling_memory(*shape, writing=2**20) == plan_distilling_memory(*shape)
+
+
 def with_memory(size: int) -> Compute:
     return replace(COMPUTE, memory=Budget(size, 0))
 
@@ -258,6 +271,20 @@ def test_a_number_that_is_not_finite_ends_it_with_the_block_named(
     assert any("not finite" in line for line in said)
     assert course.best[0] == 12 * 32
     assert all(found.tensor(name).isfinite().all() for name in found.tensors)
+
+
+def test_damaged_weights_are_named(tmp_path: Path) -> None:
+    folder = make_llama(tmp_path / "m")
+    model = transformers_model(folder)
+    with torch.no_grad():
+        model.model.layers[4].mlp.up_proj.weight[0, 0] = torch.nan
+    model.save_pretrained(folder)
+    weights = open_model(folder)
+    task = Task(weights, Shortened(weights, KEPT), 1, windows, TOKENS[:8], 0)
+    with pytest.raises(
+        TinyslebError, match=r"layers\..\.mlp\.up_proj\.weight holds values that are not finite"
+    ):
+        distill(task, Limits(1024), COMPUTE)
 
 
 def test_the_best_is_kept_not_the_last(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:

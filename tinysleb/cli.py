@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from tinysleb.commands.options import DISTILL, DISTILL_TOKENS, WAYS
+from tinysleb.commands.options import DISTILL, DISTILL_MINUTES, DISTILL_TOKENS, WAYS
 from tinysleb.commands.parsing import CommandGroup, HealingCommand, options_given, shared
 from tinysleb.compute.threads import limit_spinning
 from tinysleb.formats.tensor_types import WRITABLE
@@ -94,7 +94,8 @@ distill_options = shared(
         "--minutes",
         type=click.FloatRange(0, min_open=True),
         metavar="N",
-        help="Distil for so many minutes at most, and for no fewer unless --distill-tokens is given.",
+        help="Distil for so many minutes; with --distill-tokens, at most.  "
+        f"[default: at most {DISTILL_MINUTES}, without --distill-tokens]",
     ),
 )
 seed_option = click.option(

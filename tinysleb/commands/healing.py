@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 
 from tinysleb.checkpoint.weights import Checkpoint
 from tinysleb.commands.console import Console
-from tinysleb.commands.options import NONE, SOLVE, HealingOptions
+from tinysleb.commands.options import DISTILL_MINUTES, NONE, SOLVE, HealingOptions
 from tinysleb.compute.compute import Compute
 from tinysleb.errors import TinyslebError
+from tinysleb.formats.files import refuse_full_disk
 from tinysleb.heal.course import Limits
+from tinysleb.heal.distilling_state import state_bytes
 from tinysleb.heal.healed_weights import HealedTensors, grown_types
 from tinysleb.heal.repair import Distilling
 from tinysleb.heal.run import PreparedHealing, heal_plan, prepare_healing
@@ -39,7 +41,10 @@ def prepare(weights: Checkpoint, options: HealingOptions, compute: Compute, out:
     sampled = tokens // 2 if sampled is None else sampled
     text = HealingText(options.texts, options.token_file, tokens, sampled, options.seed)
     distilling = _distilling(options, out) if options.heal != SOLVE else None
-    return prepare_healing(weights, text, compute, distilling)
+    prepared = prepare_healing(weights, text, compute, distilling)
+    if distilling is not None:
+        refuse_full_disk(unfinished_distillation(out), state_bytes(weights.config))
+    return prepared
 
 
 def _distilling(options: HealingOptions, out: Path) -> Distilling:
@@ -52,9 +57,15 @@ def _distilling(options: HealingOptions, out: Path) -> Distilling:
                 "continue it with --resume, or start again with --force",
             )
         state.unlink()
-    endless = options.minutes is not None and "distill_tokens" not in options.given
-    tokens = ENDLESS if endless else options.distill_tokens
-    return Distilling(Limits(tokens, inf if options.minutes is None else 60 * options.minutes), state)
+    return Distilling(_limits(options), state)
+
+
+def _limits(options: HealingOptions) -> Limits:
+    """What was asked for; both defaults, if nothing was."""
+    tokens, minutes = options.distill_tokens, options.minutes
+    if "distill_tokens" in options.given:
+        return Limits(tokens, inf if minutes is None else 60 * minutes)
+    return Limits(tokens, 60 * DISTILL_MINUTES) if minutes is None else Limits(ENDLESS, 60 * minutes)
 
 
 def prepare_unless(

@@ -8,13 +8,14 @@ are given; the changes with the lowest loss on windows held back are kept.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
 from tinysleb.checkpoint.config import ModelConfig, block_parameter_count
+from tinysleb.checkpoint.damage import not_finite
 from tinysleb.checkpoint.weights import Weights
 from tinysleb.compute.compute import Compute
 from tinysleb.compute.memory import activation_bytes, give_back_freed, reading_bytes, rounded_up
@@ -55,11 +56,12 @@ def step_windows(length: int) -> int:
 
 
 def plan_distilling_memory(
-    config: ModelConfig, trained: int, length: int, compute: Compute
+    config: ModelConfig, trained: int, length: int, compute: Compute, writing: int = 0
 ) -> DistillingMemory:
     """Divide the budget for training the uppermost `trained` blocks of a model on windows of `length` tokens.
 
-    Raises TinyslebError with the least that would do.
+    `writing`: the bytes that making text takes between portions. Raises TinyslebError with the least that
+    would do.
     """
     item, width = compute.dtype.itemsize, config.width
     tokens = step_windows(length) * length
@@ -73,7 +75,8 @@ def plan_distilling_memory(
     head_rows = VOCABULARY_CHUNK * width * (4 + 4 + item)
     step = max(block_merged_and_gradients + graph, logits + distributions + head_rows)
     lesson = tokens * width * (4 + item)
-    least = compute.memory.resident + changes_moments_and_best + inputs_on_the_way_up + step + 2 * lesson
+    learning = inputs_on_the_way_up + step + 2 * lesson
+    least = compute.memory.resident + changes_moments_and_best + max(learning, writing)
     left = compute.memory.total - least
     if left < 0:
         raise TinyslebError(
@@ -87,8 +90,9 @@ def plan_distilling_memory(
         left -= needed if fits else 0
         return fits
 
-    steps = min(PORTION_STEPS, 1 + left // (2 * lesson))
-    left -= (steps - 1) * lesson
+    beside = left + max(learning, writing) - learning
+    steps = min(PORTION_STEPS, 1 + beside // (2 * lesson))
+    left -= max(0, (steps - 1) * lesson - (beside - left))
     resident = grant(trained * weights * 4 + config.vocab_size * width * item)
     return DistillingMemory(steps, resident, not resident and grant(weights * 4))
 
@@ -98,7 +102,7 @@ class Task:
     """What to distil: the original, the student's weights, its first block that is trained, and the text.
 
     `windows(start, count)` gives `count` windows `[count, T]`, after the `start` first; `check` `[m, T]` are
-    held back. `identity` tells one task from another.
+    held back. `identity` tells one task from another; `writing` is how many bytes `windows` takes meanwhile.
     """
 
     original: Weights
@@ -108,6 +112,7 @@ class Task:
     check: Tensor
     seed: int
     identity: str = ""
+    writing: int = 0
 
     @property
     def length(self) -> int:
@@ -130,7 +135,7 @@ def distill(
     there is too little memory, or if `state` is of another distillation.
     """
     trained = task.shortened.config.blocks - task.first
-    memory = plan_distilling_memory(task.shortened.config, trained, task.length, compute)
+    memory = plan_distilling_memory(task.shortened.config, trained, task.length, compute, task.writing)
     student = Student(
         task.shortened, task.first, compute, resident=memory.resident, ahead=memory.ahead, seed=task.seed
     )
@@ -139,21 +144,42 @@ def distill(
     if state is not None and state.exists():
         course = load_state(state, student, task.identity)
         say(f"distillation continues after {course.tokens} tokens")
-    else:
-        _look(student, held_back, course)
     try:
-        while limits.done(course) < 1:
-            _learn_portion(task, student, course, limits, memory, compute, progress)
-            _look(student, held_back, course)
-            say(f"distilled on {course.tokens} tokens: {course.losses[-1][1]:.4f} nats from the original")
-            if state is not None:
-                save_state(state, student, course, task.identity)
-            give_back_freed()
+        _learn_all(task, student, held_back, course, limits, memory, compute, say, progress, state)
     except KeyboardInterrupt:
         say("distillation was interrupted, and ends with the best so far")
     except NotFiniteError as error:
+        if not course.losses:
+            raise not_finite(task.shortened, "the divergence from the original") from error
         say(f"warning: distillation ended with the best so far, since {error} is not finite")
     return Changed(task.shortened, student.best), course
+
+
+def _learn_all(
+    task: Task,
+    student: Student,
+    held_back: Lesson,
+    course: Course,
+    limits: Limits,
+    memory: DistillingMemory,
+    compute: Compute,
+    say: Callable[[str], None],
+    progress: Callable[[float], None],
+    state: Path | None,
+) -> None:
+    """Portion after portion, each with a look at the windows held back, until a limit is reached."""
+    begin = time.monotonic() - course.seconds
+    if not course.losses:
+        _look(student, held_back, course)
+    while limits.done(course) < 1:
+        for _step in _learn_portion(task, student, course, limits, memory, compute):
+            course.seconds = time.monotonic() - begin
+            progress(limits.done(course))
+        _look(student, held_back, course)
+        say(f"distilled on {course.tokens} tokens: {course.losses[-1][1]:.4f} nats from the original")
+        if state is not None:
+            save_state(state, student, course, task.identity)
+        give_back_freed()
 
 
 def _learn_portion(
@@ -163,9 +189,8 @@ def _learn_portion(
     limits: Limits,
     memory: DistillingMemory,
     compute: Compute,
-    progress: Callable[[float], None],
-) -> None:
-    begin, before = time.monotonic(), course.seconds
+) -> Iterator[None]:
+    """Learn from the next portion, a step at a time."""
     size = step_windows(task.length)
     left = -(-(limits.tokens - course.tokens) // (size * task.length))
     windows = task.windows(course.tokens // task.length, min(memory.steps, left) * size)
@@ -177,8 +202,7 @@ def _learn_portion(
         rate = RATE * min(1.0, (done + 1e-3) / WARM_UP, (1 - done) / (1 - WARM_UP))
         student.learn(lesson.part(first, last), rate)
         course.tokens += (last - first) * task.length
-        course.seconds = before + time.monotonic() - begin
-        progress(limits.done(course))
+        yield
 
 
 def _look(student: Student, held_back: Lesson, course: Course) -> None:

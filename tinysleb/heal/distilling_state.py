@@ -13,13 +13,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tinysleb.checkpoint.config import ModelConfig
 from tinysleb.errors import TinyslebError
 from tinysleb.formats.files import replaced_file
 from tinysleb.heal.course import Course
-from tinysleb.heal.low_rank import parameters
+from tinysleb.heal.low_rank import factor_count, parameters
 from tinysleb.heal.student import Student
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+def state_bytes(config: ModelConfig) -> int:
+    """The size of the file, at most."""
+    now_two_moments_and_best = 4
+    return now_two_moments_and_best * 4 * config.blocks * factor_count(config)
 
 
 def save_state(path: Path, student: Student, course: Course, identity: str) -> None:

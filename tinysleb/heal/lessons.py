@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tinysleb.checkpoint.weights import Checkpoint
 from tinysleb.compute.compute import Compute
-from tinysleb.heal.text import HealingText, self_windows, text_sources
+from tinysleb.heal.text import HealingText, least_bytes, self_windows, text_sources
 
 ALL = 2**62
 GIVEN = 4
@@ -42,6 +42,11 @@ class Lessons:
         if given:
             sources = text_sources(weights, replace(text, tokens=ALL, sampled=0))
             self.given = torch.cat([source.fit for source in sources])
+
+    @property
+    def bytes_to_write(self) -> int:
+        """What it takes to let the original write, at least."""
+        return least_bytes(self.weights, self.text, self.compute.dtype.itemsize) if self.sampled else 0
 
     def windows(self, start: int, count: int) -> Tensor:
         """`count` windows after the first `start`."""

@@ -19,6 +19,7 @@ from tinysleb.heal import walk
 from tinysleb.heal.course import Limits
 from tinysleb.heal.distill import RATE, Task, distill
 from tinysleb.heal.healed_weights import Healed, HealedTensors, encoding_for, unrounded
+from tinysleb.heal.lessons import Lessons
 from tinysleb.heal.low_rank import rank_for
 from tinysleb.heal.walk import HealedMatrix
 from tinysleb.plan import Plan
@@ -35,13 +36,12 @@ class Distilling:
 @dataclass(frozen=True)
 class Repair:
     """What to repair, on what: `fit` `[n, T]` are the windows to solve for, `check` `[m, T]` those held back;
-    `lessons` as in `Task.windows`. `identity` tells one repair from another."""
+    `identity` tells one repair from another."""
 
     weights: Checkpoint
     plan: Plan
     fit: Tensor
     check: Tensor
-    lessons: Callable[[int, int], Tensor]
     seed: int
     identity: str
     compute: Compute
@@ -64,7 +64,7 @@ class Repair:
         return walk.heal(weights, self.plan.kept, self.fit, self.check, self.compute, healed, progress)
 
     def solve_and_distil(
-        self, distilling: Distilling, healed: HealedTensors
+        self, distilling: Distilling, lessons: Lessons, healed: HealedTensors
     ) -> tuple[list[HealedMatrix], dict[str, Any]]:
         """Both, and what a plan is to say of the latter. The closed form is left out for families that norm
         what a block adds."""
@@ -73,8 +73,8 @@ class Repair:
             if not self.weights.config.architecture.post_norm:
                 matrices = self.solve(unrounded(self.weights), solved)
             task = Task(
-                self.weights, Healed(self.shortened, solved), self.first, self.lessons, self.check,
-                self.seed, self.identity,
+                self.weights, Healed(self.shortened, solved), self.first, lessons.windows, self.check,
+                self.seed, self.identity, lessons.bytes_to_write,
             )  # fmt: skip
             progress = partial(self.progress, "distilling")
             compute = self.compute.between_stages()

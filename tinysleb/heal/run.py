@@ -28,6 +28,7 @@ from tinysleb.heal.text import (
     SELF_SOURCE,
     HealingText,
     Source,
+    least_bytes,
     self_source,
     split_windows,
     text_sources,
@@ -220,19 +221,14 @@ def _heal_and_judge(
     shortened = Shortened(weights, plan.kept)
     before = [_loss(model, source, compute) for source in sources for model in (weights, shortened)]
     give_back_freed()
-    lessons = Lessons(
-        weights, prepared.text, compute, say,
-        given=bool(prepared.sources), sampled=any(source.name == SELF_SOURCE for source in sources),
-    )  # fmt: skip
     identity = " ".join([*map(str, plan.removed), *(source.sha256 for source in sources)])
-    repair = Repair(
-        weights, plan, fit, check, lessons.windows, prepared.text.seed, identity, compute, say, progress
-    )
+    repair = Repair(weights, plan, fit, check, prepared.text.seed, identity, compute, say, progress)
     report: dict[str, Any] = {"window_length": fit.shape[1]}
     if prepared.distilling is None:
         matrices = repair.solve(weights, healed)
     else:
-        matrices, report["distilled"] = repair.solve_and_distil(prepared.distilling, healed)
+        lessons = _lessons(weights, prepared, sources, compute, say)
+        matrices, report["distilled"] = repair.solve_and_distil(prepared.distilling, lessons, healed)
     report["blocks"] = [asdict(matrix) for matrix in matrices]
     model = Healed(shortened, healed)
     outcomes = [
@@ -244,6 +240,23 @@ def _heal_and_judge(
     if prepared.distilling is None:
         say(_solved_line(matrices))
     return report | {"sources": [_source_report(*pair) for pair in zip(sources, outcomes, strict=True)]}
+
+
+def _lessons(
+    weights: Checkpoint, prepared: PreparedHealing, sources: Sequence[Source], compute: Compute, say: Say
+) -> Lessons:
+    """What to distil on: the same kinds of text, if the original can write any meanwhile."""
+    text, given = prepared.text, bool(prepared.sources)
+    sampled = any(source.name == SELF_SOURCE for source in sources)
+    if sampled and given:
+        length, blocks = window_length(weights, text), weights.config.blocks
+        writing = least_bytes(weights, text, compute.dtype.itemsize)
+        try:
+            plan_distilling_memory(weights.config, blocks, length, compute, writing)
+        except TinyslebError as error:
+            say(f"no text is sampled while distilling: {error.one_line}")
+            sampled = False
+    return Lessons(weights, text, compute, say, given=given, sampled=sampled)
 
 
 def _loss(weights: Weights, source: Source, compute: Compute) -> float:

@@ -116,7 +116,7 @@ class Student:
 
     @torch.no_grad()
     def divergence(self, lesson: Lesson) -> float:
-        """The mean divergence per token, in nats."""
+        """The mean divergence per token, in nats. Raises NotFiniteError."""
         total, size = 0.0, max(1, CALL_TOKENS // lesson.states.shape[1])
         states = lesson.states.clone()
         for index, block in self._read(self.trained):
@@ -128,6 +128,8 @@ class Student:
                 lesson.original[first:last].flatten(0, 1), normed, self._head, self.config.vocab_size,
                 differentiate=False,
             )[0]  # fmt: skip
+        if not total < torch.inf:
+            raise NotFiniteError(None)
         return total / (states.shape[0] * states.shape[1])
 
     @torch.no_grad()

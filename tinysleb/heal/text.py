@@ -158,8 +158,7 @@ def self_windows(
     does not fit into memory.
     """
     window = window_length(weights, text)
-    in_a_window = max(1, window // SAMPLED_LENGTH)
-    length = -(-window // in_a_window)
+    in_a_window, length = _sequences(window)
     portion = _portion_that_fits(weights, portion, (in_a_window, length), compute)
     prompts = islice(self_prompts(weights, text.seed, say), start * in_a_window, None)
     model = load_resident(weights, compute.dtype, compute.device)
@@ -169,6 +168,18 @@ def self_windows(
         sequences = sample(model, batch, length, seed=text.seed, first=first * in_a_window, progress=told)
         give_back_freed()
         yield sequences.view(portion, -1)[:, :window]
+
+
+def least_bytes(weights: Checkpoint, text: HealingText, item_bytes: int) -> int:
+    """What `self_windows` takes with the fewest windows at a time, matrices of `item_bytes` a value."""
+    in_a_window, length = _sequences(window_length(weights, text))
+    return sampling_bytes(weights.config, LEAST_PORTION * in_a_window, length, item_bytes)
+
+
+def _sequences(window: int) -> tuple[int, int]:
+    """How many sequences make up a window of so many tokens, and the length of each."""
+    in_a_window = max(1, window // SAMPLED_LENGTH)
+    return in_a_window, -(-window // in_a_window)
 
 
 def _portion_that_fits(weights: Checkpoint, portion: int, shape: tuple[int, int], compute: Compute) -> int:
