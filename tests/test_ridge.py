@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tinysleb.checkpoint.encoding import decode, encode
 from tinysleb.formats.gguf_file import Bytes
+from tinysleb.formats.tensor_types import RECORDS
 from tinysleb.heal import ridge
 from tinysleb.heal.ridge import NormalEquations, solve
 from tinysleb.heal.rounding import encode_fed_forward
@@ -66,16 +67,17 @@ def test_inputs_that_are_all_zero_keep_the_old_weights(direct: bool) -> None:
     torch.testing.assert_close(found, old)
 
 
-@pytest.mark.parametrize("type_", [GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q4_1])
-def test_rounding_that_feeds_errors_forward_costs_less(type_: GGMLQuantizationType) -> None:
+@pytest.mark.parametrize("name", [record.name for record in RECORDS if record.few_bits])
+def test_rounding_that_feeds_errors_forward_costs_less(name: str) -> None:
     """The cost of a deviation, measured on the rows themselves."""
-    x = torch.randn(2000, 128, generator=RANDOM) @ torch.randn(128, 256, generator=RANDOM)
-    values = torch.randn(24, 256, generator=RANDOM)
-    factor = torch.linalg.cholesky((x.T @ x).double() + 10 * torch.eye(256, dtype=torch.float64))
+    type_ = GGMLQuantizationType[name]
+    x = torch.randn(2000, 256, generator=RANDOM) @ torch.randn(256, 512, generator=RANDOM)
+    values = torch.randn(24, 512, generator=RANDOM)
+    factor = torch.linalg.cholesky((x.T @ x).double() + 10 * torch.eye(512, dtype=torch.float64))
 
     def cost(data: Bytes) -> float:
         return ((decode(data, type_) - values) @ x.T).square().mean().item()
 
     plain, fed = encode(values, type_), encode_fed_forward(values, factor, type_)
     assert fed.shape == plain.shape
-    assert cost(fed) < 0.6 * cost(plain)
+    assert cost(fed) < (0.75 if name == "Q2_K" else 0.6) * cost(plain)

@@ -8,18 +8,22 @@ from gguf.constants import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
 from torch import Tensor
 
-from tinysleb.checkpoint.k_quants import LAYOUTS, encode_rows
+from tinysleb.checkpoint.k_quant_layouts import LAYOUTS
+from tinysleb.checkpoint.k_quants import encode_rows
 from tinysleb.formats.gguf_file import Bytes
+
+SIMPLE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1")
+"""Types with searched scales that the gguf package can encode, too, by the largest value of each block."""
 
 
 def encode(values: Tensor, type_: GGMLQuantizationType, importance: Tensor | None = None) -> Bytes:
     """A matrix `[rows, columns]` as stored in a type: uint8 `[rows, bytes per row]`.
 
-    `importance` `[columns]`: what the square of an error costs in each column. Only the types whose scales
-    are searched for, K-quants and IQ4_NL, make use of it.
+    `importance` `[columns]`: what the square of an error costs in each column. Types whose scales are not
+    searched for make no use of it. Without it, Q4_0, Q4_1, Q5_0 and Q5_1 are what llama.cpp makes of them.
     """
     floats = values.float().cpu()
-    if type_.name in LAYOUTS:
+    if type_.name in LAYOUTS and (importance is not None or type_.name not in SIMPLE):
         return encode_rows(floats, type_.name, importance)
     return np.ascontiguousarray(quantize(floats.numpy(), type_)).view(np.uint8)
 
