@@ -28,6 +28,7 @@ from tinysleb.export.gguf_limits import check_expressible, ignored_window
 from tinysleb.export.gguf_metadata import checkpoint_metadata
 from tinysleb.export.gguf_mixture import mixed_type
 from tinysleb.export.gguf_writer import TensorTypes, tinysleb_metadata, write_all, write_gguf_file
+from tinysleb.export.imatrix import Importance
 from tinysleb.export.job import Job, Written, compact_json
 from tinysleb.formats.finite import all_finite, not_finite
 from tinysleb.formats.gguf_file import DEFAULT_ALIGNMENT, Bytes, GgufValue
@@ -41,7 +42,9 @@ CHUNK_ELEMENTS = 1 << 22
 def write_job(job: Job[HuggingfaceWeights]) -> Written:
     """As `tinysleb.export.writers.write`: convert a checkpoint."""
     plan_text = compact_json(job.plan)
-    metadata = write_gguf(job.model, job.source.folder, job.out, job.type_name, plan_text, job.pre)
+    metadata = write_gguf(
+        job.model, job.source.folder, job.out, job.type_name, plan_text, job.pre, job.importance
+    )
     window = ignored_window(job.model.config)
     note = f"note: llama.cpp sees beyond this model's window of {window} tokens"
     return Written(metadata, (note,) if window else ())
@@ -54,6 +57,7 @@ def write_gguf(
     type_name: str,
     plan_text: str | None = None,
     pre: str | None = None,
+    importance: Importance | None = None,
 ) -> dict[str, GgufValue]:
     """Write `weights` as a GGUF; `folder` holds the config and tokenizer files. Returns its metadata.
 
@@ -67,11 +71,13 @@ def write_gguf(
     file_type = WRITABLE[type_name]
     metadata = checkpoint_metadata(weights.config, folder, gguf.LlamaFileType[file_type.name], pre)
     metadata |= tinysleb_metadata(plan_text)
-    tensors = _tensor_types(weights, file_type)
+    metadata |= importance.imatrix.metadata() if importance else {}
+    tensors = _tensor_types(weights, file_type, weighted=importance is not None)
+    columns = column_importance(tensors, importance)
 
     def write_tensor(name: str, file: FileIO) -> None:
         for chunk in _rows(weights, name):
-            write_all(file, stored_chunk(chunk, tensors[name][1], weights.path, name).data)
+            write_all(file, stored_chunk(chunk, tensors[name][1], weights.path, name, columns[name]).data)
 
     write_gguf_file(out, metadata, tensors, DEFAULT_ALIGNMENT, write_tensor)
     return metadata
@@ -102,14 +108,17 @@ def own_type(weights: Weights) -> str:
     return name if name in WRITABLE else "f32"
 
 
-def _tensor_types(weights: Weights, file_type: FileType) -> TensorTypes:
+def _tensor_types(weights: Weights, file_type: FileType, *, weighted: bool) -> TensorTypes:
     tensors: dict[str, tuple[tuple[int, ...], GGMLQuantizationType]] = {
         name: ((len(factors),), GGMLQuantizationType.F32)
         for name, factors in _rotary_tensors(weights.config.rotary).items()
     }
     for name, info in weights.tensors.items():
         stored_name = gguf_name(name, weights.config.architecture)
-        tensors[stored_name] = (info.shape, mixed_type(stored_name, info.shape, file_type, weights.config))
+        tensors[stored_name] = (
+            info.shape,
+            mixed_type(stored_name, info.shape, file_type, weights.config, weighted),
+        )
     return tensors
 
 
@@ -143,14 +152,32 @@ def _rows(weights: Weights, stored_name: str) -> Iterator[torch.Tensor]:
         yield chunk
 
 
-def stored_chunk(chunk: torch.Tensor, type_: GGMLQuantizationType, path: Path, name: str) -> Bytes:
+def column_importance(tensors: TensorTypes, importance: Importance | None) -> dict[str, torch.Tensor | None]:
+    """What the columns of each tensor count for; None if its type has many bits, or it is not known.
+
+    Raises TinyslebError, before anything is written, if something is missing or of the wrong size.
+    """
+    result: dict[str, torch.Tensor | None] = {}
+    for name, (shape, type_) in tensors.items():
+        found = importance.of(name, shape) if importance and tensor_type(type_.name).few_bits else None
+        result[name] = None if found is None else torch.from_numpy(found)
+    return result
+
+
+def stored_chunk(
+    chunk: torch.Tensor,
+    type_: GGMLQuantizationType,
+    path: Path,
+    name: str,
+    importance: torch.Tensor | None = None,
+) -> Bytes:
     """The bytes of rows of tensor `name` of the model at `path` in a GGUF's type; a float type that they have
     already is not converted. Raises TinyslebError for values too large for the type."""
     stored = tensor_type(type_.name)
     if stored.is_float and chunk.dtype == getattr(torch, stored.torch):
         return as_bytes(chunk)
     with np.errstate(over="ignore"):  # infinity is looked for below
-        data = encode(chunk, type_)
+        data = encode(chunk, type_, importance)
     if not all_finite(data, type_.name):
         raise TinyslebError(
             f"{path}: tensor {name!r} holds values that are too large for {type_.name}",

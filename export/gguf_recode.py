@@ -11,7 +11,7 @@ from gguf.constants import GGUFValueType
 from tinysleb.checkpoint.gguf_source import GgufWeights
 from tinysleb.export.gguf_copy import job_source, original_name
 from tinysleb.export.gguf_mixture import mixed_type
-from tinysleb.export.gguf_model import CHUNK_ELEMENTS, check_type, stored_chunk
+from tinysleb.export.gguf_model import CHUNK_ELEMENTS, check_type, column_importance, stored_chunk
 from tinysleb.export.gguf_writer import TensorTypes, tinysleb_metadata, write_all, write_gguf_file
 from tinysleb.export.job import Job, Written, compact_json
 from tinysleb.formats.finite import all_finite, not_finite
@@ -29,15 +29,17 @@ def write_job(job: Job[GgufWeights]) -> Written:
         name: (
             tensor.shape,
             tensor.type if len(tensor.shape) == 1
-            else mixed_type(name, tensor.shape, file_type, job.model.config),
+            else mixed_type(name, tensor.shape, file_type, job.model.config, job.importance is not None),
         )
         for name, tensor in source.tensors.items()
     }  # fmt: skip
     metadata = {
         **{key: item for key, item in source.metadata.items() if not key.startswith("quantize.imatrix.")},
         **_type_metadata(file_type),
+        **(job.importance.imatrix.metadata() if job.importance else {}),
         **tinysleb_metadata(compact_json(job.plan)),
     }
+    columns = column_importance(types, job.importance)
 
     def write_tensor(name: str, file: FileIO) -> None:
         tensor, original = source.tensors[name], original_name(name, job.kept)
@@ -47,7 +49,7 @@ def write_job(job: Job[GgufWeights]) -> Written:
                 raise not_finite(tensor.file.path, original)
             if tensor.type != types[name][1]:
                 values = torch.from_numpy(tensor.read_floats(start, stop))
-                stored = stored_chunk(values, types[name][1], path, original)
+                stored = stored_chunk(values, types[name][1], path, original, columns[name])
             write_all(file, stored.data)
 
     write_gguf_file(job.out, metadata, types, source.alignment, write_tensor)

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 from tinysleb.checkpoint.gguf_source import GgufWeights
 from tinysleb.checkpoint.huggingface_source import HuggingfaceWeights
 from tinysleb.checkpoint.weights import Weights
+from tinysleb.export.imatrix import Importance
 from tinysleb.formats.gguf_file import GgufTensor, GgufValue
 from tinysleb.plan import Plan, plan_to_json
 
@@ -37,6 +38,7 @@ class Job(Generic[Source]):
     pre: str | None
     shard_bytes: int
     unknown_arrays: str | None
+    importance: Importance | None
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ A new output format is one file with a function `write_job` and its lines in `WR
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,11 @@ from tinysleb.checkpoint.huggingface_source import HuggingfaceWeights
 from tinysleb.checkpoint.weights import Checkpoint, Shortened, Weights
 from tinysleb.errors import TinyslebError
 from tinysleb.export.gguf_copy import cut_metadata
+from tinysleb.export.imatrix import Importance, importance_for, read_imatrix
 from tinysleb.export.job import SHARD_BYTES, Job, Written, plan_beside, stored_plan
 from tinysleb.formats.files import refuse_existing, write_json
 from tinysleb.formats.gguf_file import GgufTensor
+from tinysleb.formats.tensor_types import WRITABLE
 from tinysleb.heal.healed_weights import Healed
 from tinysleb.plan import Plan, plan_from_json
 
@@ -43,6 +45,7 @@ def write(
     pre: str | None = None,
     shard_bytes: int = SHARD_BYTES,
     unknown_arrays: str | None = None,
+    imatrix: Path | str | None = None,
     force: bool = False,
 ) -> Written:
     """Write a model, opened, shortened or healed, as a GGUF or a Hugging Face folder; whole or not at all.
@@ -52,7 +55,8 @@ def write(
     `output_format`: "gguf" or "huggingface"; by default, a GGUF if `out` ends in `.gguf`, else a folder.
     `type_name`: the type of a GGUF's matrices, such as "q8_0"; "auto" is the model's own. `pre`: llama.cpp's
     name of the pre-tokenizer, where it is not recognised. `shard_bytes`: the largest size of one file of a
-    folder's weights. `unknown_arrays`: as `shortened_gguf` has it. `force`: replace an existing output.
+    folder's weights. `unknown_arrays`: as `shortened_gguf` has it. `imatrix`: llama.cpp's
+    importance matrix, of this model or of one that it was cut from. `force`: replace an existing output.
 
     Raises TinyslebError if the output exists, cannot be written, or cannot express the model.
     """
@@ -77,11 +81,22 @@ def write(
     job: Job[Any] = Job(
         model=weights, source=source, kept=kept, replaced=replaced, out=out, plan=values,
         type_name=type_name, pre=pre, shard_bytes=shard_bytes, unknown_arrays=unknown_arrays,
+        importance=None if imatrix is None else _importance(Path(imatrix), type_name, kept, values),
     )  # fmt: skip
     written: Written = import_module(f"tinysleb.export.{module}").write_job(job)
     for path in beside:
         write_json(path, values)
     return written
+
+
+def _importance(path: Path, type_name: str, kept: Sequence[int], plan: Mapping[str, Any]) -> Importance:
+    """Raises TinyslebError for a file that is not sound, or cannot be used for this type and model."""
+    if (file_type := WRITABLE.get(type_name)) is None or not file_type.matrices.few_bits:
+        raise TinyslebError(
+            f"an importance matrix changes nothing in a GGUF of type {type_name!r}",
+            "leave it out, or choose a type of few bits, such as q4_k_m",
+        )
+    return importance_for(read_imatrix(path), len(kept), plan)
 
 
 def _check_plan(plan: Plan | None, source: Weights, kept: tuple[int, ...]) -> None:

@@ -290,6 +290,12 @@ def heal(**options: Any) -> None:
     metavar="TARGET",
     help="Check that the GGUF can serve as a draft model for TARGET.",
 )
+@click.option(
+    "--imatrix",
+    type=path_type,
+    metavar="FILE",
+    help="llama.cpp's importance matrix, of MODEL or of the model that it was cut from.",
+)
 @click.option("--pre", help="llama.cpp's name for the pre-tokenizer, if tinysleb does not recognise it.")
 @force_option
 @json_option

@@ -19,7 +19,7 @@ from tinysleb.formats.files import refuse_existing
 from tinysleb.formats.gguf_file import GgufValue, read_gguf
 from tinysleb.formats.units import format_bytes, parse_bytes
 
-GGUF_ONLY = ("type_name", "pre", "verify", "draft")
+GGUF_ONLY = ("type_name", "pre", "verify", "draft", "imatrix")
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class ExportOptions:
     verify: bool
     draft: Path | None
     pre: str | None
+    imatrix: Path | None
     force: bool
     as_json: bool
     given: Given = field(default_factory=dict)
@@ -80,8 +81,9 @@ def _export_gguf(model: Path, out: Path, options: ExportOptions) -> None:
     if target is not None:
         refuse_existing(out, options.force, target.path)
     written = write(
-        weights, out, output_format=GGUF, type_name=options.type_name, pre=options.pre, force=options.force
-    )
+        weights, out, output_format=GGUF, type_name=options.type_name, pre=options.pre,
+        imatrix=options.imatrix, force=options.force,
+    )  # fmt: skip
     for note in written.notes:
         console.say(note)
     size = out.stat().st_size

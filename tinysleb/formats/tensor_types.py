@@ -27,7 +27,7 @@ class TensorType:
     """How far a value may be from what was to be stored, as a fraction of it or, if quantised, of the largest
     in its block."""
     few_bits: bool = False
-    """Too few bits for the head, and worth rounding with care."""
+    """So few bits that it pays to search for scales, and to round with care."""
     logits_tolerance: float = 0.2
     """How far llama.cpp's logits may be from ours, as a fraction of their spread: it rounds activations to 8
     bits where weights are quantised."""
