@@ -14,8 +14,8 @@ from gguf.constants import GGML_QUANT_SIZES, GGUFValueType
 from gguf.utility import size_label
 
 from tinysleb.checkpoint.architectures import BY_GGUF_NAME
-from tinysleb.checkpoint.config import check_rotation_pattern
-from tinysleb.checkpoint.gguf_names import gguf_name
+from tinysleb.checkpoint.config import ModelConfig, check_rotation_pattern
+from tinysleb.checkpoint.gguf_names import gguf_name, interleaved, rotated_heads
 from tinysleb.checkpoint.gguf_source import GgufWeights, plan_in_gguf
 from tinysleb.errors import TinyslebError
 from tinysleb.export.gguf_writer import tinysleb_metadata, write_all, write_gguf_file
@@ -65,7 +65,7 @@ def job_source(job: Job[GgufWeights]) -> GgufFile:
         raise TinyslebError(f"{path} is a GGUF already, and has its pre-tokenizer", "leave --pre out")
     check_rotation_pattern(job.model.config, path)
     shorter = shortened_gguf(job.source.file, job.kept, job.unknown_arrays)
-    return with_tensors(shorter, job.replaced) if job.replaced else shorter
+    return with_tensors(shorter, job.replaced, job.model.config) if job.replaced else shorter
 
 
 def write_unmodelled(file: GgufFile, out: Path, plan: Plan, unknown_arrays: str | None = None) -> Written:
@@ -110,11 +110,23 @@ def shortened_gguf(source: GgufFile, kept: Sequence[int], unknown_arrays: str | 
     return replace(source, metadata=metadata, tensors=tensors)
 
 
-def with_tensors(source: GgufFile, tensors: Mapping[str, GgufTensor]) -> GgufFile:
-    """`source` with some of its tensors replaced: `tensors`, by their Hugging Face names, lie elsewhere."""
-    architecture = BY_GGUF_NAME[str(source.metadata["general.architecture"].value)]
-    replaced = {gguf_name(name, architecture): tensor for name, tensor in tensors.items()}
+def with_tensors(source: GgufFile, tensors: Mapping[str, GgufTensor], config: ModelConfig) -> GgufFile:
+    """`source` with some of its tensors replaced: `tensors`, by their Hugging Face names and with their rows
+    in that order, lie elsewhere."""
+    replaced = {
+        gguf_name(name, config.architecture): _in_gguf_order(tensor, rotated_heads(config, name))
+        for name, tensor in tensors.items()
+    }
     return replace(source, tensors={**source.tensors, **replaced})
+
+
+def _in_gguf_order(tensor: GgufTensor, heads: int) -> GgufTensor:
+    """The same tensor, or a copy beside it, if a GGUF has the rows of `heads` heads interleaved."""
+    if not heads:
+        return tensor
+    path = tensor.file.path
+    data = interleaved(tensor.read_bytes().reshape(tensor.shape[0], -1), heads)
+    return GgufTensor.write(path.with_name(f"{path.name}.interleaved"), tensor.shape, data, tensor.type)
 
 
 def copy_gguf(

@@ -9,16 +9,17 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from gguf.constants import GGMLQuantizationType
 
 from exporting import TOKENS, Run, exported, pruned
-from reference import (
-    llama_cpp_logits,
-    with_metadata,
-)
+from reference import llama_cpp_logits, make_variant, with_metadata
+from tinysleb.checkpoint.encoding import encode
 from tinysleb.checkpoint.open_model import open_model
 from tinysleb.errors import TinyslebError
 from tinysleb.export.gguf_copy import cut_metadata
+from tinysleb.export.writers import write
 from tinysleb.formats.gguf_file import GgufValue, read_gguf
+from tinysleb.heal.healed_weights import Healed, HealedTensors
 from tinysleb.model.forward import forward
 
 
@@ -155,3 +156,24 @@ def test_a_family_that_is_not_modelled_is_cut_by_a_plan(tiny_gguf: Path, run: Ru
     assert json.loads((tmp_path / "deci-cut.plan.json").read_text())["removed"] == [1, 4]
     refused = run("prune", path, "--plan", "plan-in.json", "--remove", "1", "-o", "x.gguf")
     assert refused.exit_code == 2
+
+
+@pytest.mark.parametrize("family", ["llama biases", "qwen2"])
+def test_replaced_queries_and_keys_are_read_back_as_they_were_given(
+    family: str, run: Run, tmp_path: Path
+) -> None:
+    """Also where a GGUF has their rows in another order; llama.cpp reads them so, too."""
+    path = exported(run, make_variant(family, tmp_path / "model"), "f32")
+    weights, healed = open_model(path), HealedTensors(tmp_path)
+    for name, info in weights.tensors.items():
+        if ".self_attn." in name:
+            values = torch.randn(info.shape, generator=torch.Generator().manual_seed(len(name))) * 0.1
+            type_ = GGMLQuantizationType.F32 if values.ndim == 1 else GGMLQuantizationType.F16
+            healed.add(name, info.shape, encode(values.view(-1, info.shape[-1]), type_), type_)
+    model = Healed(weights, healed)
+    write(model, tmp_path / "out.gguf")
+    found = open_model(tmp_path / "out.gguf")
+    for name in healed.tensors:
+        assert torch.equal(found.tensor(name).view(-1), model.tensor(name).view(-1)), name
+    theirs = torch.from_numpy(llama_cpp_logits(tmp_path / "out.gguf", TOKENS[0].tolist()))
+    torch.testing.assert_close(theirs, forward(model, TOKENS[:1])[0], rtol=0, atol=0.05)

@@ -67,6 +67,15 @@ class GgufTensor:
         """The number of rows; the last dimension runs along a row."""
         return math.prod(self.shape[:-1])
 
+    @classmethod
+    def write(
+        cls, path: Path, shape: tuple[int, ...], data: Bytes, type_: GGMLQuantizationType
+    ) -> GgufTensor:
+        """A tensor's bytes in a file of their own."""
+        data.tofile(path)
+        with path.open("rb") as file:
+            return cls(shape, type_, input_file(path, file.fileno()), 0)
+
     def read_bytes(self, start: int = 0, stop: int | None = None) -> Bytes:
         """Rows [start, stop) as stored: uint8 `[rows, bytes per row]`."""
         stop = self.rows if stop is None else stop

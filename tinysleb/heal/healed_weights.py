@@ -15,7 +15,6 @@ from tinysleb.checkpoint.config import ModelConfig
 from tinysleb.checkpoint.gguf_source import half_rows
 from tinysleb.checkpoint.weights import Retyped, TensorInfo, Weights
 from tinysleb.formats.gguf_file import Bytes, GgufTensor
-from tinysleb.formats.input_file import input_file
 from tinysleb.formats.tensor_types import tensor_type
 
 if TYPE_CHECKING:
@@ -68,10 +67,7 @@ class HealedTensors:
 
     def add(self, name: str, shape: Sequence[int], data: Bytes, type_: GGMLQuantizationType) -> None:
         """Keep what `encode` made of a tensor."""
-        path = self.folder / name
-        data.tofile(path)
-        with path.open("rb") as file:
-            self.tensors[name] = GgufTensor(tuple(shape), type_, input_file(path, file.fileno()), 0)
+        self.tensors[name] = GgufTensor.write(self.folder / name, tuple(shape), data, type_)
 
 
 @dataclass(frozen=True)
