@@ -29,14 +29,25 @@ class NormalEquations:
         """Add rows: x `[m, in]`, y `[m, out]`, w `[m]`."""
         root = weight.sqrt().unsqueeze(1)
         x, y = inputs * root, outputs * root
-        for start in range(0, x.shape[1], COLUMNS):
-            self.gram[start : start + COLUMNS, start:].addmm_(x[:, start : start + COLUMNS].T, x[:, start:])
+        add_to_gram(self.gram, x)
         self.cross.addmm_(x.T, y)
 
     @property
     def finite(self) -> bool:
         """Whether all sums are finite; an input that is not shows on the diagonal."""
         return bool(self.gram.diagonal().isfinite().all() and self.cross.isfinite().all())
+
+
+def add_to_gram(gram: Tensor, x: Tensor) -> None:
+    """Add xᵀ x of rows `[m, in]` to the upper part of `gram` `[in, in]`."""
+    for start in range(0, x.shape[1], COLUMNS):
+        gram[start : start + COLUMNS, start:].addmm_(x[:, start : start + COLUMNS].T, x[:, start:])
+
+
+def fill_lower(gram: Tensor) -> None:
+    """The lower part from the upper, without a copy of all."""
+    for start in range(0, len(gram), COLUMNS):
+        gram[start:, start : start + COLUMNS] = gram[start : start + COLUMNS, start:].T.clone()
 
 
 def solve(
@@ -50,8 +61,7 @@ def solve(
     gram, right, old = equations.gram, equations.cross, old.T.to(equations.cross)
     penalty = max(ridge * gram.diagonal().mean().item(), torch.finfo(torch.float32).tiny)
     right.add_(old, alpha=penalty)
-    for start in range(0, len(gram), COLUMNS):  # the lower part from the upper, without a copy of all
-        gram[start:, start : start + COLUMNS] = gram[start : start + COLUMNS, start:].T.clone()
+    fill_lower(gram)
     gram.diagonal().add_(penalty)
     if not direct:
         refined = InPlaceFactor(gram)

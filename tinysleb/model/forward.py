@@ -264,6 +264,22 @@ def block_forward(
     return hidden + norm(added, "post_feedforward")
 
 
+def half_inputs(hidden: Tensor, block: Mapping[str, Tensor], config: ModelConfig, norm: str) -> Tensor:
+    """What a half of a block is applied to, in the dtype of the products: the states `[…, width]`, normed
+    where `norm` comes before that half."""
+    if config.architecture.post_norm:
+        return hidden.to(block["self_attn.o_proj.weight"].dtype)
+    return _normed(hidden, block, norm, config)
+
+
+def half_added(outputs: Tensor, block: Mapping[str, Tensor], config: ModelConfig, norm: str) -> Tensor:
+    """What a half of a block adds to the states, given what its last matrix computes, `[…, width]`: normed
+    where `norm` comes after that half."""
+    if config.architecture.post_norm:
+        return rms_norm(outputs.float(), block[f"{norm}.weight"], config.norm_eps)
+    return outputs * config.residual_scale
+
+
 def advance(streams: Stream, block: Block, config: ModelConfig, position: Position) -> None:
     """Send streams `[m, T, width]` through a block, in place, a few windows of them at a time."""
     windows = max(1, CALL_TOKENS // streams.shape[1])
