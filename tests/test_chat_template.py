@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from tinysleb.checkpoint.open_model import open_model
 from tinysleb.errors import TinyslebError
-from tinysleb.heal.prompts import chat_forms, questions, self_prompts
+from tinysleb.heal.prompts import SHORT, chat_forms, questions, self_prompts
 from tinysleb.text import chat_template
 from tinysleb.text.chat_template import render_chats
 from tinysleb.text.tokenizer import open_tokenizer
@@ -73,10 +74,17 @@ def test_chats_are_those_of_transformers(template: str) -> None:
         assert text == transformers_text(template, chat)
 
 
-@pytest.mark.parametrize("template", [CHATML, INSTRUCT], ids=["chatml", "instruct"])
-def test_filled_forms_are_rendered_chats(template: str) -> None:
-    forms = chat_forms(template, TOKENS)
-    assert len(forms) == (4 if template == CHATML else 2)
+@pytest.mark.parametrize(
+    ("template", "opening"),
+    [(CHATML, "<|im_end|>\n<|im_start|>user\n"), (HEADERS, "<|header|>user<|end|>"), (INSTRUCT, "[INST] ")],
+    ids=["chatml", "headers", "instruct"],
+)
+def test_filled_forms_are_rendered_chats(template: str, opening: str) -> None:
+    """But for those that begin in the midst of a chat."""
+    *short, last = (form for form in chat_forms(template, TOKENS)[: SHORT + 1])
+    assert short == [replace(last, pieces=(opening, last.pieces[1]))] * SHORT
+    forms = chat_forms(template, TOKENS)[SHORT:]
+    assert len(forms) == {CHATML: 4, HEADERS: 2, INSTRUCT: 2}[template]
     for form in forms:
         messages = [f"{role} says {number}." for number, role in enumerate(form.roles)]
         chat = [{"role": role, "content": text} for role, text in zip(form.roles, messages, strict=True)]

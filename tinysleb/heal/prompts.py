@@ -23,8 +23,9 @@ ROLES = (
     ("system", "user", "assistant", "user"),
 )
 """Of the messages before an answer, in chats of several forms."""
-FREQUENCIES = (6, 1, 2, 1)
-"""How often each of them occurs, where the template takes it."""
+SHORT = 6
+"""Questions that begin as in the midst of a chat, for one of each of those: a system prompt that came with
+every question would take the place of text."""
 
 Item = TypeVar("Item")
 
@@ -34,7 +35,6 @@ class ChatForm:
     """A chat as text, with gaps for what is said: `pieces` lie before, between and behind the messages."""
 
     roles: tuple[str, ...]
-    frequency: int
     pieces: tuple[str, ...]
 
     def filled(self, messages: Sequence[str]) -> str:
@@ -59,21 +59,23 @@ def self_prompts(weights: Checkpoint, seed: int, say: Callable[[str], None]) -> 
 
 
 def chat_forms(template: str, special_tokens: Mapping[str, str]) -> list[ChatForm]:
-    """The forms of chat that a template takes. Raises TinyslebError if there are none, or no plain question
-    among them."""
+    """The forms of chat that a template takes, as often as they are to occur; first a question in the midst
+    of a chat. Raises TinyslebError if it takes no plain question."""
     marks = [f"Message{number}Here" for number in range(max(map(len, ROLES)))]
     chats = [
         [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=False)] for roles in ROLES
     ]
-    forms = []
-    rendered = render_chats(template, chats, special_tokens)
-    for roles, frequency, text in zip(ROLES, FREQUENCIES, rendered, strict=True):
-        pieces = _pieces(text or "", marks[: len(roles)])
-        if pieces:
-            forms.append(ChatForm(roles, frequency, pieces))
-    if not forms or forms[0].roles != ROLES[0]:
+    forms = {}
+    for roles, text in zip(ROLES, render_chats(template, chats, special_tokens), strict=True):
+        if pieces := _pieces(text or "", marks[: len(roles)]):
+            forms[roles] = ChatForm(roles, pieces)
+    if ROLES[0] not in forms:
         raise TinyslebError("the model's chat template does not give a question as it is")
-    return forms
+    first, answer = forms[ROLES[0]].pieces
+    later = forms[ROLES[2]].pieces[2] if ROLES[2] in forms else first
+    answered, begun = (special_tokens.get(name, "") for name in ("eos_token", "bos_token"))
+    opening = later.removeprefix(answered).lstrip().removeprefix(begun)
+    return [ChatForm(ROLES[0], (opening, answer))] * SHORT + list(forms.values())
 
 
 def _message(role: str, content: str) -> dict[str, str]:
@@ -105,10 +107,7 @@ def _chat_forms(weights: Checkpoint, tokenizer: Tokenizer, say: Callable[[str], 
         say(f"no chats are sampled from the model: {error.one_line}")
         return []
     bos = special_tokens.get("bos_token", "") if tokenizer.encode("") else ""
-    return [
-        ChatForm(form.roles, form.frequency, (form.pieces[0].removeprefix(bos), *form.pieces[1:]))
-        for form in forms
-    ]
+    return [ChatForm(form.roles, (form.pieces[0].removeprefix(bos), *form.pieces[1:])) for form in forms]
 
 
 def _pieces(text: str, marks: Sequence[str]) -> tuple[str, ...]:
@@ -124,9 +123,9 @@ def _mixed(
     opening = encode(forms[0].pieces[0])
     asked = questions(generator)
     exchanges, systems = _endless(EXCHANGES, generator), _endless(SYSTEM_PROMPTS, generator)
-    frequencies = [form.frequency for form in forms]
+    chosen = _endless(forms, generator)
     while True:
-        (form,) = generator.choices(forms, frequencies)
+        form = next(chosen)
         messages = [next(systems)] if form.roles[0] == "system" else []
         messages += next(exchanges) if "assistant" in form.roles else ()
         yield from (start, opening, start, encode(form.filled([*messages, next(asked)])))
