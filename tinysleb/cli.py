@@ -81,6 +81,13 @@ heal_options = shared(
         help="How many of the --heal-tokens are sampled from the model itself.  [default: half]",
     ),
 )
+stored_type_option = click.option(
+    "--type",
+    "type_name",
+    type=click.Choice(list(WRITABLE)),
+    metavar="TYPE",
+    help="Type of a GGUF's matrices, as for export.  [default: as in MODEL]",
+)
 distill_options = shared(
     click.option(
         "--distill-tokens",
@@ -187,6 +194,7 @@ def main() -> None:
 )
 @heal_options
 @distill_options
+@stored_type_option
 @click.option(
     "--plan",
     type=path_type,
@@ -236,6 +244,7 @@ def prune(**options: Any) -> None:
 @text_options
 @heal_options
 @distill_options
+@stored_type_option
 @seed_option
 @compute_options
 @dtype_option

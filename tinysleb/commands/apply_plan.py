@@ -18,6 +18,7 @@ from tinysleb.commands.shortened import (
     refuse_outputs,
 )
 from tinysleb.commands.stopping_rule import stopping_rule
+from tinysleb.commands.stored_types import check_stored_type
 from tinysleb.errors import TinyslebError
 from tinysleb.export.gguf_copy import COPIED_ONLY, write_unmodelled
 from tinysleb.export.job import plan_beside
@@ -42,11 +43,12 @@ def apply_plan(options: PruneOptions, plan_path: Path) -> None:
             _cut_unmodelled(file, options, plan_path, console)
             return
     weights = open_model(options.model) if file is None else gguf_weights(file)
+    check_stored_type(weights, options.type_name)
     refuse_outputs(options.model, options.out, options.force, options.model, plan_path)
     plan = read_fitting_plan(plan_path, weights, options.force, console)
     plan = _first_rounds(plan, plan_path, weights, options)
     heal = _prepare_heal(weights, options, console) if options.heal not in (None, NONE) else None
-    plan = finish(weights, plan, options.out, options.unknown_arrays, heal, console)
+    plan = finish(weights, plan, options.out, options.unknown_arrays, heal, console, options.type_name)
     console.clear()
     print_shortened(weights, plan, options.out, options.as_json, searched=False)
 

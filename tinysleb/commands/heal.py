@@ -11,6 +11,7 @@ from tinysleb.commands.console import Console
 from tinysleb.commands.healing import heal_with, prepare, unfinished_distillation
 from tinysleb.commands.options import HealingOptions
 from tinysleb.commands.shortened import finish, print_shortened, read_fitting_plan, refuse_outputs
+from tinysleb.commands.stored_types import check_stored_type
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +28,12 @@ def heal(options: HealOptions) -> None:
     """Shorten a model by a plan, heal it, write it, and print what was written."""
     console = Console()
     weights = open_model(options.model)
+    check_stored_type(weights, options.type_name)
     refuse_outputs(options.model, options.output, options.force, options.model, options.plan)
     plan = read_fitting_plan(options.plan, weights, options.force, console)
     compute = choose_compute(options)
     heal = heal_with(weights, prepare(weights, options, compute, options.output), compute, console)
-    plan = finish(weights, plan, options.output, None, heal, console)
+    plan = finish(weights, plan, options.output, None, heal, console, options.type_name)
     unfinished_distillation(options.output).unlink(missing_ok=True)
     console.clear()
     print_shortened(weights, plan, options.output, options.as_json, searched=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 from tinysleb.checkpoint.weights import Checkpoint
 from tinysleb.commands.console import Console
 from tinysleb.commands.options import DISTILL_MINUTES, NONE, SOLVE, HealingOptions
+from tinysleb.commands.stored_types import wanted_types
 from tinysleb.compute.compute import Compute
 from tinysleb.errors import TinyslebError
 from tinysleb.formats.files import refuse_full_disk
@@ -41,7 +43,8 @@ def prepare(weights: Checkpoint, options: HealingOptions, compute: Compute, out:
     sampled = tokens // 2 if sampled is None else sampled
     text = HealingText(options.texts, options.token_file, tokens, sampled, options.seed)
     distilling = _distilling(options, out) if options.heal != SOLVE else None
-    prepared = prepare_healing(weights, text, compute, distilling)
+    types = None if options.type_name is None else partial(wanted_types, options.type_name)
+    prepared = prepare_healing(weights, text, compute, distilling, types)
     if distilling is not None:
         refuse_full_disk(unfinished_distillation(out), state_bytes(weights.config))
     return prepared
@@ -79,7 +82,7 @@ def prepare_unless(
     if options.heal == NONE:
         return "--heal none"
     try:
-        if fit and (recoded := grown_types(weights)):
+        if fit and options.type_name is None and (recoded := grown_types(weights)):
             raise TinyslebError(f"healing would store {recoded} as a larger type, and exceed --fit")
         return prepare(weights, options, compute, out)
     except TinyslebError as error:

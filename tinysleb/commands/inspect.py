@@ -11,6 +11,7 @@ from tinysleb.checkpoint.weights import Checkpoint
 from tinysleb.commands.console import duration, print_json, print_line
 from tinysleb.commands.describe import describe
 from tinysleb.commands.options import Given, refuse_unused
+from tinysleb.commands.stored_types import faster_type
 from tinysleb.compute.compute import compute_on
 from tinysleb.errors import TinyslebError
 from tinysleb.formats.units import format_bytes
@@ -49,6 +50,8 @@ def inspect(options: InspectOptions) -> None:
         print_line(f"{key.replace('_', ' '):<20} {_shown(key, value)}")
     print_line(f"{'prune needs':<20} --memory of about {format_bytes(least)} at least")
     print_line(f"{'':<20} {passes} block passes for each window in the first round, with --exact")
+    if note := faster_type(weights):
+        print_line(note)
 
 
 def _print_estimate(weights: Checkpoint, options: InspectOptions, memory: str) -> None:

@@ -31,7 +31,8 @@ class ComputeOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class HealingOptions(ComputeOptions):
-    """How to heal, and on what. `heal`: None for whatever is possible."""
+    """How to heal, on what, and in which type to store the result. `heal`: None for whatever is possible;
+    `type_name`: None for the model's own."""
 
     heal: str | None
     distill_tokens: int
@@ -43,6 +44,7 @@ class HealingOptions(ComputeOptions):
     seed: int
     heal_tokens: int
     self_text: int | None
+    type_name: str | None
 
     def __post_init__(self) -> None:
         """Raise a usage error for options that do not go together."""

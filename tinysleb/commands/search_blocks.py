@@ -14,6 +14,7 @@ from tinysleb.commands.options import refuse_unused
 from tinysleb.commands.prune_options import PruneOptions
 from tinysleb.commands.shortened import finish, print_shortened, refuse_outputs
 from tinysleb.commands.stopping_rule import stopping_rule
+from tinysleb.commands.stored_types import check_stored_type, in_types
 from tinysleb.compute.distributed import Group, join_group
 from tinysleb.errors import TinyslebError
 from tinysleb.export.writers import GGUF, check_cuttable, own_format
@@ -32,6 +33,7 @@ def search_blocks(options: PruneOptions) -> None:
     weights = open_model(options.model)
     if own_format(weights) != GGUF:
         refuse_unused(options.given, ("unknown_arrays",), "MODEL is not a GGUF")
+    check_stored_type(weights, options.type_name)
     refuse_outputs(options.model, options.out, options.force, options.model)
     check_cuttable(weights, options.unknown_arrays)
     with join_group() as group:
@@ -73,7 +75,7 @@ def _search_and_write(weights: Checkpoint, options: PruneOptions, group: Group) 
         if isinstance(prepared, PreparedHealing):
             runs_among = allowed if options.search == "healed" else None
             heal = heal_with(weights, prepared, compute, console, runs_among)
-        plan = finish(weights, plan, options.out, options.unknown_arrays, heal, console)
+        plan = finish(weights, plan, options.out, options.unknown_arrays, heal, console, options.type_name)
     except KeyboardInterrupt:
         _say_how_to_continue(unfinished, console)
         raise
@@ -89,7 +91,7 @@ def _request(weights: Checkpoint, options: PruneOptions) -> SearchRequest:
     rule = stopping_rule(options, weights, allowed)
     if rule.by_count_alone:
         kept = 1 - rule.most * block_parameter_count(weights.config) / parameter_count(weights.config)
-        refuse_full_disk(options.out, int(kept * total_bytes(weights)))
+        refuse_full_disk(options.out, int(kept * total_bytes(in_types(weights, options.type_name))))
     return SearchRequest(
         rule, options.metric, options.seed, options.keep_first, options.keep_last, options.exact
     )

@@ -13,6 +13,7 @@ from tinysleb.checkpoint.config import parameter_count
 from tinysleb.checkpoint.fingerprint import is_same_model
 from tinysleb.checkpoint.weights import Shortened, Weights
 from tinysleb.commands.console import Console, print_json, print_line
+from tinysleb.commands.stored_types import faster_type, in_types
 from tinysleb.errors import TinyslebError
 from tinysleb.export.job import plan_beside
 from tinysleb.export.writers import own_format, write
@@ -71,8 +72,10 @@ def finish(
     unknown_arrays: str | None,
     heal: Heal | None,
     console: Console,
+    type_name: str | None,
 ) -> Plan:
-    """Heal if `heal` is given, and write. Returns the plan with what healing did."""
+    """Heal if `heal` is given, and write, in a type if that is given. Returns the plan with what healing
+    did."""
     plan = replace(plan, healing={})  # of a plan from a file: what was done to another output
     with ExitStack() as stack:
         model: Weights = Shortened(weights, plan.kept)
@@ -84,10 +87,12 @@ def finish(
             model = Healed(Shortened(weights, plan.kept), healed)
         console.say(f"writing {out}")
         written = write(
-            model, out, plan, output_format=own_format(weights), unknown_arrays=unknown_arrays, force=True
-        )
-        for note in written.notes:
-            console.say(note)
+            model, out, plan, output_format=own_format(weights), type_name=type_name or "auto",
+            unknown_arrays=unknown_arrays, force=True,
+        )  # fmt: skip
+        for note in (*written.notes, faster_type(in_types(model, type_name))):
+            if note:
+                console.say(note)
     return plan
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from tinysleb.checkpoint.weights import Checkpoint
 from tinysleb.commands.prune_options import PruneOptions
+from tinysleb.commands.stored_types import in_types
 from tinysleb.search import stopping
 from tinysleb.search.stopping import StoppingRule
 
@@ -18,7 +21,8 @@ def stopping_rule(options: PruneOptions, weights: Checkpoint, allowed: range) ->
     if options.speedup is not None:
         return stopping.by_speedup(options.speedup, config, most, f"--speedup {options.speedup:g}")
     if options.fit is not None:
-        return stopping.by_size(options.fit, weights, allowed, f"--fit {options.fit}")
+        stored = partial(in_types, type_name=options.type_name)
+        return stopping.by_size(options.fit, weights, allowed, f"--fit {options.fit}", stored)
     if (increase := options.max_perplexity_increase) is not None:
         return stopping.by_perplexity(increase, most, f"--max-perplexity-increase {increase}")
     ratio = DEFAULT_RATIO if options.ratio is None else options.ratio

@@ -31,6 +31,10 @@ class TensorType:
     logits_tolerance: float = 0.2
     """How far llama.cpp's logits may be from ours, as a fraction of their spread: it rounds activations to 8
     bits where weights are quantised."""
+    packed: tuple[str, ...] = ()
+    """The processors for which llama.cpp reorders rows of this type, to multiply several at once
+    (`ggml_repack_get_optimal_repack_type` in `ggml/src/ggml-cpu/repack.cpp`): x86 with AVX2, ARM with dot
+    products."""
     scales: tuple[int, ...] = ()
     """Where a block's float16 scales lie, in bytes from its beginning (`quants.py` of the gguf package)."""
 
@@ -66,15 +70,16 @@ class FileType:
         return self.name.partition("_")[2].lower()
 
 
+BOTH = ("x86", "ARM")
 RECORDS = (
     TensorType("F32", 4, "float32", ("ALL_F32",), logits_tolerance=0.002, exponent=0x7F800000),
     TensorType("F16", 2, "float16", ("MOSTLY_F16",), step=2**-11, logits_tolerance=0.01, exponent=0x7C00),
     TensorType("BF16", 2, "bfloat16", ("MOSTLY_BF16",), step=2**-8, logits_tolerance=0.02, exponent=0x7F80),
-    TensorType("Q8_0", file_types=("MOSTLY_Q8_0",), step=1 / 127, scales=(0,)),
+    TensorType("Q8_0", file_types=("MOSTLY_Q8_0",), step=1 / 127, scales=(0,), packed=("ARM",)),
     TensorType("Q5_1", file_types=("MOSTLY_Q5_1",), step=1 / 15, few_bits=True, scales=(0, 2)),
     TensorType("Q5_0", file_types=("MOSTLY_Q5_0",), step=1 / 16, few_bits=True, scales=(0,)),
     TensorType("Q4_1", file_types=("MOSTLY_Q4_1",), step=1 / 7, few_bits=True, scales=(0, 2)),
-    TensorType("Q4_0", file_types=("MOSTLY_Q4_0",), step=1 / 8, few_bits=True, scales=(0,)),
+    TensorType("Q4_0", file_types=("MOSTLY_Q4_0",), step=1 / 8, few_bits=True, scales=(0,), packed=BOTH),
     TensorType("F64", 8, "float64", exponent=0x7FF0000000000000),
     TensorType("F8_E4M3", 1, "float8_e4m3fn"),
     TensorType("F8_E5M2", 1),
@@ -90,14 +95,17 @@ RECORDS = (
     ),
     TensorType(
         "Q4_K", file_types=("MOSTLY_Q4_K_S", "MOSTLY_Q4_K_M"),
-        step=0.25, few_bits=True, scales=(0, 2), fallback="Q5_0",
+        step=0.25, few_bits=True, scales=(0, 2), packed=BOTH, fallback="Q5_0",
     ),
     TensorType(
         "Q5_K", file_types=("MOSTLY_Q5_K_S", "MOSTLY_Q5_K_M"),
-        step=0.12, few_bits=True, scales=(0, 2), fallback="Q5_1",
+        step=0.12, few_bits=True, scales=(0, 2), packed=("ARM",), fallback="Q5_1",
     ),
-    TensorType("Q6_K", file_types=("MOSTLY_Q6_K",), step=0.06, few_bits=True, scales=(208,), fallback="Q8_0"),
-    TensorType("IQ4_NL", file_types=("MOSTLY_IQ4_NL",), step=0.2, few_bits=True, scales=(0,)),
+    TensorType(
+        "Q6_K", file_types=("MOSTLY_Q6_K",),
+        step=0.06, few_bits=True, scales=(208,), packed=("ARM",), fallback="Q8_0",
+    ),
+    TensorType("IQ4_NL", file_types=("MOSTLY_IQ4_NL",), step=0.2, few_bits=True, scales=(0,), packed=BOTH),
     TensorType("TQ1_0", scales=(52,), fallback="Q4_0"),
     TensorType("TQ2_0", scales=(64,), fallback="Q4_0"),
     *(

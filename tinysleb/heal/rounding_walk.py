@@ -6,6 +6,7 @@ from block to block, too: the inputs of each are those that the ones below give 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -45,7 +46,7 @@ from tinysleb.model.streams import FileStream, Stream
 
 DAMPING = 0.5
 """What is added to the diagonal of a Gram matrix, as a fraction of its mean. With GPTQ's 0.01, errors on
-other kinds of text come close to those of plain rounding: a few thousand tokens do not say enough."""
+other kinds of text come close to those of plain rounding (docs/experiments.md): tokens are few."""
 ROUNDED_AT_ONCE = 1 << 24
 """Values of a matrix that are rounded at a time."""
 
@@ -84,9 +85,9 @@ def plan_rounding_memory(config: ModelConfig, shape: tuple[int, int], compute: C
     What a block and a part of a matrix take while they are computed is always counted. What is left goes to
     the Gram matrix and what is computed from it, the states, and a second block, in this order.
     """
-    item, sizes = compute.dtype.itemsize, sorted({shape[-1] for shape in _matrices(config).values()})
+    item, matrices = compute.dtype.itemsize, [s for s in block_shapes(config).values() if len(s) == 2]
     float32_float64_errors_and_stored = 4 + 8 + 8 + 4 + 4
-    rounding = ROUNDED_AT_ONCE * float32_float64_errors_and_stored
+    rounding = min(ROUNDED_AT_ONCE, max(map(math.prod, matrices))) * float32_float64_errors_and_stored
     least = compute.memory.resident + working_bytes(config, shape[1], item) + rounding
     left = compute.memory.total - least
     if left < 0:
@@ -95,7 +96,7 @@ def plan_rounding_memory(config: ModelConfig, shape: tuple[int, int], compute: C
             f"at least {format_bytes(rounded_up(least))} would do (--memory)",
         )
     gram_its_factor_and_inverse = 4 + 4 * 8
-    inputs = max((size for size in sizes if size**2 * gram_its_factor_and_inverse <= left), default=0)
+    inputs = max((size for _, size in matrices if size**2 * gram_its_factor_and_inverse <= left), default=0)
     left -= inputs**2 * gram_its_factor_and_inverse
     streams = shape[0] * shape[1] * config.width * 4
     in_memory = streams <= left
@@ -185,10 +186,6 @@ HALVES = (
         "post_attention_layernorm", "post_feedforward_layernorm",
     ),
 )  # fmt: skip
-
-
-def _matrices(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    return {name: shape for name, shape in block_shapes(config).items() if len(shape) == 2}
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from tinysleb.checkpoint.config import ModelConfig
 from tinysleb.checkpoint.weights import Checkpoint, Shortened, Weights
 from tinysleb.compute.compute import Compute, Progress, compute_on
 from tinysleb.compute.device import dtype_name
@@ -24,6 +25,7 @@ from tinysleb.heal.distill import plan_distilling_memory
 from tinysleb.heal.healed_weights import Healed, HealedTensors
 from tinysleb.heal.lessons import Lessons
 from tinysleb.heal.repair import Distilling, Repair
+from tinysleb.heal.rounding_walk import Wanted, plan_rounding_memory
 from tinysleb.heal.text import (
     SELF_SOURCE,
     HealingText,
@@ -39,6 +41,7 @@ from tinysleb.plan import Plan, perplexity
 from tinysleb.search.evaluate import evaluate
 
 Say = Callable[[str], None]
+Types = Callable[[ModelConfig], Wanted]
 HEAL_TOKENS = 32768
 
 
@@ -63,13 +66,15 @@ class Outcome:
 
 @dataclass(frozen=True)
 class PreparedHealing:
-    """What healing will be fitted to, as far as it is known before the slow work: the texts' windows; and
-    whether distillation follows, or why it does not."""
+    """What healing will be fitted to, as far as it is known before the slow work: the texts' windows; whether
+    distillation follows, or why it does not; and the types, by the shortened model's shape, to store all
+    matrices in, if not their own."""
 
     text: HealingText
     sources: tuple[Source, ...]
     distilling: Distilling | None = None
     undistilled: str = ""
+    types: Types | None = None
 
 
 def heal(
@@ -104,7 +109,11 @@ def heal(
 
 
 def prepare_healing(
-    weights: Checkpoint, text: HealingText, compute: Compute, distilling: Distilling | None = None
+    weights: Checkpoint,
+    text: HealingText,
+    compute: Compute,
+    distilling: Distilling | None = None,
+    types: Types | None = None,
 ) -> PreparedHealing:
     """Read the texts, and check all that can be checked before the slow work.
 
@@ -115,7 +124,10 @@ def prepare_healing(
         check_healable(weights.config, weights)
     else:
         plan_distilling_memory(weights.config, weights.config.blocks, length, compute)
-    plan_healing_memory(weights.config, (max(2, text.tokens // length), length), compute)
+    shape = max(2, text.tokens // length), length
+    plan_healing_memory(weights.config, shape, compute)
+    if distilling is not None or types is not None:
+        plan_rounding_memory(weights.config, shape, compute)
     sources: tuple[Source, ...] = ()
     if text.tokens > text.sampled:
         sources = tuple(text_sources(weights, text))
@@ -125,7 +137,7 @@ def prepare_healing(
             f"healing needs two windows of {length} tokens, and is to use {text.tokens} tokens",
             "raise --heal-tokens",
         )
-    return PreparedHealing(text, sources, distilling)
+    return PreparedHealing(text, sources, distilling, types=types)
 
 
 def heal_plan(
@@ -222,10 +234,11 @@ def _heal_and_judge(
     before = [_loss(model, source, compute) for source in sources for model in (weights, shortened)]
     give_back_freed()
     identity = " ".join([*map(str, plan.removed), *(source.sha256 for source in sources)])
-    repair = Repair(weights, plan, fit, check, prepared.text.seed, identity, compute, say, progress)
+    types = None if prepared.types is None else prepared.types(shortened.config)
+    repair = Repair(weights, plan, fit, check, prepared.text.seed, identity, compute, say, progress, types)
     report: dict[str, Any] = {"window_length": fit.shape[1]}
     if prepared.distilling is None:
-        matrices = repair.solve(weights, healed)
+        matrices = repair.solve(healed)
     else:
         lessons = _lessons(weights, prepared, sources, compute, say)
         matrices, report["distilled"] = repair.solve_and_distil(prepared.distilling, lessons, healed)
@@ -237,7 +250,7 @@ def _heal_and_judge(
     ]
     for line in _outcome_lines(outcomes):
         say(line)
-    if prepared.distilling is None:
+    if prepared.distilling is None and types is None:
         say(_solved_line(matrices))
     return report | {"sources": [_source_report(*pair) for pair in zip(sources, outcomes, strict=True)]}
 

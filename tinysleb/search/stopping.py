@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from tinysleb.checkpoint.config import ModelConfig, block_parameter_count
-from tinysleb.checkpoint.weights import Checkpoint, Shortened, total_bytes
+from tinysleb.checkpoint.weights import Checkpoint, Shortened, Weights, total_bytes
 from tinysleb.errors import TinyslebError
 from tinysleb.formats.units import format_bytes, parse_bytes
 from tinysleb.plan import Plan, perplexity, plan_to_json
@@ -82,14 +82,20 @@ def by_perplexity(text: str, removable: int, name: str) -> StoppingRule:
     return StoppingRule(name, removable, increase=float(match[1]) / 100)
 
 
-def by_size(text: str, weights: Checkpoint, removable: range, name: str) -> StoppingRule:
-    """Until the output takes at most `text`, such as `3GiB`.
+Stored = Callable[[Weights], Weights]
+"""Makes a model report the types that it will be stored in."""
+
+
+def by_size(
+    text: str, weights: Checkpoint, removable: range, name: str, stored: Stored = lambda weights: weights
+) -> StoppingRule:
+    """Until the output, `stored` as it will be, takes at most `text`, such as `3GiB`.
 
     Raises TinyslebError if the original is no larger, or if the output is without all removable blocks.
     """
     limit, blocks = parse_bytes(text), range(weights.config.blocks)
     original, least = (
-        output_bytes(weights, Plan(len(blocks), 0, {}), tuple(kept))
+        output_bytes(weights, Plan(len(blocks), 0, {}), tuple(kept), stored)
         for kept in (blocks, [index for index in blocks if index not in removable] or blocks[:1])
     )
     if original <= limit:
@@ -107,7 +113,7 @@ def by_size(text: str, weights: Checkpoint, removable: range, name: str) -> Stop
         name,
         len(removable),
         output_bytes=limit,
-        size_of=lambda plan: output_bytes(weights, plan, plan.kept),
+        size_of=lambda plan: output_bytes(weights, plan, plan.kept, stored),
     )
 
 
@@ -149,9 +155,11 @@ def _before_last(plan: Plan, rule: StoppingRule, growth: float) -> Plan:
     return replace(plan, target=len(rounds), rounds=tuple(rounds), stopped=reason)
 
 
-def output_bytes(weights: Checkpoint, plan: Plan, kept: tuple[int, ...]) -> int:
+def output_bytes(
+    weights: Checkpoint, plan: Plan, kept: tuple[int, ...], stored: Stored = lambda weights: weights
+) -> int:
     """The size of the output with only the blocks `kept`, all of its files: at most a few kB too much."""
-    shorter = Shortened(weights, kept)
+    shorter = stored(Shortened(weights, kept))
     around = weights.bytes_around(len(shorter.tensors))
     text = json.dumps(plan_to_json(plan), indent=1)
     healing = HEALING_BYTES_PER_BLOCK * len(kept)
