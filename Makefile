@@ -5,7 +5,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 MODEL := models/SmolLM2-135M-Instruct.Q4_1.gguf
-SHORTER := models/SmolLM2-135M-Instruct.Q4_1-sleb.gguf
+WHOLE := models/SmolLM2-135M-Instruct.Q4_0.gguf
+SHORTER := models/SmolLM2-135M-Instruct.Q4_0-sleb.gguf
 SOURCES := pyproject.toml constraints.txt $(shell find tinysleb export -name __pycache__ -prune -o -print)
 QUICK := setup plan gguf_file tokenizer ridge cli
 REMOVE ?= 6
@@ -13,15 +14,17 @@ REMOVE ?= 6
 .PHONY: demo test install model slow check quick fix clean
 
 demo: $(VENV)/.installed model
-	@echo "Pruning and healing take 3 to 6 minutes on 2 cores."
-	$(BIN)/tinysleb prune $(MODEL) -o $(SHORTER) --remove $(REMOVE) --force
+	@echo "Pruning, healing and distilling take 10 to 15 minutes on 2 cores."
+	$(BIN)/tinysleb prune $(MODEL) -o $(SHORTER) --type q4_0 --remove $(REMOVE) --force
+	@echo "The whole model in the same type, to compare with:"
+	$(BIN)/tinysleb export $(MODEL) --gguf $(WHOLE) --type q4_0 --force
 	@echo "Perplexity on this project's own documentation, which the search has not seen:"
-	$(BIN)/tinysleb eval $(MODEL) --text docs/how-it-works.md --text README.md
+	$(BIN)/tinysleb eval $(WHOLE) --text docs/how-it-works.md --text README.md
 	$(BIN)/tinysleb eval $(SHORTER) --text docs/how-it-works.md --text README.md
-	@ls -l $(MODEL) $(SHORTER)
+	@ls -l $(WHOLE) $(SHORTER)
 	@echo "Run it in llama.cpp:"
 	@echo "  llama-cli -m $(SHORTER) -p 'Once upon a time'"
-	@echo "  llama-bench -m $(MODEL) -m $(SHORTER)"
+	@echo "  llama-bench -m $(WHOLE) -m $(SHORTER)"
 
 install: $(VENV)/.installed
 

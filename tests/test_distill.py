@@ -166,6 +166,13 @@ def test_it_comes_nearer_to_the_original(task: Task, dtype: torch.dtype) -> None
     assert after < 0.9 * before
 
 
+@pytest.mark.gpu
+def test_a_gpu_gives_the_same_losses(task: Task) -> None:
+    on_gpu = replace(COMPUTE, device=torch.device("cuda"))
+    expected, found = (distill(task, Limits(3072), compute)[1].losses for compute in (COMPUTE, on_gpu))
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-2, atol=0)
+
+
 def same(left: Changed, right: Changed) -> bool:
     return all(torch.equal(left.tensor(name), right.tensor(name)) for name in left.tensors)
 
