@@ -21,8 +21,9 @@ from tinysleb.errors import TinyslebError
 from tinysleb.formats.units import format_bytes
 from tinysleb.heal.prompts import self_prompts
 from tinysleb.model.sampling import load_resident, sample
-from tinysleb.text.tokenizer import open_tokenizer
-from tinysleb.text.windows import Calibration, from_text, from_token_file
+from tinysleb.text.library import code, docstrings, library_files, library_windows
+from tinysleb.text.tokenizer import Tokenizer, open_tokenizer
+from tinysleb.text.windows import Calibration, check_vocabulary, from_text, from_token_file
 
 WINDOW_LENGTH = 256
 HELD_BACK = 16
@@ -35,6 +36,7 @@ PORTION = 128
 """Windows that are sampled at once, at most: half as many take 1.2 times as long, a quarter 1.6 times."""
 LEAST_PORTION = 16
 """Fewer at once would take several times as long."""
+LIBRARY = (("docstrings of Python's library", docstrings), ("code of Python's library", code))
 SELF_SOURCE = "text sampled from the model"
 
 
@@ -68,7 +70,7 @@ class HealingText:
 
 
 def text_sources(weights: Checkpoint, text: HealingText) -> list[Source]:
-    """A source for each text (the default text, if there is none) or for the token file, with equal shares.
+    """A source for each text or for the token file, with equal shares; without either, the default texts.
 
     Raises TinyslebError for a text without two windows.
     """
@@ -79,11 +81,33 @@ def text_sources(weights: Checkpoint, text: HealingText) -> list[Source]:
         return [_source(calibration, max(1, (text.tokens - text.sampled) // length))]
     tokenizer = open_tokenizer(weights)
     length = window_length(weights, text)
-    groups: list[Sequence[Path]] = [[path] for path in text.texts] or [[]]
-    share = max(1, (text.tokens - text.sampled) // length // len(groups))
+    count = max(1, (text.tokens - text.sampled) // length)
+    if not text.texts:
+        return _default_sources(tokenizer, count, length, text.seed, vocab_size)
+    share = max(1, count // len(text.texts))
     return [
-        _source(from_text(tokenizer, files, length, None, text.seed, vocab_size), share) for files in groups
+        _source(from_text(tokenizer, [path], length, None, text.seed, vocab_size), share)
+        for path in text.texts
     ]
+
+
+def _default_sources(
+    tokenizer: Tokenizer, count: int, length: int, seed: int, vocab_size: int
+) -> list[Source]:
+    """Python's documentation, and its library's docstrings and code if they are there: equal shares, or more
+    docstrings where the documentation is too short; never more code than prose."""
+    kinds = LIBRARY if library_files() else ()
+    topics = from_text(tokenizer, [], length, None, seed, vocab_size)
+    sources = [_source(topics, max(1, count // (1 + len(kinds))))]
+    for index, (name, kind) in enumerate(kinds):
+        taken = sum(len(source.fit) for source in sources)
+        share = (count - taken) // (len(kinds) - index)
+        share = min(share, taken) if kind is code else share
+        fit, held_back = library_windows(tokenizer, kind, length, share, min(HELD_BACK, share), seed)
+        check_vocabulary(torch.cat([fit, held_back]), name, vocab_size)
+        if len(fit) and len(held_back):
+            sources.append(Source(name, fit, held_back))
+    return sources
 
 
 def split_windows(windows: Tensor) -> tuple[Tensor, Tensor]:

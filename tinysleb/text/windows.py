@@ -107,22 +107,27 @@ def from_text(
     texts = [read_text(path) for path in files] if files else [default_text()]
     source = ", ".join(valid_text(path.name) for path in files) or DEFAULT_SOURCE
     encoded = [tokenizer.encode(text) for text in texts]
-    windows = torch.cat([_cut(tokens, length) for tokens in encoded])
+    windows = torch.cat([cut_windows(tokens, length) for tokens in encoded])
     if not len(windows):
         found = max(map(len, encoded))
         raise TinyslebError(
             f"{source}: {found} tokens are too few for one window of {length}",
             "give more text, or shorter windows",
         )
-    if (largest := int(windows.max())) >= vocab_size:
-        raise TinyslebError(
-            f"the tokenizer gives token {largest} for {source}; the model's vocabulary has {vocab_size} rows",
-            "the tokenizer belongs to another model",
-        )
+    check_vocabulary(windows, source, vocab_size)
     order = list(range(len(windows)))
     if seed is not None:
         random.Random(seed).shuffle(order)
     return Calibration(windows[order[:count]], source)
+
+
+def check_vocabulary(windows: Tensor, source: str, vocab_size: int) -> None:
+    """Raise TinyslebError if the model has no row for a token that its tokenizer gives."""
+    if len(windows) and (largest := int(windows.max())) >= vocab_size:
+        raise TinyslebError(
+            f"the tokenizer gives token {largest} for {source}; the model's vocabulary has {vocab_size} rows",
+            "the tokenizer belongs to another model",
+        )
 
 
 def from_token_file(path: Path, vocab_size: int, count: int | None = None) -> Calibration:
@@ -143,6 +148,7 @@ def from_token_file(path: Path, vocab_size: int, count: int | None = None) -> Ca
     return Calibration(torch.from_numpy(array[:count].astype(np.int64)), valid_text(path.name))
 
 
-def _cut(tokens: Sequence[int], length: int) -> Tensor:
+def cut_windows(tokens: Sequence[int], length: int) -> Tensor:
+    """Consecutive windows `[n, length]`; what is left at the end is dropped."""
     count = len(tokens) // length
     return torch.tensor(tokens[: count * length], dtype=torch.int64).view(count, length)
