@@ -18,6 +18,7 @@ from reference import CORPUS
 from tinysleb.checkpoint.architectures import ARCHITECTURES
 from tinysleb.checkpoint.open_model import open_model
 from tinysleb.cli import main
+from tinysleb.commands import stored_types
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -111,13 +112,14 @@ def shape(line: str) -> str:
 
 
 def test_the_output_in_the_readme_is_what_is_printed(
-    run: Callable[..., Any], tiny_gguf: Path, tmp_path: Path
+    run: Callable[..., Any], tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(stored_types, "machine", lambda: "x86_64")
     console = README.split("```console\n")[1].split("```")[0]
     command, *lines = console.strip().split("\n$ ")[0].splitlines()
     words = shlex.split(command.removeprefix("$ .venv/bin/tinysleb ").replace("--remove 6", "--remove 2"))
     (tmp_path / "models").mkdir()
-    (tmp_path / words[1]).symlink_to(tiny_gguf)
+    assert run("export", tiny_gguf, "--gguf", words[1], "--type", "q4_1").exit_code == 0
     result = run(*words, "--window-length", 64, "--heal-tokens", 1024, "--distill-tokens", 4096)
     assert result.exit_code == 0, result.output
     printed = list(dict.fromkeys(map(shape, result.output.splitlines())))

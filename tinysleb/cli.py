@@ -131,7 +131,7 @@ def main() -> None:
     "-o",
     "--output",
     type=path_type,
-    help="Where to write.  [default: MODEL's name plus -sleb, in the current directory]",
+    help="Where to write.  [default: MODEL's name plus --type and -sleb, in the current directory]",
 )
 @click.option("--remove", type=click.IntRange(1), metavar="N", help="Number of blocks to remove.")
 @click.option(

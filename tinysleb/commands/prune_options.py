@@ -67,4 +67,4 @@ class PruneOptions(HealingOptions):
     @property
     def out(self) -> Path:
         """Where the shortened model goes."""
-        return self.output or default_output(self.model)
+        return self.output or default_output(self.model, self.type_name)

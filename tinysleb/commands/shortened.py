@@ -27,11 +27,13 @@ if TYPE_CHECKING:
     """Heals the model shortened by a plan into files, and returns the plan with what it did."""
 
 
-def default_output(model: Path) -> Path:
-    """The model's name with `-sleb`, in the current directory; of the same kind as the model."""
+def default_output(model: Path, type_name: str | None = None) -> Path:
+    """The model's name with the type that it gets, if any, and `-sleb`, in the current directory; of the same
+    kind as the model."""
+    end = f"-{type_name}-sleb" if type_name else "-sleb"
     if model.is_dir():
-        return Path(f"{model.resolve().name}-sleb")
-    return Path(f"{model.stem}-sleb{model.suffix if model.suffix == '.gguf' else ''}")
+        return Path(f"{model.resolve().name}{end}")
+    return Path(f"{model.stem}{end}{model.suffix if model.suffix == '.gguf' else ''}")
 
 
 def refuse_outputs(model: Path, out: Path, force: bool, *inputs: Path) -> None:
