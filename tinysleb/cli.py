@@ -95,7 +95,7 @@ distill_options = shared(
         metavar="N",
         default=DISTILL_TOKENS,
         show_default=True,
-        help="Tokens to distil on, half of them sampled from the model itself.",
+        help="Tokens to distil on, three in four sampled from the model itself.",
     ),
     click.option(
         "--minutes",
@@ -218,8 +218,8 @@ def prune(**options: Any) -> None:
 
     Give at most one of --remove, --ratio, --max-perplexity-increase, --fit and --speedup to say when to stop.
 
-    The shortened model is then healed: the last matrix of each block above the first gap is solved for anew,
-    on --text and on text sampled from the model, so that it comes as close to the original as it can.
+    The shortened model is then healed, on --text and on text sampled from the model: two matrices of each
+    block above the first gap are solved for anew, then all are distilled from the original.
 
     Under torchrun (torchrun --nproc-per-node N -m tinysleb prune ...), the processes share the search, on one
     machine or several; --memory is per process.

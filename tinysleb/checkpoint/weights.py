@@ -109,14 +109,10 @@ def shorten(weights: Weights, plan: Plan) -> Weights:
 
 
 @dataclass(frozen=True)
-class Retyped:
-    """`source`, whose tensors are reported as `reported` says, given a name and what the source reports.
-
-    For a writer or a solver that stores tensors in other types; the values stay as the source gives them.
-    """
+class Derived:
+    """What is made of `source` without changing its shape."""
 
     source: Weights
-    reported: Callable[[str, TensorInfo], TensorInfo]
 
     @property
     def path(self) -> Path:
@@ -127,6 +123,16 @@ class Retyped:
     def config(self) -> ModelConfig:
         """As in `Weights`."""
         return self.source.config
+
+
+@dataclass(frozen=True)
+class Retyped(Derived):
+    """`source`, whose tensors are reported as `reported` says, given a name and what the source reports.
+
+    For a writer or a solver that stores tensors in other types; the values stay as the source gives them.
+    """
+
+    reported: Callable[[str, TensorInfo], TensorInfo]
 
     @cached_property
     def tensors(self) -> dict[str, TensorInfo]:

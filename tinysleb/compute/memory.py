@@ -32,6 +32,27 @@ class Budget:
     resident: int
 
 
+class Allowance:
+    """What a budget leaves beyond the `least` bytes that some work needs, handed out in the order asked for.
+
+    Raises TinyslebError with the least that would do, if the budget has less; `verdict` says what for.
+    """
+
+    def __init__(self, budget: Budget, least: int, verdict: str) -> None:
+        self.bytes = budget.total - budget.resident - least
+        if self.bytes < 0:
+            raise TinyslebError(
+                f"{format_bytes(budget.total)} of memory {verdict}",
+                f"at least {format_bytes(rounded_up(budget.resident + least))} would do (--memory)",
+            )
+
+    def grant(self, needed: int) -> bool:
+        """Take so many bytes if they are there; whether they are."""
+        fits = needed <= self.bytes
+        self.bytes -= needed if fits else 0
+        return fits
+
+
 @dataclass(frozen=True)
 class MemoryPlan:
     """What a search does with its memory.

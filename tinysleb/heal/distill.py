@@ -18,9 +18,7 @@ from tinysleb.checkpoint.config import ModelConfig, block_parameter_count
 from tinysleb.checkpoint.damage import not_finite
 from tinysleb.checkpoint.weights import Weights
 from tinysleb.compute.compute import Compute
-from tinysleb.compute.memory import activation_bytes, give_back_freed, reading_bytes, rounded_up
-from tinysleb.errors import TinyslebError
-from tinysleb.formats.units import format_bytes
+from tinysleb.compute.memory import Allowance, activation_bytes, give_back_freed, reading_bytes
 from tinysleb.heal.course import Course, Limits
 from tinysleb.heal.distilling_state import load_state, save_state
 from tinysleb.heal.low_rank import Changed, factor_count
@@ -76,25 +74,13 @@ def plan_distilling_memory(
     step = max(block_merged_and_gradients + graph, logits + distributions + head_rows)
     lesson = tokens * width * (4 + item)
     learning = inputs_on_the_way_up + step + 2 * lesson
-    least = compute.memory.resident + changes_moments_and_best + max(learning, writing)
-    left = compute.memory.total - least
-    if left < 0:
-        raise TinyslebError(
-            f"{format_bytes(compute.memory.total)} of memory is too little for distillation",
-            f"at least {format_bytes(rounded_up(least))} would do (--memory)",
-        )
-
-    def grant(needed: int) -> bool:
-        nonlocal left
-        fits = needed <= left
-        left -= needed if fits else 0
-        return fits
-
-    beside = left + max(learning, writing) - learning
-    steps = min(PORTION_STEPS, 1 + beside // (2 * lesson))
-    left -= max(0, (steps - 1) * lesson - (beside - left))
-    resident = grant(trained * weights * 4 + config.vocab_size * width * item)
-    return DistillingMemory(steps, resident, not resident and grant(weights * 4))
+    least = changes_moments_and_best + max(learning, writing)
+    left = Allowance(compute.memory, least, "is too little for distillation")
+    unused_while_learning = max(learning, writing) - learning
+    steps = min(PORTION_STEPS, 1 + (left.bytes + unused_while_learning) // (2 * lesson))
+    left.grant(max(0, (steps - 1) * lesson - unused_while_learning))
+    resident = left.grant(trained * weights * 4 + config.vocab_size * width * item)
+    return DistillingMemory(steps, resident, not resident and left.grant(weights * 4))
 
 
 @dataclass(frozen=True)

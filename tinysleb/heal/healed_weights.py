@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from tinysleb.checkpoint.config import ModelConfig
 from tinysleb.checkpoint.gguf_source import half_rows
-from tinysleb.checkpoint.weights import Retyped, TensorInfo, Weights
+from tinysleb.checkpoint.weights import Derived, Retyped, TensorInfo, Weights
 from tinysleb.formats.gguf_file import Bytes, GgufTensor
 from tinysleb.formats.tensor_types import tensor_type
 
@@ -71,24 +70,13 @@ class HealedTensors:
 
 
 @dataclass(frozen=True)
-class Healed:
+class Healed(Derived):
     """`source`, a shortened model, with some tensors replaced; is again a `Weights`.
 
     Made when healing is done: what is added to `healed` later may be missed.
     """
 
-    source: Weights
     healed: HealedTensors
-
-    @property
-    def path(self) -> Path:
-        """The path of the original model."""
-        return self.source.path
-
-    @property
-    def config(self) -> ModelConfig:
-        """The shape of the shortened model."""
-        return self.source.config
 
     @cached_property
     def tensors(self) -> Mapping[str, TensorInfo]:

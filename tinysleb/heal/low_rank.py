@@ -11,13 +11,12 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from tinysleb.checkpoint.config import ModelConfig, block_shapes
-from tinysleb.checkpoint.weights import TensorInfo, Weights
+from tinysleb.checkpoint.weights import Derived, TensorInfo
 from tinysleb.model.blocks import Block
 
 RANK = 64
@@ -93,21 +92,10 @@ def factor_count(config: ModelConfig) -> int:
 
 
 @dataclass(frozen=True)
-class Changed:
+class Changed(Derived):
     """`source` with changes added to some blocks, by their indices; is again a `Weights`."""
 
-    source: Weights
     changes: Mapping[int, Change]
-
-    @property
-    def path(self) -> Path:
-        """As in `Weights`."""
-        return self.source.path
-
-    @property
-    def config(self) -> ModelConfig:
-        """As in `Weights`."""
-        return self.source.config
 
     @cached_property
     def tensors(self) -> Mapping[str, TensorInfo]:

@@ -22,11 +22,9 @@ from tinysleb.checkpoint.damage import not_finite
 from tinysleb.checkpoint.encoding import decode, encode
 from tinysleb.checkpoint.weights import TensorInfo, Weights
 from tinysleb.compute.compute import Compute
-from tinysleb.compute.memory import block_bytes, rounded_up, working_bytes
-from tinysleb.errors import TinyslebError
+from tinysleb.compute.memory import Allowance, block_bytes, working_bytes
 from tinysleb.formats.gguf_file import Bytes
 from tinysleb.formats.tensor_types import tensor_type
-from tinysleb.formats.units import format_bytes
 from tinysleb.heal.healed_weights import HealedTensors
 from tinysleb.heal.ridge import add_to_gram, fill_lower
 from tinysleb.heal.rounding import encode_fed_forward
@@ -35,14 +33,12 @@ from tinysleb.model.chunks import CALL_TOKENS, chunks
 from tinysleb.model.forward import (
     Position,
     block_positions,
-    embed,
+    embed_stream,
     gated,
-    half_added,
     half_inputs,
-    linear,
     mixed_values,
+    product,
 )
-from tinysleb.model.streams import FileStream, Stream
 
 DAMPING = 0.5
 """What is added to the diagonal of a Gram matrix, as a fraction of its mean. With GPTQ's 0.01, errors on
@@ -88,20 +84,13 @@ def plan_rounding_memory(config: ModelConfig, shape: tuple[int, int], compute: C
     item, matrices = compute.dtype.itemsize, [s for s in block_shapes(config).values() if len(s) == 2]
     float32_float64_errors_and_stored = 4 + 8 + 8 + 4 + 4
     rounding = min(ROUNDED_AT_ONCE, max(map(math.prod, matrices))) * float32_float64_errors_and_stored
-    least = compute.memory.resident + working_bytes(config, shape[1], item) + rounding
-    left = compute.memory.total - least
-    if left < 0:
-        raise TinyslebError(
-            f"{format_bytes(compute.memory.total)} of memory is too little for rounding",
-            f"at least {format_bytes(rounded_up(least))} would do (--memory)",
-        )
+    least = working_bytes(config, shape[1], item) + rounding
+    left = Allowance(compute.memory, least, "is too little for rounding")
     gram_its_factor_and_inverse = 4 + 4 * 8
-    inputs = max((size for _, size in matrices if size**2 * gram_its_factor_and_inverse <= left), default=0)
-    left -= inputs**2 * gram_its_factor_and_inverse
-    streams = shape[0] * shape[1] * config.width * 4
-    in_memory = streams <= left
-    left -= streams if in_memory else 0
-    return RoundingMemory(inputs, in_memory, block_bytes(config, item) <= left)
+    largest_first = sorted({size for _, size in matrices}, reverse=True)
+    inputs = next((n for n in largest_first if left.grant(n**2 * gram_its_factor_and_inverse)), 0)
+    streams = left.grant(shape[0] * shape[1] * config.width * 4)
+    return RoundingMemory(inputs, streams, ahead=left.grant(block_bytes(config, item)))
 
 
 @torch.inference_mode()
@@ -142,14 +131,13 @@ def round_blocks(
 @dataclass(frozen=True)
 class _Half:
     """A half of a block: the matrices that share its inputs, as they compute and as a family that fuses them
-    stores them; what is computed from them; the last matrix; and the norms before or after."""
+    stores them; what is computed from them; the last matrix; and the norm before, if one is."""
 
     first: tuple[str, ...]
     fused: str
     last: str
     between: Callable[[Tensor, Block, ModelConfig, Position], Tensor]
     norm_before: str
-    norm_after: str
 
     def stored(self, config: ModelConfig) -> dict[str, tuple[str, ...]]:
         """The first matrices by the names that they are stored by, each with its parts in order."""
@@ -164,8 +152,7 @@ class _Half:
     ) -> tuple[Tensor, Tensor]:
         """The states after this half, and the inputs of its last matrix."""
         inputs = self.between(self.entering(block, config, states), block, config, position)
-        outputs = linear(inputs, block, self.last)
-        return states + half_added(outputs, block, config, self.norm_after), inputs
+        return states + product(inputs, block, self.last, config), inputs
 
     def weighted(self, block: Block, config: ModelConfig, position: Position, states: Tensor) -> Tensor:
         """The inputs of the last matrix, divided by the root mean square of the states it leads to: what
@@ -178,12 +165,12 @@ class _Half:
 HALVES = (
     _Half(
         ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "self_attn.qkv_proj",
-        "self_attn.o_proj", mixed_values, "input_layernorm", "post_attention_layernorm",
+        "self_attn.o_proj", mixed_values, "input_layernorm",
     ),
     _Half(
         ("mlp.gate_proj", "mlp.up_proj"), "mlp.gate_up_proj",
         "mlp.down_proj", lambda inputs, block, *_: gated(inputs, block),
-        "post_attention_layernorm", "post_feedforward_layernorm",
+        "post_attention_layernorm",
     ),
 )  # fmt: skip
 
@@ -222,13 +209,8 @@ class _Walk:
         groups = chunks(len(windows), max(1, CALL_TOKENS // windows.shape[1]))
         self.groups = [slice(*group) for group in groups]
         tokens = windows.to(compute.device)
-        self.states: Stream
-        if self.memory.streams:
-            self.states = embed(weights, tokens)
-            return
-        self.states = FileStream(healed.folder / "states", (*tokens.shape, self.config.width), tokens.device)
-        for group in self.groups:
-            self.states[group] = embed(weights, tokens[group])
+        file = None if self.memory.streams else healed.folder / "states"
+        self.states = embed_stream(weights, tokens, file)
 
     def climb(self, index: int, block: Block) -> RoundedBlock:
         """Store a block, and send the states through it as it is stored."""

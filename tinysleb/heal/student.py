@@ -25,6 +25,7 @@ from tinysleb.model.forward import (
     block_forward,
     block_positions,
     embed,
+    final_norm,
     head_name,
     head_norm,
     rms_norm,
@@ -67,8 +68,7 @@ def teach(weights: Weights, tokens: Tensor, first: int, compute: Compute, ahead:
         if index == first:
             before = states.clone()
         advance(states, block, weights.config, positions[index])
-    norm, eps = head_norm(weights, compute.device), weights.config.norm_eps
-    return Lesson(before, rms_norm(states, norm, eps).to(compute.dtype))
+    return Lesson(before, final_norm(weights, states, compute.dtype))
 
 
 class Student:

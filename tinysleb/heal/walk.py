@@ -25,17 +25,16 @@ from tinysleb.checkpoint.damage import not_finite
 from tinysleb.checkpoint.encoding import decode, encode
 from tinysleb.checkpoint.weights import Weights
 from tinysleb.compute.compute import Compute
-from tinysleb.compute.memory import rounded_up, working_bytes
+from tinysleb.compute.memory import Allowance, working_bytes
 from tinysleb.errors import TinyslebError
 from tinysleb.formats.tensor_types import tensor_type
-from tinysleb.formats.units import format_bytes
 from tinysleb.heal.healed_weights import DOWN, OUT, HealedTensors, encoding_for
 from tinysleb.heal.ridge import OUTPUTS, NormalEquations, solve
 from tinysleb.heal.rounding import encode_fed_forward
 from tinysleb.model.blocks import Block, load_blocks
 from tinysleb.model.chunks import CALL_TOKENS, chunks
-from tinysleb.model.forward import advance, block_positions, down_inputs, embed, out_inputs, product
-from tinysleb.model.streams import FileStream, Stream
+from tinysleb.model.forward import advance, block_positions, down_inputs, embed_stream, out_inputs, product
+from tinysleb.model.streams import FileStream
 
 RIDGE, STEP = 0.07, 0.5
 """How strongly the solution is pulled to the old weights, and how far to go towards it: half of the way. The
@@ -94,25 +93,13 @@ def plan_healing_memory(config: ModelConfig, shape: tuple[int, int], compute: Co
     matrices = 3 * wide * narrow * 4  # the right-hand side, the old weights, the solution
     slices = 4 * wide * min(narrow, OUTPUTS) * 4  # while the solution is refined
     equations = gram + matrices + slices
-    least = compute.memory.resident + working_bytes(config, shape[1], item) + block + scaled + equations
-    left = compute.memory.total - least
-    if left < 0:
-        raise TinyslebError(
-            f"{format_bytes(compute.memory.total)} of memory is too little for healing",
-            f"at least {format_bytes(rounded_up(least))} would do (--memory)",
-        )
-
-    def grant(needed: int) -> bool:
-        nonlocal left
-        fits = needed <= left
-        left -= needed if fits else 0
-        return fits
-
+    least = working_bytes(config, shape[1], item) + block + scaled + equations
+    left = Allowance(compute.memory, least, "is too little for healing")
     return HealingMemory(
-        streams=grant(2 * tokens * narrow * 4),
-        ahead=grant(block),
-        direct=grant(4 * equations),  # the matrix, its factor and both sides again, in float64
-        inputs=grant(tokens * wide * item),
+        streams=left.grant(2 * tokens * narrow * 4),
+        ahead=left.grant(block),
+        direct=left.grant(4 * equations),  # the matrix, its factor and both sides again, in float64
+        inputs=left.grant(tokens * wide * item),
     )
 
 
@@ -201,15 +188,8 @@ class _Walk:
         self.memory = plan_healing_memory(self.config, (tokens.shape[0], tokens.shape[1]), compute)
         self.positions = block_positions(self.config, tokens.shape[1], tokens.device)
         size = max(1, CALL_TOKENS // tokens.shape[1])
-        self.teacher: Stream
-        if self.memory.streams:
-            self.teacher = embed(weights, tokens)
-        else:
-            self.teacher = FileStream(
-                healed.folder / "teacher", (*tokens.shape, self.config.width), tokens.device
-            )
-            for first, last in chunks(len(tokens), size):
-                self.teacher[first:last] = embed(weights, tokens[first:last])
+        file = None if self.memory.streams else healed.folder / "teacher"
+        self.teacher = embed_stream(weights, tokens, file)
         self.student = self.teacher
         self.fit_groups = list(chunks(fitted, size))
         rest = chunks(len(tokens) - fitted, size)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -20,7 +21,13 @@ from tinysleb.checkpoint.config import ModelConfig
 from tinysleb.checkpoint.weights import Weights
 from tinysleb.model.blocks import Block, load_block
 from tinysleb.model.chunks import CALL_TOKENS, QUERY_CHUNK, TOKEN_CHUNK, VOCABULARY_CHUNK, chunks
-from tinysleb.model.streams import Stream
+from tinysleb.model.streams import FileStream, Stream
+
+NORM_AFTER = {
+    "self_attn.o_proj": "post_attention_layernorm",
+    "mlp.down_proj": "post_feedforward_layernorm",
+}
+"""The norm that follows a half's last product, where norms come after it."""
 
 
 @dataclass(frozen=True)
@@ -214,6 +221,23 @@ def gated(hidden: Tensor, block: Mapping[str, Tensor]) -> Tensor:
     return gate.mul_(linear(hidden, block, "mlp.up_proj"))
 
 
+def half_inputs(hidden: Tensor, block: Mapping[str, Tensor], config: ModelConfig, norm: str) -> Tensor:
+    """What a half of a block is applied to, in the dtype of the products: the states `[…, width]`, normed
+    where `norm` comes before that half."""
+    dtype = block["self_attn.o_proj.weight"].dtype
+    if config.architecture.post_norm:
+        return hidden.to(dtype)
+    return rms_norm(hidden.float(), block[f"{norm}.weight"], config.norm_eps).to(dtype)
+
+
+def half_added(outputs: Tensor, block: Mapping[str, Tensor], config: ModelConfig, norm: str) -> Tensor:
+    """What a half of a block adds to the states, given what its last matrix computes, `[…, width]`: normed
+    where `norm` comes after that half."""
+    if config.architecture.post_norm:
+        return rms_norm(outputs.float(), block[f"{norm}.weight"], config.norm_eps)
+    return outputs if config.residual_scale == 1 else outputs * config.residual_scale
+
+
 def out_inputs(
     hidden: Tensor,
     block: Mapping[str, Tensor],
@@ -221,25 +245,19 @@ def out_inputs(
     position: Position,
     cache: KeyValueCache | None = None,
 ) -> Tensor:
-    """The inputs `[B, T, heads · head_dim]` of a block's `self_attn.o_proj`, where norms come first."""
-    return mixed_values(_normed(hidden, block, "input_layernorm", config), block, config, position, cache)
+    """The inputs `[B, T, heads · head_dim]` of a block's `self_attn.o_proj`."""
+    normed = half_inputs(hidden, block, config, "input_layernorm")
+    return mixed_values(normed, block, config, position, cache)
 
 
 def down_inputs(hidden: Tensor, block: Mapping[str, Tensor], config: ModelConfig) -> Tensor:
     """The inputs `[B, T, intermediate]` of its `mlp.down_proj`, from the states after its attention."""
-    return gated(_normed(hidden, block, "post_attention_layernorm", config), block)
-
-
-def _normed(hidden: Tensor, block: Mapping[str, Tensor], name: str, config: ModelConfig) -> Tensor:
-    """What one half of a block is applied to: the states, normed, in the dtype of the products."""
-    dtype = block["self_attn.o_proj.weight"].dtype
-    return rms_norm(hidden.float(), block[f"{name}.weight"], config.norm_eps).to(dtype)
+    return gated(half_inputs(hidden, block, config, "post_attention_layernorm"), block)
 
 
 def product(inputs: Tensor, block: Mapping[str, Tensor], name: str, config: ModelConfig) -> Tensor:
-    """What `self_attn.o_proj` or `mlp.down_proj` adds to the states, where norms come first."""
-    outputs = linear(inputs, block, name)
-    return outputs if config.residual_scale == 1 else outputs * config.residual_scale
+    """What `self_attn.o_proj` or `mlp.down_proj` adds to the states."""
+    return half_added(linear(inputs, block, name), block, config, NORM_AFTER[name])
 
 
 def block_forward(
@@ -250,34 +268,9 @@ def block_forward(
     cache: KeyValueCache | None = None,
 ) -> Tensor:
     """One transformer block: `[B, T, width]` float32 → the same, as a new tensor; `cache` as there."""
-    if not config.architecture.post_norm:
-        mixed = out_inputs(hidden, block, config, position, cache)
-        hidden = hidden + product(mixed, block, "self_attn.o_proj", config)
-        return hidden + product(down_inputs(hidden, block, config), block, "mlp.down_proj", config)
-    dtype = block["self_attn.o_proj.weight"].dtype
-
-    def norm(states: Tensor, name: str) -> Tensor:
-        return rms_norm(states.float(), block[f"{name}_layernorm.weight"], config.norm_eps)
-
-    hidden = hidden + norm(attention(hidden.to(dtype), block, config, position, cache), "post_attention")
-    added = linear(gated(hidden.to(dtype), block), block, "mlp.down_proj")
-    return hidden + norm(added, "post_feedforward")
-
-
-def half_inputs(hidden: Tensor, block: Mapping[str, Tensor], config: ModelConfig, norm: str) -> Tensor:
-    """What a half of a block is applied to, in the dtype of the products: the states `[…, width]`, normed
-    where `norm` comes before that half."""
-    if config.architecture.post_norm:
-        return hidden.to(block["self_attn.o_proj.weight"].dtype)
-    return _normed(hidden, block, norm, config)
-
-
-def half_added(outputs: Tensor, block: Mapping[str, Tensor], config: ModelConfig, norm: str) -> Tensor:
-    """What a half of a block adds to the states, given what its last matrix computes, `[…, width]`: normed
-    where `norm` comes after that half."""
-    if config.architecture.post_norm:
-        return rms_norm(outputs.float(), block[f"{norm}.weight"], config.norm_eps)
-    return outputs * config.residual_scale
+    mixed = out_inputs(hidden, block, config, position, cache)
+    hidden = hidden + product(mixed, block, "self_attn.o_proj", config)
+    return hidden + product(down_inputs(hidden, block, config), block, "mlp.down_proj", config)
 
 
 def advance(streams: Stream, block: Block, config: ModelConfig, position: Position) -> None:
@@ -297,6 +290,16 @@ def embed(weights: Weights, tokens: Tensor) -> Tensor:
             rows = weights.tensor(name, start, stop).to(tokens.device, torch.float32)
             hidden[inside] = rows[tokens[inside] - start]
     return hidden.mul_(weights.config.embedding_scale)
+
+
+def embed_stream(weights: Weights, tokens: Tensor, file: Path | None) -> Stream:
+    """`embed`, in memory or, a few windows at a time, in a file."""
+    if file is None:
+        return embed(weights, tokens)
+    states = FileStream(file, (*tokens.shape, weights.config.width), tokens.device)
+    for first, last in chunks(len(tokens), max(1, CALL_TOKENS // tokens.shape[1])):
+        states[first:last] = embed(weights, tokens[first:last])
+    return states
 
 
 def head_name(config: ModelConfig) -> str:
