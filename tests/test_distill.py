@@ -64,7 +64,7 @@ def test_gradients_equal_those_of_transformers(
     """Of a whole model with a whole graph; the gradients of the factors follow from those of the matrices."""
     folder = make_variant(name, tmp_path / "m")
     weights = open_model(folder)
-    student = Student(Shortened(weights, KEPT), 1, COMPUTE, resident=True, ahead=False, seed=0)
+    student = Student(Shortened(weights, KEPT), 1, COMPUTE, resident=True, seed=0)
     scattered(student)
     found: dict[int, list[Tensor]] = {}
 
@@ -181,6 +181,7 @@ def test_any_memory_gives_the_same_model(task: Task) -> None:
     shape = (task.shortened.config, 3, 32)
     ample = plan_distilling_memory(*shape, COMPUTE)
     assert ample.resident
+    assert ample.graphs
     assert ample.steps == 3
     with pytest.raises(TinyslebError, match="too little for distillation") as error:
         plan_distilling_memory(*shape, replace(COMPUTE, memory=Budget(0, 0)))
@@ -191,6 +192,7 @@ def test_any_memory_gives_the_same_model(task: Task) -> None:
     )  # fmt: skip
     scarce = plan_distilling_memory(*shape, with_memory(least))
     assert not scarce.resident
+    assert not scarce.graphs
     assert scarce.steps == 1
     first, second = (distill(task, Limits(1024), compute)[0] for compute in (COMPUTE, with_memory(least)))
     assert same(first, second)

@@ -41,11 +41,12 @@ PORTION_STEPS = 16
 @dataclass(frozen=True)
 class DistillingMemory:
     """How distillation uses its memory: steps in a portion; whether the trained blocks and the head stay in
-    memory; whether the next block is read while one computes."""
+    memory; whether the next block is read while one computes; whether the graphs of all blocks are kept."""
 
     steps: int
     resident: bool
     ahead: bool
+    graphs: bool
 
 
 def step_windows(length: int) -> int:
@@ -80,7 +81,9 @@ def plan_distilling_memory(
     steps = min(PORTION_STEPS, 1 + (left.bytes + unused_while_learning) // (2 * lesson))
     left.grant(max(0, (steps - 1) * lesson - unused_while_learning))
     resident = left.grant(trained * weights * 4 + config.vocab_size * width * item)
-    return DistillingMemory(steps, resident, not resident and left.grant(weights * 4))
+    ahead = not resident and left.grant(weights * 4)
+    graphs = left.grant((trained - 1) * (graph + weights * item))
+    return DistillingMemory(steps, resident, ahead, graphs)
 
 
 @dataclass(frozen=True)
@@ -123,8 +126,9 @@ def distill(
     trained = task.shortened.config.blocks - task.first
     memory = plan_distilling_memory(task.shortened.config, trained, task.length, compute, task.writing)
     student = Student(
-        task.shortened, task.first, compute, resident=memory.resident, ahead=memory.ahead, seed=task.seed
-    )
+        task.shortened, task.first, compute,
+        resident=memory.resident, ahead=memory.ahead, graphs=memory.graphs, seed=task.seed,
+    )  # fmt: skip
     held_back = teach(task.original, task.check, task.first, compute, memory.ahead)
     course = Course()
     if state is not None and state.exists():

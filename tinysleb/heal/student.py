@@ -2,7 +2,8 @@
 
 The walk up keeps each block's input. At the top, the gradient with respect to the last states has a closed
 form. The walk down recomputes a block from its input, with a graph of that block alone, updates it, and hands
-the gradient of its input to the block below. Nothing below the first gap is trained, or walked.
+the gradient of its input to the block below. Where there is memory, the walk up keeps the graphs, and nothing
+is recomputed. Nothing below the first gap is trained, or walked.
 """
 
 from __future__ import annotations
@@ -71,17 +72,30 @@ def teach(weights: Weights, tokens: Tensor, first: int, compute: Compute, ahead:
     return Lesson(before, final_norm(weights, states, compute.dtype))
 
 
+Passed = dict[int, tuple[Tensor, Tensor | None]]
+"""What entered a block, by its index, and what came out of it, where that is kept with its graph."""
+
+
 class Student:
     """The shortened model: its weights, frozen, and the change that is trained in each block from `first` on.
 
     With `resident`, the trained blocks and the head stay in memory; without, they are read for every step,
-    with `ahead` each while the one before computes.
+    with `ahead` each while the one before computes. With `graphs`, those of all blocks are kept in a step.
     """
 
     def __init__(
-        self, weights: Weights, first: int, compute: Compute, *, resident: bool, ahead: bool, seed: int
+        self,
+        weights: Weights,
+        first: int,
+        compute: Compute,
+        *,
+        resident: bool,
+        ahead: bool = False,
+        graphs: bool = False,
+        seed: int,
     ) -> None:
         self.weights, self.config, self.compute, self.ahead = weights, weights.config, compute, ahead
+        self.graphs = graphs
         self.trained = range(first, weights.config.blocks)
         self.norm = head_norm(weights, compute.device)
         self.blocks: dict[int, Block] = {}
@@ -109,9 +123,9 @@ class Student:
 
         Raises NotFiniteError before anything at or below the block that is named has changed.
         """
-        inputs, last = self._walk_up(lesson.states)
+        passed, last = self._walk_up(lesson.states)
         loss, gradient = self._loss(last.requires_grad_(), lesson.original)
-        self._walk_down(inputs, gradient, rate)
+        self._walk_down(passed, gradient, rate)
         return loss
 
     @torch.no_grad()
@@ -132,15 +146,22 @@ class Student:
             raise NotFiniteError(None)
         return total / (states.shape[0] * states.shape[1])
 
-    @torch.no_grad()
-    def _walk_up(self, states: Tensor) -> tuple[dict[int, Tensor], Tensor]:
-        """The input of each trained block, and the last states."""
-        inputs, positions = {}, self._positions(states)
+    def _walk_up(self, states: Tensor) -> tuple[Passed, Tensor]:
+        """What went through each trained block, and the last states."""
+        passed: Passed = {}
+        positions = self._positions(states)
         for index, block in self._read(self.trained):
-            inputs[index] = states
-            merged = merge(block, self.changes[index], self.compute.dtype)
-            states = block_forward(states, merged, self.config, positions[index])
-        return inputs, states
+            with torch.set_grad_enabled(self.graphs):
+                entered, out = self._through(index, block, states, positions[index])
+            passed[index] = entered, out if self.graphs else None
+            states = out.detach()
+        return passed, states
+
+    def _through(self, index: int, block: Block, states: Tensor, position: Position) -> tuple[Tensor, Tensor]:
+        """Send states through a block, with a graph if gradients are enabled; what enters, and what comes."""
+        states = states.detach().requires_grad_(torch.is_grad_enabled())
+        merged = merge(block, self.changes[index], self.compute.dtype)
+        return states, block_forward(states, merged, self.config, position)
 
     def _loss(self, last: Tensor, original: Tensor) -> tuple[float, Tensor]:
         """The mean divergence per token, and its gradient with respect to the last states."""
@@ -155,13 +176,13 @@ class Student:
             raise NotFiniteError(None)
         return loss, at_last
 
-    def _walk_down(self, inputs: dict[int, Tensor], gradient: Tensor, rate: float) -> None:
+    def _walk_down(self, passed: Passed, gradient: Tensor, rate: float) -> None:
         positions = self._positions(gradient)
         for index, block in self._read(self.trained[::-1]):
-            states, change = inputs.pop(index).requires_grad_(), self.changes[index]
-            merged = merge(block, change, self.compute.dtype)
-            out = block_forward(states, merged, self.config, positions[index])
-            factors = list(parameters(change))
+            states, out = passed.pop(index)
+            if out is None:
+                states, out = self._through(index, block, states, positions[index])
+            factors = list(parameters(self.changes[index]))
             gradient, *gradients = torch.autograd.grad(out, [states, *factors], gradient)
             if not all(each.isfinite().all() for each in (gradient, *gradients)):
                 raise NotFiniteError(index)
