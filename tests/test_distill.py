@@ -149,7 +149,7 @@ def windows(start: int, count: int) -> Tensor:
 @pytest.fixture(autouse=True)
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps of four windows, and portions of three steps."""
-    monkeypatch.setattr(distill_module, "CALL_TOKENS", 128)
+    monkeypatch.setattr(distill_module, "windows_in_call", lambda length: max(1, 128 // length))
     monkeypatch.setattr(distill_module, "PORTION_STEPS", 3)
 
 

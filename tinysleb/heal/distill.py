@@ -24,12 +24,12 @@ from tinysleb.heal.distilling_state import load_state, save_state
 from tinysleb.heal.low_rank import Changed, factor_count
 from tinysleb.heal.student import Lesson, NotFiniteError, Student, teach
 from tinysleb.model.chunks import (
-    CALL_TOKENS,
     DISTRIBUTIONS_AT_ONCE,
     TOKEN_CHUNK,
     VOCABULARY_CHUNK,
     chunks,
-)
+    windows_in_call,
+)  # fmt: skip
 
 RATE = 2e-3
 WARM_UP = 0.1
@@ -49,11 +49,6 @@ class DistillingMemory:
     graphs: bool
 
 
-def step_windows(length: int) -> int:
-    """Windows of `length` tokens in a step: as many as go through a block in one call."""
-    return max(1, CALL_TOKENS // length)
-
-
 def plan_distilling_memory(
     config: ModelConfig, trained: int, length: int, compute: Compute, writing: int = 0
 ) -> DistillingMemory:
@@ -63,7 +58,7 @@ def plan_distilling_memory(
     would do.
     """
     item, width = compute.dtype.itemsize, config.width
-    tokens = step_windows(length) * length
+    tokens = windows_in_call(length) * length
     weights = block_parameter_count(config)
     changes_moments_and_best = 4 * trained * factor_count(config) * 4
     inputs_on_the_way_up = trained * tokens * width * 4
@@ -181,7 +176,7 @@ def _learn_portion(
     compute: Compute,
 ) -> Iterator[None]:
     """Learn from the next portion, a step at a time."""
-    size = step_windows(task.length)
+    size = windows_in_call(task.length)
     left = -(-(limits.tokens - course.tokens) // (size * task.length))
     windows = task.windows(course.tokens // task.length, min(memory.steps, left) * size)
     lesson = teach(task.original, windows, task.first, compute, memory.ahead)

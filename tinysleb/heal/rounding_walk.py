@@ -29,7 +29,7 @@ from tinysleb.heal.healed_weights import HealedTensors
 from tinysleb.heal.ridge import add_to_gram, fill_lower
 from tinysleb.heal.rounding import encode_fed_forward
 from tinysleb.model.blocks import Block, load_blocks
-from tinysleb.model.chunks import CALL_TOKENS, chunks
+from tinysleb.model.chunks import chunks, windows_in_call
 from tinysleb.model.forward import (
     Position,
     block_positions,
@@ -206,7 +206,7 @@ class _Walk:
         self.weights, self.config, self.types, self.healed = weights, weights.config, types, healed
         self.memory = plan_rounding_memory(self.config, (windows.shape[0], windows.shape[1]), compute)
         self.positions = block_positions(self.config, windows.shape[1], compute.device)
-        groups = chunks(len(windows), max(1, CALL_TOKENS // windows.shape[1]))
+        groups = chunks(len(windows), windows_in_call(windows.shape[1]))
         self.groups = [slice(*group) for group in groups]
         tokens = windows.to(compute.device)
         file = None if self.memory.streams else healed.folder / "states"

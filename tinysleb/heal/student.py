@@ -19,7 +19,7 @@ from tinysleb.compute.compute import Compute
 from tinysleb.heal.divergence import divergence
 from tinysleb.heal.low_rank import Change, copied, merge, no_change, parameters
 from tinysleb.model.blocks import Block, load_blocks
-from tinysleb.model.chunks import CALL_TOKENS, VOCABULARY_CHUNK, chunks
+from tinysleb.model.chunks import VOCABULARY_CHUNK, chunks, windows_in_call
 from tinysleb.model.forward import (
     Position,
     advance,
@@ -131,7 +131,7 @@ class Student:
     @torch.no_grad()
     def divergence(self, lesson: Lesson) -> float:
         """The mean divergence per token, in nats. Raises NotFiniteError."""
-        total, size = 0.0, max(1, CALL_TOKENS // lesson.states.shape[1])
+        total, size = 0.0, windows_in_call(lesson.states.shape[1])
         states = lesson.states.clone()
         for index, block in self._read(self.trained):
             merged = merge(block, self.changes[index], self.compute.dtype)

@@ -32,7 +32,7 @@ from tinysleb.heal.healed_weights import DOWN, OUT, HealedTensors, encoding_for
 from tinysleb.heal.ridge import OUTPUTS, NormalEquations, solve
 from tinysleb.heal.rounding import encode_fed_forward
 from tinysleb.model.blocks import Block, load_blocks
-from tinysleb.model.chunks import CALL_TOKENS, chunks
+from tinysleb.model.chunks import chunks, windows_in_call
 from tinysleb.model.forward import advance, block_positions, down_inputs, embed_stream, out_inputs, product
 from tinysleb.model.streams import FileStream
 
@@ -187,7 +187,7 @@ class _Walk:
         self.weights, self.config, self.healed, self.scale = weights, weights.config, healed, 1.0
         self.memory = plan_healing_memory(self.config, (tokens.shape[0], tokens.shape[1]), compute)
         self.positions = block_positions(self.config, tokens.shape[1], tokens.device)
-        size = max(1, CALL_TOKENS // tokens.shape[1])
+        size = windows_in_call(tokens.shape[1])
         file = None if self.memory.streams else healed.folder / "teacher"
         self.teacher = embed_stream(weights, tokens, file)
         self.student = self.teacher

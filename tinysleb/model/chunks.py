@@ -21,6 +21,11 @@ CALL_TOKENS = 2048
 """Tokens that go through a block in one call, unless one window is longer."""
 
 
+def windows_in_call(length: int) -> int:
+    """How many windows of `length` tokens go through a block in one call."""
+    return max(1, CALL_TOKENS // length)
+
+
 def chunks(total: int, size: int) -> Iterable[tuple[int, int]]:
     """Bounds of consecutive ranges of at most `size` that cover 0 … total-1."""
     return ((start, min(start + size, total)) for start in range(0, total, size))

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from tinysleb.checkpoint.config import ModelConfig
 from tinysleb.checkpoint.weights import Weights
 from tinysleb.model.blocks import Block, load_block
-from tinysleb.model.chunks import CALL_TOKENS, QUERY_CHUNK, TOKEN_CHUNK, VOCABULARY_CHUNK, chunks
+from tinysleb.model.chunks import QUERY_CHUNK, TOKEN_CHUNK, VOCABULARY_CHUNK, chunks, windows_in_call
 from tinysleb.model.streams import FileStream, Stream
 
 NORM_AFTER = {
@@ -286,8 +286,7 @@ def block_forward(
 
 def advance(streams: Stream, block: Block, config: ModelConfig, position: Position) -> None:
     """Send streams `[m, T, width]` through a block, in place, a few windows of them at a time."""
-    windows = max(1, CALL_TOKENS // streams.shape[1])
-    for first, last in chunks(len(streams), windows):
+    for first, last in chunks(len(streams), windows_in_call(streams.shape[1])):
         streams[first:last] = block_forward(streams[first:last], block, config, position)
 
 
@@ -308,7 +307,7 @@ def embed_stream(weights: Weights, tokens: Tensor, file: Path | None) -> Stream:
     if file is None:
         return embed(weights, tokens)
     states = FileStream(file, (*tokens.shape, weights.config.width), tokens.device)
-    for first, last in chunks(len(tokens), max(1, CALL_TOKENS // tokens.shape[1])):
+    for first, last in chunks(len(tokens), windows_in_call(tokens.shape[1])):
         states[first:last] = embed(weights, tokens[first:last])
     return states
 
