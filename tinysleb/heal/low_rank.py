@@ -8,12 +8,14 @@ this takes hardly any (docs/experiments.md).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from tinysleb.checkpoint.config import ModelConfig, block_shapes
 from tinysleb.checkpoint.weights import Derived, TensorInfo
@@ -58,6 +60,45 @@ def no_change(block: Block, width: int, generator: torch.Generator) -> Change:
     return change
 
 
+class Merged(Tensor):
+    """A matrix with its change added, which knows the factors of the change.
+
+    As the weight of `F.linear`, it hands gradients to them without that of the whole matrix, which would take
+    as many operations as the product itself.
+    """
+
+    factors: Factors
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is not F.linear:
+            return super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
+        inputs, merged, bias = args
+        weight, factors = merged.as_subclass(Tensor), merged.factors
+        product = _Product.apply(inputs, weight, factors.down, factors.up)  # type: ignore[no-untyped-call]
+        return product if bias is None else product + bias
+
+
+class _Product(torch.autograd.Function):
+    """inputs @ (matrix + up @ down).T, given the sum in brackets."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, down: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(inputs, weight, down, up)
+        return F.linear(inputs, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        inputs, weight, down, up = ctx.saved_tensors
+        rows, entering = gradient.flatten(0, -2), inputs.flatten(0, -2)
+        of_up = rows.T @ (entering @ down.to(rows.dtype).T)
+        of_down = (rows @ up.to(rows.dtype)).T @ entering
+        return gradient @ weight, None, of_down.float(), of_up.float()
+
+
 def merge(block: Block, change: Change, dtype: torch.dtype) -> Block:
     """The changed block as a forward pass takes it, matrices and biases in `dtype`.
 
@@ -65,9 +106,13 @@ def merge(block: Block, change: Change, dtype: torch.dtype) -> Block:
     """
     merged: Block = {}
     for name, value in block.items():
-        if name in change:
-            value = torch.addmm(value, change[name].up, change[name].down)
-        merged[name] = value if name.endswith("norm.weight") else value.to(dtype)
+        if name not in change:
+            merged[name] = value if name.endswith("norm.weight") else value.to(dtype)
+            continue
+        factors = change[name]
+        matrix = torch.addmm(value, factors.up.detach(), factors.down.detach()).to(dtype).as_subclass(Merged)
+        matrix.factors = factors
+        merged[name] = matrix
     return merged
 
 
