@@ -118,81 +118,76 @@ def distill(
     portion. Interrupted, or if a number is not finite, it ends with the best so far. Raises TinyslebError if
     there is too little memory, or if `state` is of another distillation.
     """
-    trained = task.shortened.config.blocks - task.first
-    memory = plan_distilling_memory(task.shortened.config, trained, task.length, compute, task.writing)
-    student = Student(
-        task.shortened, task.first, compute,
-        resident=memory.resident, ahead=memory.ahead, graphs=memory.graphs, seed=task.seed,
-    )  # fmt: skip
-    held_back = teach(task.original, task.check, task.first, compute, memory.ahead)
-    course = Course()
+    distillation = _Distillation(task, limits, compute)
     if state is not None and state.exists():
-        course = load_state(state, student, task.identity)
-        say(f"distillation continues after {course.tokens} tokens")
+        distillation.course = load_state(state, distillation.student, task.identity)
+        say(f"distillation continues after {distillation.course.tokens} tokens")
     try:
-        _learn_all(task, student, held_back, course, limits, memory, compute, say, progress, state)
+        distillation.learn_all(say, progress, state)
     except KeyboardInterrupt:
         say("distillation was interrupted, and ends with the best so far")
     except NotFiniteError as error:
-        if not course.losses:
+        if not distillation.course.losses:
             raise not_finite(task.shortened, "the divergence from the original") from error
         say(f"warning: distillation ended with the best so far, since {error} is not finite")
-    return Changed(task.shortened, student.best), course
+    return Changed(task.shortened, distillation.student.best), distillation.course
 
 
-def _learn_all(
-    task: Task,
-    student: Student,
-    held_back: Lesson,
-    course: Course,
-    limits: Limits,
-    memory: DistillingMemory,
-    compute: Compute,
-    say: Callable[[str], None],
-    progress: Callable[[float], None],
-    state: Path | None,
-) -> None:
-    """Portion after portion, each with a look at the windows held back, until a limit is reached."""
-    begin = time.monotonic() - course.seconds
-    if not course.losses:
-        _look(student, held_back, course)
-    while limits.done(course) < 1:
-        for _step in _learn_portion(task, student, course, limits, memory, compute):
-            course.seconds = time.monotonic() - begin
-            progress(limits.done(course))
-        _look(student, held_back, course)
-        say(f"distilled on {course.tokens} tokens: {course.losses[-1][1]:.4f} nats from the original")
-        if state is not None:
-            save_state(state, student, course, task.identity)
-        give_back_freed()
+class _Distillation:
+    """A student on its course, and what the original makes of the windows held back."""
 
+    def __init__(self, task: Task, limits: Limits, compute: Compute) -> None:
+        self.task, self.limits, self.compute, self.course = task, limits, compute, Course()
+        config = task.shortened.config
+        self.memory = plan_distilling_memory(
+            config, config.blocks - task.first, task.length, compute, task.writing
+        )
+        self.student = Student(
+            task.shortened, task.first, compute,
+            resident=self.memory.resident, ahead=self.memory.ahead, graphs=self.memory.graphs, seed=task.seed,
+        )  # fmt: skip
+        self.held_back = self._teach(task.check)
 
-def _learn_portion(
-    task: Task,
-    student: Student,
-    course: Course,
-    limits: Limits,
-    memory: DistillingMemory,
-    compute: Compute,
-) -> Iterator[None]:
-    """Learn from the next portion, a step at a time."""
-    size = windows_in_call(task.length)
-    left = -(-(limits.tokens - course.tokens) // (size * task.length))
-    windows = task.windows(course.tokens // task.length, min(memory.steps, left) * size)
-    lesson = teach(task.original, windows, task.first, compute, memory.ahead)
-    for first, last in chunks(len(windows), size):
-        done = limits.done(course)
-        if done >= 1:
-            break
-        rate = RATE * min(1.0, (done + 1e-3) / WARM_UP, (1 - done) / (1 - WARM_UP))
-        student.learn(lesson.part(first, last), rate)
-        course.tokens += (last - first) * task.length
-        yield
+    def learn_all(
+        self, say: Callable[[str], None], progress: Callable[[float], None], state: Path | None
+    ) -> None:
+        """Portion after portion, each with a look at the windows held back, until a limit is reached."""
+        course = self.course
+        begin = time.monotonic() - course.seconds
+        if not course.losses:
+            self._look()
+        while self.limits.done(course) < 1:
+            for _step in self._learn_portion():
+                course.seconds = time.monotonic() - begin
+                progress(self.limits.done(course))
+            self._look()
+            say(f"distilled on {course.tokens} tokens: {course.losses[-1][1]:.4f} nats from the original")
+            if state is not None:
+                save_state(state, self.student, course, self.task.identity)
+            give_back_freed()
 
+    def _learn_portion(self) -> Iterator[None]:
+        """Learn from the next portion, a step at a time."""
+        task, course = self.task, self.course
+        size = windows_in_call(task.length)
+        left = -(-(self.limits.tokens - course.tokens) // (size * task.length))
+        windows = task.windows(course.tokens // task.length, min(self.memory.steps, left) * size)
+        lesson = self._teach(windows)
+        for first, last in chunks(len(windows), size):
+            done = self.limits.done(course)
+            if done >= 1:
+                break
+            rate = RATE * min(1.0, (done + 1e-3) / WARM_UP, (1 - done) / (1 - WARM_UP))
+            self.student.learn(lesson.part(first, last), rate)
+            course.tokens += (last - first) * task.length
+            yield
 
-def _look(student: Student, held_back: Lesson, course: Course) -> None:
-    """Measure the loss, and keep the student's changes if it is the best so far."""
-    loss = student.divergence(held_back)
-    course.losses.append((course.tokens, loss))
-    if course.best == course.losses[-1]:
-        student.keep_best()
+    def _look(self) -> None:
+        """Measure the loss, and keep the student's changes if it is the best so far."""
+        loss = self.student.divergence(self.held_back)
+        self.course.losses.append((self.course.tokens, loss))
+        if self.course.best == self.course.losses[-1]:
+            self.student.keep_best()
+
+    def _teach(self, windows: Tensor) -> Lesson:
+        return teach(self.task.original, windows, self.task.first, self.compute, self.memory.ahead)
