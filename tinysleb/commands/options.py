@@ -11,7 +11,7 @@ import click
 NONE, SOLVE, DISTILL = "none", "solve", "distill"
 WAYS = NONE, SOLVE, DISTILL
 """How a shortened model can be healed: not at all, by the closed form, or by distillation after it."""
-DISTILL_TOKENS, DISTILL_MINUTES = 131072, 20
+DISTILL_TOKENS, DISTILL_MINUTES = 262144, 20
 """How long to distil unless something else is asked for, whichever ends first: large models take the time."""
 DISTILLING = ("distill_tokens", "minutes")
 Given = Mapping[str, str]
