@@ -92,7 +92,7 @@ def cut_config(config: dict[str, Any], kept: Sequence[int], shape: ModelConfig) 
     are written unquantised, so `quantization_config` goes.
     """
     blocks = config["num_hidden_layers"]
-    cut = {
+    cut: dict[str, Any] = {
         key: [value[index] for index in kept]
         for key in PER_BLOCK_KEYS
         if isinstance(value := config.get(key), list) and len(value) == blocks
@@ -103,6 +103,8 @@ def cut_config(config: dict[str, Any], kept: Sequence[int], shape: ModelConfig) 
         kinds = ("full_attention", "sliding_attention")
         cut["layer_types"] = [kinds[window > 0] for window in shape.attention_windows]
     plain = {key: value for key, value in config.items() if key != "quantization_config"}
+    if not shape.tied and plain.get("tie_word_embeddings"):  # a head of its own, which older readers drop
+        cut["tie_word_embeddings"] = False
     return plain | cut | {"num_hidden_layers": len(kept)}
 
 

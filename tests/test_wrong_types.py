@@ -56,14 +56,20 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "llama3": {"rope_parameters": LLAMA3_ROPE},
     "yarn": {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}},
     "old rope": {"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}},
-    "longrope": {"architectures": ["Phi3ForCausalLM"], "rope_parameters": LONG_ROPE},
+    "longrope": {"architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "rope_parameters": LONG_ROPE},
     "partial": {
         "architectures": ["Phi3ForCausalLM"],
+        "model_type": "phi3",
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.75},
     },
-    "sliding": {"architectures": ["Qwen2ForCausalLM"], "sliding_window": 12, "use_sliding_window": True},
-    "unrotated": {"architectures": ["SmolLM3ForCausalLM"]},
-    "granite": {"architectures": ["GraniteForCausalLM"]},
+    "sliding": {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "sliding_window": 12,
+        "use_sliding_window": True,
+    },
+    "unrotated": {"architectures": ["SmolLM3ForCausalLM"], "model_type": "smollm3"},
+    "granite": {"architectures": ["GraniteForCausalLM"], "model_type": "granite"},
     "fp8": {"quantization_config": {"quant_method": "fp8", "weight_block_size": [8, 8]}},
 }
 TOKENIZER_CONFIG = {
@@ -303,6 +309,7 @@ def test_a_tensor_that_is_already_called_as_in_a_folder(tiny_gguf: Path) -> None
 
 def test_a_shard_with_a_name_that_no_file_can_have(tiny_folder: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_folder, tmp_path / "copy"))
+    (folder / "model.safetensors").unlink()
     index = {"weight_map": {"a": "x" * 300 + ".safetensors"}}
     with pytest.raises(TinyslebError, match=r"names the shard 'xxx.*\.\.\.$"):
         written(folder, "model.safetensors.index.json", index)

@@ -80,6 +80,26 @@ def same_logits(folder: Path) -> None:
     assert ((found - expected).norm() / expected.norm()).item() < 1e-4
 
 
+def same_logits_as_loaded(folder: Path) -> None:
+    """As `same_logits`, without a `quantization_config`, for which transformers wants packages."""
+    edit_json(folder / "config.json", ("quantization_config",))
+    same_logits(folder)
+
+
+def told(*words: str) -> Outcome:
+    """It is used all the same, with the same logits, and a note has these words."""
+
+    def expect(path: Path) -> None:
+        status, said = command("inspect", path)
+        assert status == 0, said
+        (note,) = (line for line in said.splitlines() if line.startswith("note: ") and words[0] in line)
+        for word in words:
+            assert word in note
+        same_logits_as_loaded(path)
+
+    return expect
+
+
 def refused(*words: str, by: tuple[str, ...] = ("prune", "--remove", "1", "--heal", "none")) -> Outcome:
     """A command ends with one `Error:` line that has these words in it, and writes nothing."""
 

@@ -34,39 +34,49 @@ class Architecture:
     unrotated_period: int = 0
     """llama.cpp leaves every n-th block without rotary embedding, whatever the metadata say."""
     keys: tuple[str, ...] = ()
-    """Keys of `config.json` that change the maths in this family; in others they are refused."""
+    """Keys of `config.json` that change the maths in this family; others make no use of them."""
     defaults: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """Values that the class assumes for keys that `config.json` leaves out."""
 
+    @property
+    def model_type(self) -> str:
+        """`config.json: model_type`."""
+        return self.huggingface.removesuffix("ForCausalLM").lower()
 
-_SLIDING = ("sliding_window", "use_sliding_window", "max_window_layers")
-_NO_SLIDING = {"use_sliding_window": False, "max_window_layers": 28}
+
+_SLIDING = ("sliding_window", "use_sliding_window", "max_window_layers", "layer_types")
+_QWEN = {"use_sliding_window": False, "max_window_layers": 28, "max_position_embeddings": 32768}
 _MULTIPLIERS = ("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling")
 
 ARCHITECTURES = (
     Architecture("LlamaForCausalLM", "llama", interleaved_rotary=True),
     Architecture(
         "MistralForCausalLM", "llama", interleaved_rotary=True, qkv_bias=False, keys=("sliding_window",),
-        defaults={"sliding_window": 4096, "num_key_value_heads": 8},
+        defaults={"sliding_window": 4096, "num_key_value_heads": 8, "max_position_embeddings": 131072},
     ),
-    Architecture("Qwen2ForCausalLM", "qwen2", qkv_bias=True, keys=_SLIDING, defaults=_NO_SLIDING),
+    Architecture("Qwen2ForCausalLM", "qwen2", qkv_bias=True, keys=_SLIDING, defaults=_QWEN),
     Architecture(
         "Qwen3ForCausalLM", "qwen3", qk_norm="head", keys=_SLIDING,
-        defaults={**_NO_SLIDING, "head_dim": 128},
+        defaults={**_QWEN, "head_dim": 128},
     ),
     Architecture(
         "Phi3ForCausalLM", "phi3", qkv_bias=False, fused=True,
         keys=("sliding_window", "partial_rotary_factor", "original_max_position_embeddings"),
-        defaults={"rms_norm_eps": 1e-5},
+        defaults={
+            "rms_norm_eps": 1e-5, "max_position_embeddings": 4096, "original_max_position_embeddings": 4096,
+        },
     ),
-    Architecture("GraniteForCausalLM", "granite", interleaved_rotary=True, keys=_MULTIPLIERS),
+    Architecture(
+        "GraniteForCausalLM", "granite", interleaved_rotary=True, keys=_MULTIPLIERS,
+        defaults={"attention_multiplier": 1.0},
+    ),
     Architecture(
         "Olmo2ForCausalLM", "olmo2", qk_norm="all", post_norm=True, defaults={"rms_norm_eps": 1e-5}
     ),
     Architecture(
         "SmolLM3ForCausalLM", "smollm3", interleaved_rotary=True, unrotated_period=4,
         keys=(*_SLIDING, "no_rope_layers", "no_rope_layer_interval"),
-        defaults={**_NO_SLIDING, "rope_theta": 2e6},
+        defaults={**_QWEN, "rope_theta": 2e6, "num_key_value_heads": 4},
     ),
 )  # fmt: skip
 

@@ -1,7 +1,7 @@
 """The numbers that define a model, read from `config.json` or from GGUF metadata.
 
-Every key is either read here, listed as harmless in `config_keys.py`, or refused by name and value: a
-feature that is silently ignored is a wrong model.
+What transformers computes from the same file is what counts. A value that it computes with and this program
+does not is refused by key and value; a key that neither makes use of is told (`family.py`).
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tinysleb.checkpoint.architectures import BY_GGUF_NAME, BY_HUGGINGFACE_NAME, Architecture
-from tinysleb.checkpoint.config_keys import HARMLESS_KEYS, READ_KEYS
+from tinysleb.checkpoint.architectures import BY_GGUF_NAME, Architecture
+from tinysleb.checkpoint.family import family_of, stated_settings, unknown_family
 from tinysleb.checkpoint.rotary import Rotary, rotary_from_gguf, rotary_from_huggingface
 from tinysleb.checkpoint.settings import SettingsReader, not_modelled
-from tinysleb.errors import TinyslebError, shown
+from tinysleb.errors import TinyslebError
 from tinysleb.plan import MOST_BLOCKS
 
 
@@ -70,9 +70,10 @@ def config_from_huggingface(values: Mapping[str, Any], where: str) -> ModelConfi
 
     Raises TinyslebError for an unknown family, a missing or ill-typed key, or a feature not modelled.
     """
-    architecture = _architecture(values, where)
-    _refuse_unmodelled(values, architecture, where)
-    values = {**architecture.defaults, **values}
+    architecture = family_of(values, where)
+    if (activation := values.get("hidden_act", "silu")) not in ("silu", "swish"):
+        raise not_modelled(where, "hidden_act", activation, "'silu'")
+    values = {**architecture.defaults, **stated_settings(values, architecture)}
     read = SettingsReader(values, where)
     heads, width = read.integer("num_attention_heads"), read.integer("hidden_size")
     blocks = read.integer("num_hidden_layers", most=MOST_BLOCKS)
@@ -123,7 +124,7 @@ def config_from_gguf(
     name = metadata.get("general.architecture")
     architecture = BY_GGUF_NAME.get(str(name))
     if architecture is None:
-        raise _unknown_family(where, "general.architecture", name, BY_GGUF_NAME)
+        raise unknown_family(where, "general.architecture", name, BY_GGUF_NAME)
     prefix = f"{name}."
     values = {key.removeprefix(prefix): metadata[key] for key in metadata if key.startswith(prefix)}
     read = SettingsReader(values, where, prefix, per_block=True)
@@ -232,39 +233,6 @@ def parameter_count(config: ModelConfig) -> int:
 def block_parameter_count(config: ModelConfig) -> int:
     """The number of weights in one block."""
     return sum(math.prod(shape) for shape in block_shapes(config).values())
-
-
-def _architecture(values: Mapping[str, Any], where: str) -> Architecture:
-    names = values.get("architectures")
-    name = names[0] if isinstance(names, list) and names else None
-    architecture = BY_HUGGINGFACE_NAME.get(str(name))
-    if architecture is None:
-        raise _unknown_family(where, "architectures", names, BY_HUGGINGFACE_NAME)
-    return architecture
-
-
-def _unknown_family(where: str, key: str, value: Any, known: Mapping[str, Any]) -> TinyslebError:
-    return TinyslebError(
-        f"{where}: `{key}` is {shown(value)}, a model family that tinysleb does not know",
-        f"known families: {', '.join(known)}",
-    )
-
-
-def _refuse_unmodelled(values: Mapping[str, Any], architecture: Architecture, where: str) -> None:
-    quantization = SettingsReader(values, where).mapping("quantization_config")
-    method = quantization.get("quant_method")
-    if quantization and method != "fp8":
-        raise TinyslebError(
-            f"{where}: `quantization_config` says the weights are quantised by {shown(method)}",
-            "take the unquantised checkpoint, or a GGUF of the model",
-        )
-    if (activation := values.get("hidden_act", "silu")) != "silu":
-        raise not_modelled(where, "hidden_act", activation, "'silu'")
-    known = READ_KEYS | HARMLESS_KEYS | set(architecture.keys)
-    for key, value in values.items():
-        neutral = value in (None, False, 0, "", [], {}) or (value == 1 and key.startswith("partial_rotary"))
-        if key not in known and not key.startswith("_") and not neutral:
-            raise not_modelled(where, key, value, "a model without it")
 
 
 def _unrotated(

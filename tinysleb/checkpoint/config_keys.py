@@ -1,4 +1,4 @@
-"""The keys of `config.json` that need no attention, and those that `config.py` reads in every family."""
+"""The keys of `config.json` that need no attention, and those that are read in every family."""
 
 # Training, generation and bookkeeping: none of these changes what a forward pass computes.
 HARMLESS_KEYS = frozenset(
@@ -22,7 +22,7 @@ HARMLESS_KEYS = frozenset(
 )
 READ_KEYS = frozenset(
     """
-    attention_bias head_dim hidden_act hidden_size intermediate_size layer_types max_position_embeddings
+    attention_bias head_dim hidden_act hidden_size intermediate_size max_position_embeddings
     mlp_bias num_attention_heads num_hidden_layers num_key_value_heads pretraining_tp
     quantization_config rms_norm_eps rope_parameters rope_scaling rope_theta tie_word_embeddings
     vocab_size

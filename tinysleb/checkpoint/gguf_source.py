@@ -43,6 +43,11 @@ class GgufWeights:
             if name not in ROTARY_FACTORS.values()
         }
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """As in `Checkpoint`."""
+        return ()
+
     def chat_template(self) -> str:
         """As in `Checkpoint`."""
         template = self.file.values().get("tokenizer.chat_template")

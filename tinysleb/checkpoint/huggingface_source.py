@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinysleb.checkpoint.config import ModelConfig, config_from_huggingface
+from tinysleb.checkpoint.family import unused_settings
 from tinysleb.checkpoint.settings import SettingsReader, not_modelled
 from tinysleb.checkpoint.tokenizer_folder import TokenizerFolder, read_tokenizer_folder
 from tinysleb.checkpoint.weights import TensorInfo, check_complete
@@ -22,6 +23,7 @@ from tinysleb.formats.safetensors_file import (
     SafetensorsEntry,
     read_safetensors_header,
     read_safetensors_rows,
+    same_bytes,
 )
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 PLAN_NAME = "plan.json"
 TEMPLATE_NAME = "chat_template.jinja"
+HEAD = "lm_head.weight"
 HEADER_BYTES_PER_TENSOR = 200
 LONGEST_NAME_BYTES = 255
 """Of a file, on every file system in use; a longer one cannot even be looked for."""
@@ -52,6 +55,7 @@ class HuggingfaceWeights:
     entries: Mapping[str, SafetensorsEntry]
     scales: Mapping[str, SafetensorsEntry]
     scale_block: tuple[int, int]
+    remarks: tuple[str, ...] = ()
 
     @cached_property
     def tensors(self) -> dict[str, TensorInfo]:
@@ -121,7 +125,7 @@ def open_huggingface(path: Path) -> HuggingfaceWeights:
         )
     values = read_json_object(config_path)
     entries = _read_shards(path) if path.is_dir() else _read_file(path)
-    values.setdefault("tie_word_embeddings", "lm_head.weight" not in entries)
+    values = values | {"tie_word_embeddings": _tied(values, entries)}
     config = config_from_huggingface(values, str(config_path))
     scales = {_scaled(name): entry for name, entry in entries.items() if name.endswith(SCALE_SUFFIXES)}
     needed = {
@@ -129,15 +133,48 @@ def open_huggingface(path: Path) -> HuggingfaceWeights:
         for name, entry in entries.items()
         if not _unused(name, config) and not name.endswith(SCALE_SUFFIXES)
     }
-    check_complete(config, {name: entry.shape for name, entry in needed.items()}, path)
-    _check_scales(needed, scales, path)
     quantization = SettingsReader(values, str(config_path)).mapping("quantization_config")
+    method = quantization.get("quant_method")
+    try:
+        check_complete(config, {name: entry.shape for name, entry in needed.items()}, path)
+    except TinyslebError as error:
+        if quantization:
+            raise _quantised(config_path, method) from error
+        raise
+    _check_scales(needed, scales, path)
     block = SettingsReader(quantization, str(config_path)).integers("weight_block_size", least=1) or [1, 1]
     if len(block) != 2:
         raise not_modelled(str(config_path), "weight_block_size", block, "two numbers of rows and columns")
-    weights = HuggingfaceWeights(path, folder, config, needed, scales, (block[0], block[1]))
+    remarks = tuple(_remarks(values, config, config_path))
+    weights = HuggingfaceWeights(path, folder, config, needed, scales, (block[0], block[1]), remarks)
     _check_grids(weights)
     return weights
+
+
+def _tied(values: Mapping[str, Any], entries: Mapping[str, SafetensorsEntry]) -> Any:
+    """What `tie_word_embeddings` comes to: a head of its own is used, whatever the config says, as in
+    transformers 5 and llama.cpp; one that is a copy of the embedding is not one of its own."""
+    head, embedding = entries.get(HEAD), entries.get("model.embed_tokens.weight")
+    tied = values.get("tie_word_embeddings")
+    if head is None:
+        return True if tied is None else tied
+    return tied if tied and embedding is not None and same_bytes(head, embedding) else False
+
+
+def _quantised(config_path: Path, method: object) -> TinyslebError:
+    return TinyslebError(
+        f"{config_path}: `quantization_config` says the weights are quantised by {shown(method)}",
+        "take the unquantised checkpoint, or a GGUF of the model",
+    )
+
+
+def _remarks(values: Mapping[str, Any], config: ModelConfig, config_path: Path) -> Iterator[str]:
+    if unused := unused_settings(values, config.architecture):
+        yield f"note: {config_path} has settings that nothing makes use of: {', '.join(unused)}"
+    method = (values.get("quantization_config") or {}).get("quant_method")
+    if method not in (None, "fp8"):
+        left_over = f"`quantization_config` ({shown(method)}) is ignored"
+        yield f"note: {config_path}: {left_over}, since no weight is quantised"
 
 
 def _scaled(name: str) -> str:
@@ -165,7 +202,7 @@ def _check_grids(weights: HuggingfaceWeights) -> None:
 
 def _unused(name: str, config: ModelConfig) -> bool:
     """Buffers that older checkpoints store, and a head that is tied to the embedding."""
-    return name.endswith(".rotary_emb.inv_freq") or (config.tied and name == "lm_head.weight")
+    return name.endswith(".rotary_emb.inv_freq") or (config.tied and name == HEAD)
 
 
 def _read_file(path: Path) -> dict[str, SafetensorsEntry]:
@@ -175,10 +212,10 @@ def _read_file(path: Path) -> dict[str, SafetensorsEntry]:
 
 
 def _read_shards(folder: Path) -> dict[str, SafetensorsEntry]:
+    if (folder / SINGLE_NAME).is_file():  # which counts more than an index, as in transformers
+        return read_safetensors_header(folder / SINGLE_NAME)
     if (folder / INDEX_NAME).is_file():
         return _read_indexed(folder, folder / INDEX_NAME)
-    if (folder / SINGLE_NAME).is_file():
-        return read_safetensors_header(folder / SINGLE_NAME)
     files = sorted(folder.glob("*.safetensors"))
     if len(files) == 1:
         return read_safetensors_header(files[0])
@@ -211,7 +248,7 @@ def _read_indexed(folder: Path, index_path: Path) -> dict[str, SafetensorsEntry]
                 )
             entries[name] = entry
     for name, shard in weight_map.items():
-        if name not in entries:
+        if name not in entries and name != HEAD:  # a tied one may be listed and nowhere stored
             raise TinyslebError(f"{folder / shard} lacks {name!r}, which {index_path.name} places there")
     return entries
 

@@ -12,7 +12,14 @@ import numpy as np
 from tinysleb.checkpoint.architectures import Architecture
 from tinysleb.checkpoint.settings import SettingsReader
 
-HARMLESS_KEYS = frozenset({"finetuned", "original_max_position_embeddings"})
+SETTINGS = frozenset(
+    """
+    attention_factor beta_fast beta_slow factor finetuned high_freq_factor long_factor low_freq_factor mscale
+    mscale_all_dim original_max_position_embeddings partial_rotary_factor rope_theta rope_type short_factor
+    truncate type
+    """.split()  # noqa: SIM905
+)
+"""The keys of `rope_parameters` that are known; each kind of scaling reads its own, as in transformers."""
 
 
 @dataclass(frozen=True)
@@ -38,25 +45,31 @@ class Rotary:
 def rotary_from_huggingface(
     values: Mapping[str, Any], architecture: Architecture, head_dim: int, context_length: int, where: str
 ) -> Rotary:
-    """The rotation a `config.json` asks for: `rope_theta` and `rope_scaling`, or newer `rope_parameters`."""
+    """The rotation a `config.json` asks for: `rope_theta` and `rope_scaling`, or newer `rope_parameters`.
+
+    As in transformers: of the two objects `rope_scaling` counts, unless it is empty; what it leaves out is
+    taken from beside it. An original context stated beside it counts more than one within.
+    """
     outermost = SettingsReader(values, where)
-    parameters = outermost.mapping("rope_parameters") or outermost.mapping("rope_scaling")
+    parameters = outermost.mapping("rope_scaling") or outermost.mapping("rope_parameters")
+    inner = {key: value for key, value in parameters.items() if value is not None}
     shared = ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
     outer = {key: values[key] for key in shared if values.get(key) is not None}
-    read = SettingsReader(outer | {k: v for k, v in parameters.items() if v is not None}, where, "rope: ")
+    original = {key: value for key, value in outer.items() if key == "original_max_position_embeddings"}
+    read = SettingsReader(outer | inner | original, where, "rope: ")
+    kind = read.text("rope_type", default=read.text("type", default="default"))
     part = read.real("partial_rotary_factor", default=1.0)
     if part != 1 and "partial_rotary_factor" not in architecture.keys:
-        raise read.not_modelled("partial_rotary_factor", part, "1 in this family")
+        if kind != "default":
+            raise read.not_modelled("partial_rotary_factor", part, "1 in this family")
+        part = 1.0  # which the families that do not know it never read
     if part > 1:
         raise read.not_modelled("partial_rotary_factor", part, "at most 1")
     plain = Rotary(read.real("rope_theta", default=10000.0), int(head_dim * part))
-    rotary = _scaled(plain, read, context_length)
-    read.refuse_unread(HARMLESS_KEYS)
-    return rotary
+    return _scaled(kind, plain, read, context_length)
 
 
-def _scaled(plain: Rotary, read: SettingsReader, context_length: int) -> Rotary:
-    kind = read.text("rope_type", default=read.text("type", default="default"))
+def _scaled(kind: str, plain: Rotary, read: SettingsReader, context_length: int) -> Rotary:
     if kind == "default":
         return plain
     if kind == "dynamic":  # acts only beyond the original length
@@ -65,7 +78,7 @@ def _scaled(plain: Rotary, read: SettingsReader, context_length: int) -> Rotary:
     if kind == "linear":
         return replace(plain, linear_factor=read.real("factor"))
     if kind == "llama3":
-        return replace(plain, frequency_factors=_llama3_factors(plain, read))
+        return replace(plain, frequency_factors=_llama3_factors(plain, read, context_length))
     if kind == "yarn":
         return _yarn_from_huggingface(plain, read, context_length)
     if kind in ("longrope", "su"):
@@ -101,14 +114,14 @@ def rotary_from_gguf(read: SettingsReader, head_dim: int, factors: Mapping[str, 
 
 
 @np.errstate(all="ignore")  # what comes of senseless numbers is refused with the whole config
-def _llama3_factors(plain: Rotary, read: SettingsReader) -> tuple[float, ...]:
+def _llama3_factors(plain: Rotary, read: SettingsReader, context_length: int) -> tuple[float, ...]:
     """Llama 3.1's scaling as divisors of the frequencies, in float32 (Hugging Face's `llama3`).
 
     High frequencies stay, low ones are divided by `factor`, those between are blended.
     """
     factor = read.real("factor")
     low, high = read.real("low_freq_factor"), read.real("high_freq_factor")
-    original = read.real("original_max_position_embeddings")
+    original = read.real("original_max_position_embeddings", default=context_length)
     if not low < high:
         raise read.not_modelled("low_freq_factor", low, f"less than high_freq_factor, {high}")
     wavelengths = np.float32(2 * math.pi) * _inverse_frequencies(plain)

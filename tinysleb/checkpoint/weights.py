@@ -56,6 +56,10 @@ class Weights(Protocol):
 class Checkpoint(Weights, Protocol):
     """A model as it was opened from files: its weights, and what else the files say."""
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a person should know about the files before they are used, a line each."""
+
     def chat_template(self) -> str:
         """The default chat template, as text; '' if there is none."""
 

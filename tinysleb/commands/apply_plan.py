@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinysleb.checkpoint.gguf_source import gguf_weights
-from tinysleb.checkpoint.open_model import open_model
 from tinysleb.checkpoint.weights import Checkpoint
-from tinysleb.commands.console import Console, print_json, print_line
+from tinysleb.commands.console import Console, opened, print_json, print_line
 from tinysleb.commands.options import NONE, refuse_unused
 from tinysleb.commands.prune_options import STOPPING, PruneOptions
 from tinysleb.commands.shortened import (
@@ -42,7 +41,7 @@ def apply_plan(options: PruneOptions, plan_path: Path) -> None:
         if options.unknown_arrays or str(file.values().get("general.architecture")) in COPIED_ONLY:
             _cut_unmodelled(file, options, plan_path, console)
             return
-    weights = open_model(options.model) if file is None else gguf_weights(file)
+    weights = opened(options.model, console) if file is None else gguf_weights(file)
     check_stored_type(weights, options.type_name)
     refuse_outputs(options.model, options.out, options.force, options.model, plan_path)
     plan = read_fitting_plan(plan_path, weights, options.force, console)

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import click
 
-from tinysleb.checkpoint.open_model import open_model
 from tinysleb.commands.computing import choose_compute
-from tinysleb.commands.console import Console, print_json, print_line
+from tinysleb.commands.console import Console, opened, print_json, print_line
 from tinysleb.commands.options import ComputeOptions, check_windows
 from tinysleb.search.evaluate import evaluate as evaluate_windows
 from tinysleb.text.windows import WindowSource, read_windows
@@ -36,7 +35,8 @@ class EvalOptions(ComputeOptions):
 
 def evaluate(options: EvalOptions) -> None:
     """Print the perplexity on windows taken in order."""
-    weights, console = open_model(options.model), Console()
+    console = Console()
+    weights = opened(options.model, console)
     source = WindowSource(options.texts, options.token_file, options.windows, options.window_length)
     tokens = read_windows(weights, source, seed=None).tokens
     progress = partial(console.progress, f"evaluating {options.model}")

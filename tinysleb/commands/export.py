@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from tinysleb.checkpoint.open_model import open_model
-from tinysleb.commands.console import Console, print_json, print_line
+from tinysleb.commands.console import Console, opened, print_json, print_line
 from tinysleb.commands.options import Given, refuse_unused
 from tinysleb.errors import TinyslebError, pip_install
 from tinysleb.export.draft import check_draft
@@ -64,7 +64,8 @@ def export(options: ExportOptions) -> None:
 
 
 def _export_folder(model: Path, out: Path, options: ExportOptions) -> None:
-    weights, console = open_model(model), Console()
+    console = Console()
+    weights = opened(model, console)
     size = parse_bytes(options.shard_size)
     written = write(weights, out, output_format=HUGGINGFACE, shard_bytes=size, force=options.force)
     for note in written.notes:
@@ -76,7 +77,8 @@ def _export_folder(model: Path, out: Path, options: ExportOptions) -> None:
 
 
 def _export_gguf(model: Path, out: Path, options: ExportOptions) -> None:
-    weights, console = open_model(model), Console()
+    console = Console()
+    weights = opened(model, console)
     target = None if options.draft is None else read_gguf(options.draft)  # before the slow work
     if target is not None:
         refuse_existing(out, options.force, target.path)

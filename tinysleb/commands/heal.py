@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from tinysleb.checkpoint.open_model import open_model
 from tinysleb.commands.computing import choose_compute
-from tinysleb.commands.console import Console
+from tinysleb.commands.console import Console, opened
 from tinysleb.commands.healing import heal_with, prepare, unfinished_distillation
 from tinysleb.commands.options import HealingOptions
 from tinysleb.commands.shortened import finish, print_shortened, read_fitting_plan, refuse_outputs
@@ -27,7 +26,7 @@ class HealOptions(HealingOptions):
 def heal(options: HealOptions) -> None:
     """Shorten a model by a plan, heal it, write it, and print what was written."""
     console = Console()
-    weights = open_model(options.model)
+    weights = opened(options.model, console)
     check_stored_type(weights, options.type_name)
     refuse_outputs(options.model, options.output, options.force, options.model, options.plan)
     plan = read_fitting_plan(options.plan, weights, options.force, console)

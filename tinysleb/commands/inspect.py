@@ -6,9 +6,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from tinysleb.checkpoint.open_model import open_model
 from tinysleb.checkpoint.weights import Checkpoint
-from tinysleb.commands.console import duration, print_json, print_line
+from tinysleb.commands.console import Console, duration, opened, print_json, print_line
 from tinysleb.commands.describe import describe
 from tinysleb.commands.options import Given, refuse_unused
 from tinysleb.commands.stored_types import faster_type
@@ -37,7 +36,7 @@ class InspectOptions:
 
 def inspect(options: InspectOptions) -> None:
     """Print what the headers say or, with a memory, what a search would do with it."""
-    weights = open_model(options.model)
+    weights = opened(options.model, Console())
     if options.memory is not None:
         _print_estimate(weights, options, options.memory)
         return

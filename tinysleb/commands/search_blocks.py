@@ -8,7 +8,7 @@ from tinysleb.checkpoint.config import block_parameter_count, parameter_count
 from tinysleb.checkpoint.open_model import open_model
 from tinysleb.checkpoint.weights import Checkpoint, total_bytes
 from tinysleb.commands.computing import choose_compute
-from tinysleb.commands.console import Console
+from tinysleb.commands.console import Console, tell_remarks
 from tinysleb.commands.healing import heal_with, prepare_unless, unfinished_distillation
 from tinysleb.commands.options import refuse_unused
 from tinysleb.commands.prune_options import PruneOptions
@@ -57,13 +57,13 @@ def _search_and_write(weights: Checkpoint, options: PruneOptions, group: Group) 
     calibration = read_windows(weights, source, options.seed)
     compute = choose_compute(options, group, saved)
     prepared = prepare_unless(weights, options, compute, options.out, options.fit)
-    console = Console(_works(weights, calibration, request.rule, prepared), silent=group.rank > 0)
-    if options.resume and saved is None:
-        console.say(f"there is no {unfinished} to resume: the search starts from the beginning")
     if isinstance(prepared, str) and options.search == "healed":
         raise TinyslebError(f"--search healed needs healing: {prepared}")
-    if isinstance(prepared, str) and options.heal is None:
-        console.say(f"not healed: {prepared}")
+    console = Console(_works(weights, calibration, request.rule, prepared), silent=group.rank > 0)
+    tell_remarks(weights, console)
+    if options.resume and saved is None:
+        console.say(f"there is no {unfinished} to resume: the search starts from the beginning")
+    _say_if_unhealed(prepared, options, console)
     try:
         plan = run_search(
             weights, calibration, request, compute,
@@ -83,6 +83,11 @@ def _search_and_write(weights: Checkpoint, options: PruneOptions, group: Group) 
     unfinished_distillation(options.out).unlink(missing_ok=True)
     console.clear()
     print_shortened(weights, plan, options.out, options.as_json, searched=True)
+
+
+def _say_if_unhealed(prepared: PreparedHealing | str, options: PruneOptions, console: Console) -> None:
+    if isinstance(prepared, str) and options.heal is None:
+        console.say(f"not healed: {prepared}")
 
 
 def _request(weights: Checkpoint, options: PruneOptions) -> SearchRequest:

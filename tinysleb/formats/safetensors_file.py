@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 LARGEST_HEADER_BYTES = 100_000_000
 MOST_DIMENSIONS = 8
+COMPARED_BYTES = 1 << 20
+"""Of two tensors, at a time."""
 READ_TYPES = [name for name, record in TENSOR_TYPES.items() if record.item_bytes and record.torch]
 
 
@@ -83,6 +85,20 @@ def read_safetensors_rows(entry: SafetensorsEntry, start: int = 0, stop: int | N
     entry.file.read(entry.offset + start * row_bytes, buffer)
     tensor = torch.from_numpy(buffer).view(getattr(torch, dtype))
     return tensor.reshape(stop - start, *entry.shape[1:])
+
+
+def same_bytes(left: SafetensorsEntry, right: SafetensorsEntry) -> bool:
+    """Whether two tensors are stored alike. Reads both as far as they are."""
+    if (left.dtype, left.shape) != (right.dtype, right.shape):
+        return False
+    ours, theirs = np.empty((2, min(COMPARED_BYTES, left.nbytes)), dtype=np.uint8)
+    for start in range(0, left.nbytes, COMPARED_BYTES):
+        size = min(COMPARED_BYTES, left.nbytes - start)
+        left.file.read(left.offset + start, ours[:size])
+        right.file.read(right.offset + start, theirs[:size])
+        if not np.array_equal(ours[:size], theirs[:size]):
+            return False
+    return True
 
 
 def write_safetensors(
