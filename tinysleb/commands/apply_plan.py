@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from tinysleb.checkpoint.gguf_source import gguf_weights
 from tinysleb.checkpoint.weights import Checkpoint
-from tinysleb.commands.console import Console, opened, print_json, print_line
+from tinysleb.commands.console import Console, print_json, print_line
+from tinysleb.commands.opening import opened
 from tinysleb.commands.options import NONE, refuse_unused
 from tinysleb.commands.prune_options import STOPPING, PruneOptions
 from tinysleb.commands.shortened import (

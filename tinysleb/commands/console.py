@@ -7,13 +7,10 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import click
 
-from tinysleb.checkpoint.open_model import open_model
-from tinysleb.checkpoint.weights import Checkpoint
 from tinysleb.errors import TinyslebError
 
 LONGEST_MESSAGE = 1500
@@ -94,19 +91,6 @@ class Console:
         """Remove the line of progress, before a result is printed."""
         if self.visible:
             click.echo("\r\033[K", err=True, nl=False)
-
-
-def opened(path: Path, console: Console) -> Checkpoint:
-    """As `open_model`; what is noteworthy about the files is said."""
-    weights = open_model(path)
-    tell_remarks(weights, console)
-    return weights
-
-
-def tell_remarks(weights: Checkpoint, console: Console) -> None:
-    """Say what is noteworthy about a model's files."""
-    for remark in weights.remarks:
-        console.say(remark)
 
 
 class JobClock:

@@ -9,7 +9,8 @@ from pathlib import Path
 import click
 
 from tinysleb.commands.computing import choose_compute
-from tinysleb.commands.console import Console, opened, print_json, print_line
+from tinysleb.commands.console import Console, print_json, print_line
+from tinysleb.commands.opening import opened
 from tinysleb.commands.options import ComputeOptions, check_windows
 from tinysleb.search.evaluate import evaluate as evaluate_windows
 from tinysleb.text.windows import WindowSource, read_windows

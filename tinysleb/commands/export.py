@@ -10,7 +10,8 @@ from pathlib import Path
 import click
 
 from tinysleb.checkpoint.open_model import open_model
-from tinysleb.commands.console import Console, opened, print_json, print_line
+from tinysleb.commands.console import Console, print_json, print_line
+from tinysleb.commands.opening import opened
 from tinysleb.commands.options import Given, refuse_unused
 from tinysleb.errors import TinyslebError, pip_install
 from tinysleb.export.draft import check_draft

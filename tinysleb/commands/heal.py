@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tinysleb.commands.computing import choose_compute
-from tinysleb.commands.console import Console, opened
+from tinysleb.commands.console import Console
 from tinysleb.commands.healing import heal_with, prepare, unfinished_distillation
+from tinysleb.commands.opening import opened
 from tinysleb.commands.options import HealingOptions
 from tinysleb.commands.shortened import finish, print_shortened, read_fitting_plan, refuse_outputs
 from tinysleb.commands.stored_types import check_stored_type

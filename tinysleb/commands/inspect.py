@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from tinysleb.checkpoint.weights import Checkpoint
-from tinysleb.commands.console import Console, duration, opened, print_json, print_line
+from tinysleb.commands.console import Console, duration, print_json, print_line
 from tinysleb.commands.describe import describe
+from tinysleb.commands.opening import opened
 from tinysleb.commands.options import Given, refuse_unused
 from tinysleb.commands.stored_types import faster_type
 from tinysleb.compute.compute import compute_on

@@ -8,8 +8,9 @@ from tinysleb.checkpoint.config import block_parameter_count, parameter_count
 from tinysleb.checkpoint.open_model import open_model
 from tinysleb.checkpoint.weights import Checkpoint, total_bytes
 from tinysleb.commands.computing import choose_compute
-from tinysleb.commands.console import Console, tell_remarks
+from tinysleb.commands.console import Console
 from tinysleb.commands.healing import heal_with, prepare_unless, unfinished_distillation
+from tinysleb.commands.opening import tell_remarks
 from tinysleb.commands.options import refuse_unused
 from tinysleb.commands.prune_options import PruneOptions
 from tinysleb.commands.shortened import finish, print_shortened, refuse_outputs
