@@ -119,7 +119,7 @@ DAMAGED = {
     "magic": (header(magic=b"GGML") + SPACE, "does not begin"),
     "version": (header(version=99) + SPACE, "version 99"),
     "big-endian": (struct.pack(">4sIQQ", b"GGUF", 3, 0, 0) + SPACE, "big-endian"),
-    "empty": (b"", "needs|does not begin"),
+    "empty": (b"", "is empty"),
     "tensor count": (header(tensors=2**60) + SPACE, "number of tensors is"),
     "key count": (header(keys=2**60) + SPACE, "number of metadata keys is"),
     "string length": (header(keys=1) + string(b"k", 2**62) + SPACE, "length of a metadata key is"),

@@ -80,7 +80,7 @@ def test_a_damaged_header_is_refused(header: object, message: str, tmp_path: Pat
     assert "bad.safetensors" in caught.value.message
 
 
-@pytest.mark.parametrize("data", [b"", b"abc", struct.pack("<Q", 2**62) + b"{}"])
+@pytest.mark.parametrize("data", [b"abc", b"\x01abcdefg", struct.pack("<Q", 2**62) + b"{}"])
 def test_no_safetensors_file(data: bytes, tmp_path: Path) -> None:
     path = tmp_path / "bad.safetensors"
     path.write_bytes(data)

@@ -113,6 +113,11 @@ seed_option = click.option(
     show_default=True,
     help="Seed for choosing windows and for sampling.",
 )
+pre_option = click.option(
+    "--pre",
+    metavar="NAME",
+    help="llama.cpp's name for the pre-tokenizer, where MODEL does not say it or it is not recognised.",
+)
 force_option = click.option("--force", is_flag=True, help="Replace an existing output.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
@@ -167,6 +172,7 @@ def main() -> None:
     help="Number of blocks at the top to keep.",
 )
 @text_options
+@pre_option
 @window_options
 @seed_option
 @click.option(
@@ -242,6 +248,7 @@ def prune(**options: Any) -> None:
     help="By the closed form alone, or distil as well.",
 )
 @text_options
+@pre_option
 @heal_options
 @distill_options
 @stored_type_option
@@ -305,7 +312,7 @@ def heal(**options: Any) -> None:
     metavar="FILE",
     help="llama.cpp's importance matrix, of MODEL or of the model that it was cut from.",
 )
-@click.option("--pre", help="llama.cpp's name for the pre-tokenizer, if tinysleb does not recognise it.")
+@pre_option
 @force_option
 @json_option
 def export(**options: Any) -> None:
@@ -322,6 +329,7 @@ def export(**options: Any) -> None:
 @main.command("eval")
 @click.argument("model", type=path_type)
 @text_options
+@pre_option
 @window_options
 @compute_options
 @click.option(

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gguf.constants import GGUFValueType
+
 from tinysleb.checkpoint.config import LARGEST_HEAD, ModelConfig, config_from_gguf
 from tinysleb.checkpoint.gguf_names import ROTARY_FACTORS, gguf_name, halved, huggingface_name, rotated_heads
-from tinysleb.checkpoint.gguf_vocabulary import GgufVocabulary, read_gguf_vocabulary
+from tinysleb.checkpoint.gguf_vocabulary import (
+    BYTE_LEVEL,
+    MODEL_KEY,
+    PRE_KEY,
+    GgufVocabulary,
+    read_gguf_vocabulary,
+)
 from tinysleb.checkpoint.weights import TensorInfo, check_complete
-from tinysleb.errors import TinyslebError
-from tinysleb.formats.gguf_file import GgufFile, GgufTensor, read_gguf
+from tinysleb.checkpoint.wrong_model import explained_truncation, refuse_wrong_gguf
+from tinysleb.errors import TinyslebError, shown
+from tinysleb.formats.gguf_file import GgufFile, GgufTensor, GgufValue, read_gguf
 from tinysleb.formats.json_objects import parse_json_object
 from tinysleb.formats.tensor_types import tensor_type
 
@@ -101,14 +110,20 @@ def half_rows(tensor: GgufTensor, start: int = 0, stop: int | None = None) -> Te
     return torch.from_numpy(tensor.read_bytes(start, stop)).view(getattr(torch, stored.torch))
 
 
-def open_gguf(path: Path) -> GgufWeights:
-    """Open a GGUF, reading only its header. Raises TinyslebError as `open_model` does."""
-    return gguf_weights(read_gguf(path))
+def open_gguf(path: Path, pre: str | None = None) -> GgufWeights:
+    """Open a GGUF, reading only its header. `pre` as in `with_pre`. Raises TinyslebError as `open_model`
+    does."""
+    try:
+        return gguf_weights(read_gguf(path), pre)
+    except TinyslebError as error:
+        raise explained_truncation(path, error) from error
 
 
-def gguf_weights(file: GgufFile) -> GgufWeights:
+def gguf_weights(file: GgufFile, pre: str | None = None) -> GgufWeights:
     """A GGUF whose header was read. Raises TinyslebError as `open_model` does."""
     path = file.path
+    refuse_wrong_gguf(file.values(), file.tensors, path)
+    file = file if pre is None else with_pre(file, pre)
     values = file.values()
     shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
     config = config_from_gguf(values, shapes, _rotary_factors(file), str(path))
@@ -119,6 +134,20 @@ def gguf_weights(file: GgufFile) -> GgufWeights:
     }
     check_complete(config, found, path)
     return GgufWeights(path, file, config)
+
+
+def with_pre(file: GgufFile, pre: str) -> GgufFile:
+    """The same GGUF, whose metadata say `pre` of how text is split before it is merged.
+
+    Raises TinyslebError if its vocabulary is not of a kind that is split so.
+    """
+    if (model := file.values().get(MODEL_KEY)) != BYTE_LEVEL:
+        raise TinyslebError(
+            f"{file.path}: `{MODEL_KEY}` is {shown(model)}, and only a vocabulary of {BYTE_LEVEL!r} is split "
+            "by a pre-tokenizer",
+            "leave --pre out",
+        )
+    return replace(file, metadata={**file.metadata, PRE_KEY: GgufValue(pre, GGUFValueType.STRING)})
 
 
 def _known_name(name: str, config: ModelConfig) -> str:

@@ -10,6 +10,9 @@ from tinysleb.checkpoint.settings import SettingsReader
 from tinysleb.errors import TinyslebError
 
 PREFIX = "tokenizer.ggml."
+MODEL_KEY, PRE_KEY = PREFIX + "model", PREFIX + "pre"
+BYTE_LEVEL = "gpt2"
+"""What a GGUF calls the vocabulary of a byte-level BPE."""
 LARGEST_TYPE = 6
 """Types are those of SentencePiece: `text/sentencepiece_model.py` names them."""
 

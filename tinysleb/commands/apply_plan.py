@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tinysleb.checkpoint.gguf_source import gguf_weights
 from tinysleb.checkpoint.weights import Checkpoint
 from tinysleb.commands.console import Console, print_json, print_line
 from tinysleb.commands.opening import opened
@@ -42,7 +41,7 @@ def apply_plan(options: PruneOptions, plan_path: Path) -> None:
         if options.unknown_arrays or str(file.values().get("general.architecture")) in COPIED_ONLY:
             _cut_unmodelled(file, options, plan_path, console)
             return
-    weights = opened(options.model, console) if file is None else gguf_weights(file)
+    weights = opened(options.model, console, options.pre, file)
     check_stored_type(weights, options.type_name)
     refuse_outputs(options.model, options.out, options.force, options.model, plan_path)
     plan = read_fitting_plan(plan_path, weights, options.force, console)

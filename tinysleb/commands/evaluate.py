@@ -11,7 +11,7 @@ import click
 from tinysleb.commands.computing import choose_compute
 from tinysleb.commands.console import Console, print_json, print_line
 from tinysleb.commands.opening import opened
-from tinysleb.commands.options import ComputeOptions, check_windows
+from tinysleb.commands.options import ComputeOptions, check_windows, refuse_unused
 from tinysleb.search.evaluate import evaluate as evaluate_windows
 from tinysleb.text.windows import WindowSource, read_windows
 
@@ -23,6 +23,7 @@ class EvalOptions(ComputeOptions):
     model: Path
     texts: tuple[Path, ...]
     token_file: Path | None
+    pre: str | None
     windows: int | None
     window_length: int
     as_json: bool
@@ -30,6 +31,8 @@ class EvalOptions(ComputeOptions):
     def __post_init__(self) -> None:
         """Raise a usage error if there is no text, or two kinds of it."""
         check_windows(self.given)
+        if self.token_file is not None:
+            refuse_unused(self.given, ("pre",), "With --tokens no text is read")
         if not self.texts and self.token_file is None:
             raise click.UsageError("Give a text with --text, or windows with --tokens.")
 
@@ -37,7 +40,7 @@ class EvalOptions(ComputeOptions):
 def evaluate(options: EvalOptions) -> None:
     """Print the perplexity on windows taken in order."""
     console = Console()
-    weights = opened(options.model, console)
+    weights = opened(options.model, console, options.pre)
     source = WindowSource(options.texts, options.token_file, options.windows, options.window_length)
     tokens = read_windows(weights, source, seed=None).tokens
     progress = partial(console.progress, f"evaluating {options.model}")

@@ -27,7 +27,7 @@ class HealOptions(HealingOptions):
 def heal(options: HealOptions) -> None:
     """Shorten a model by a plan, heal it, write it, and print what was written."""
     console = Console()
-    weights = opened(options.model, console)
+    weights = opened(options.model, console, options.pre)
     check_stored_type(weights, options.type_name)
     refuse_outputs(options.model, options.output, options.force, options.model, options.plan)
     plan = read_fitting_plan(options.plan, weights, options.force, console)

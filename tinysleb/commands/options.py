@@ -41,6 +41,7 @@ class HealingOptions(ComputeOptions):
     force: bool
     texts: tuple[Path, ...]
     token_file: Path | None
+    pre: str | None
     seed: int
     heal_tokens: int
     self_text: int | None

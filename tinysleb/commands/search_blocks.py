@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from tinysleb.checkpoint.config import block_parameter_count, parameter_count
-from tinysleb.checkpoint.open_model import open_model
 from tinysleb.checkpoint.weights import Checkpoint, total_bytes
 from tinysleb.commands.computing import choose_compute
 from tinysleb.commands.console import Console
 from tinysleb.commands.healing import heal_with, prepare_unless, unfinished_distillation
-from tinysleb.commands.opening import tell_remarks
+from tinysleb.commands.opening import open_as_given, tell_remarks
 from tinysleb.commands.options import refuse_unused
 from tinysleb.commands.prune_options import PruneOptions
 from tinysleb.commands.shortened import finish, print_shortened, refuse_outputs
@@ -31,7 +30,7 @@ RACING, SAMPLING, HEALING, DISTILLING = 0.35, 2.0, 1.0, 7.0
 
 def search_blocks(options: PruneOptions) -> None:
     """Search, in all processes that torchrun started; heal, write and print, in the first."""
-    weights = open_model(options.model)
+    weights = open_as_given(options.model, options.pre)
     if own_format(weights) != GGUF:
         refuse_unused(options.given, ("unknown_arrays",), "MODEL is not a GGUF")
     check_stored_type(weights, options.type_name)

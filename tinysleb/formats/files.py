@@ -16,6 +16,7 @@ from typing import Any
 from tinysleb.errors import TinyslebError
 from tinysleb.formats.json_objects import parse_json_object
 from tinysleb.formats.model_files import foreign_file
+from tinysleb.formats.wrong_file import wrong_file
 
 LARGEST_JSON_BYTES = 256 * 1024 * 1024
 LONGEST_NAME_BYTES = 200
@@ -31,7 +32,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise TinyslebError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
-        raise TinyslebError(f"{path} is not valid JSON: {error}") from error
+        raise wrong_file(path) or TinyslebError(f"{path} is not valid JSON: {error}") from error
 
 
 def valid_text(name: str) -> str:

@@ -22,6 +22,8 @@ from gguf.quants import dequantize
 
 from tinysleb.errors import TinyslebError
 from tinysleb.formats.input_file import InputFile, input_file
+from tinysleb.formats.tensor_types import unknown_type
+from tinysleb.formats.wrong_file import wrong_file
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 Floats = np.ndarray[Any, np.dtype[np.float32]]
@@ -158,7 +160,7 @@ def read_gguf(path: Path) -> GgufFile:
     if count <= 1:  # 0 in a file whose parts were merged
         return first
     if values.get("split.no") != 0:
-        raise TinyslebError(f"{path} is one of {count} parts of a split GGUF", "give the first part")
+        raise _later_part(path, count)
     parts = [first, *(_read_one(part) for part in _following_parts(path, count))]
     for number, part in enumerate(parts):
         found = [part.values().get(f"split.{key}") for key in ("no", "count")]
@@ -176,6 +178,12 @@ def read_gguf(path: Path) -> GgufFile:
         )
     metadata = {key: item for key, item in first.metadata.items() if not key.startswith("split.")}
     return GgufFile(path, metadata, tensors, first.alignment)
+
+
+def _later_part(path: Path, count: int) -> TinyslebError:
+    match = re.fullmatch(r"(.*)-\d{5}-of-(\d{5}\.gguf)", path.name)
+    first = f": {path.with_name(f'{match[1]}-00001-of-{match[2]}')}" if match else ""
+    return TinyslebError(f"{path} is one of {count} parts of a split GGUF", f"give the first part{first}")
 
 
 def _following_parts(path: Path, count: int) -> list[Path]:
@@ -210,9 +218,9 @@ class _Cursor:
 
     def bytes(self, count: int, what: str) -> bytes:
         if count > self.size - self.position:
-            raise TinyslebError(
-                f"{self.path} is truncated or damaged: {what} at byte {self.position} "
-                f"needs {count} bytes, the file has {self.size - self.position} left"
+            left = self.size - self.position
+            raise self.damaged(
+                f"{what} at byte {self.position} needs {count} bytes, the file has {left} left"
             )
         self.position += count
         data = self.file.read(count)
@@ -227,8 +235,11 @@ class _Cursor:
         """A number of items that must at least fit into the rest of the file."""
         number: int = self.scalar("Q", what)
         if number * smallest_item > self.size - self.position:
-            raise TinyslebError(f"{self.path} is truncated or damaged: {what} is {number}")
+            raise self.damaged(f"{what} is {number}")
         return number
+
+    def damaged(self, what: str) -> TinyslebError:
+        return TinyslebError(f"{self.path} is truncated or damaged: {what}", "fetch the file again")
 
     def strings(self, count: int, what: str) -> list[str]:
         """`string`, many times: a vocabulary has hundreds of thousands, so they are read without detours."""
@@ -259,7 +270,8 @@ class _Cursor:
 def _parse(cursor: _Cursor, file: InputFile) -> GgufFile:
     path = file.path
     if cursor.bytes(min(4, cursor.size), "the magic number") != b"GGUF":
-        raise TinyslebError(f"{path} is not a GGUF file: it does not begin with 'GGUF'")
+        not_gguf = TinyslebError(f"{path} is not a GGUF file: it does not begin with 'GGUF'")
+        raise wrong_file(path) or not_gguf
     version = cursor.scalar("I", "the version")
     if version not in VERSIONS:
         swapped = struct.unpack(">I", struct.pack("<I", version))[0]
@@ -330,7 +342,7 @@ def _parse_tensor_info(
         type_ = GGMLQuantizationType(number)
         items, _ = GGML_QUANT_SIZES[type_]
     except (ValueError, KeyError) as error:
-        raise TinyslebError(f"{cursor.path}: tensor {name!r} has the unknown type {number}") from error
+        raise unknown_type(f"{cursor.path}: tensor {name!r}", number) from error
     if 0 in shape:
         raise TinyslebError(f"{cursor.path}: tensor {name!r} has the empty shape {shape}")
     if shape[-1] % items:

@@ -23,6 +23,7 @@ from tinysleb.errors import TinyslebError
 from tinysleb.formats.input_file import InputFile, input_file
 from tinysleb.formats.json_objects import parse_json_object
 from tinysleb.formats.tensor_types import TENSOR_TYPES, tensor_type
+from tinysleb.formats.wrong_file import wrong_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,17 +51,13 @@ class SafetensorsEntry:
 
 
 def read_safetensors_header(path: Path) -> dict[str, SafetensorsEntry]:
-    """All tensors of a file by name. Raises TinyslebError naming what is wrong with the header."""
+    """All tensors of a file by name. Raises TinyslebError naming what is wrong with the header, or what the
+    file is instead."""
     try:
-        with path.open("rb") as file:
-            found = input_file(path, file.fileno())
-            header_bytes = _header_bytes(file.read(8), found.size, path)
-            text = file.read(header_bytes)
-    except OSError as error:
-        raise TinyslebError(f"cannot read {path}: {error.strerror}") from error
-    header = _parse_header(text, path)
+        header, start, found = _read_header(path)
+    except TinyslebError as error:
+        raise wrong_file(path) or error from error
     header.pop("__metadata__", None)
-    start = 8 + header_bytes
     entries = {name: _entry(name, value, start, found) for name, value in header.items()}
     _check_layout(entries, start, found.size, path)
     return entries
@@ -129,6 +126,18 @@ def as_bytes(tensor: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return tensor.contiguous().flatten().view(torch.uint8).numpy()
 
 
+def _read_header(path: Path) -> tuple[dict[str, Any], int, InputFile]:
+    """The header, where the data begin, and the file."""
+    try:
+        with path.open("rb") as file:
+            found = input_file(path, file.fileno())
+            header_bytes = _header_bytes(file.read(8), found.size, path)
+            text = file.read(header_bytes)
+    except OSError as error:
+        raise TinyslebError(f"cannot read {path}: {error.strerror}") from error
+    return _parse_header(text, path), 8 + header_bytes, found
+
+
 def _header_bytes(prefix: bytes, size: int, path: Path) -> int:
     if len(prefix) < 8:
         raise TinyslebError(f"{path} is not a safetensors file: it has only {size} bytes")
@@ -136,7 +145,8 @@ def _header_bytes(prefix: bytes, size: int, path: Path) -> int:
     if length > min(size - 8, LARGEST_HEADER_BYTES):
         raise TinyslebError(
             f"{path} is not a safetensors file, or is truncated: "
-            f"its header should take {length} bytes, the file has {size}"
+            f"its header should take {length} bytes, the file has {size}",
+            "fetch the file again",
         )
     return length
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tinysleb.errors import TinyslebError
+
 
 @dataclass(frozen=True)
 class TensorType:
@@ -115,6 +117,13 @@ RECORDS = (
 )  # fmt: skip
 TENSOR_TYPES = {record.name: record for record in RECORDS}
 FILE_TYPES = [FileType(name, record) for record in RECORDS for name in record.file_types]
+REMOVED_TYPES = {
+    4: ("Q4_2", "Q4_0"), 5: ("Q4_3", "Q4_1"),
+    31: ("Q4_0_4_4", "Q4_0"), 32: ("Q4_0_4_8", "Q4_0"), 33: ("Q4_0_8_8", "Q4_0"),
+    36: ("IQ4_NL_4_4", "IQ4_NL"), 37: ("IQ4_NL_4_8", "IQ4_NL"), 38: ("IQ4_NL_8_8", "IQ4_NL"),
+}  # fmt: skip
+"""Types of a GGUF that llama.cpp removed, by number, each with the plain type that took its place
+(`enum ggml_type` in `ggml/include/ggml.h`): it now reorders the rows of these when it loads them."""
 WRITABLE = {each.option: each for each in FILE_TYPES}
 """The types of GGUF that we write, by what users call them."""
 
@@ -122,3 +131,17 @@ WRITABLE = {each.option: each for each in FILE_TYPES}
 def tensor_type(name: str) -> TensorType:
     """The record of a type; of one that nothing is known about, a record that says so."""
     return TENSOR_TYPES.get(name) or TensorType(name)
+
+
+def unknown_type(tensor: str, number: int) -> TinyslebError:
+    """The error for a tensor of a GGUF, named with its file, that has a type which is not known."""
+    if number in REMOVED_TYPES:
+        removed, plain = REMOVED_TYPES[number]
+        return TinyslebError(
+            f"{tensor} has the type {removed}, which llama.cpp removed",
+            f"take a GGUF of the model in {plain}, or make one with llama-quantize",
+        )
+    return TinyslebError(
+        f"{tensor} has the unknown type {number}",
+        "if it comes from a fork of llama.cpp, or a newer one, take a GGUF of the model in another type",
+    )

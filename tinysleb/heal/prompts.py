@@ -50,12 +50,18 @@ def self_prompts(weights: Checkpoint, seed: int, say: Callable[[str], None]) -> 
     `say` is told if the chat template cannot be used; then all begin with nothing. Raises TinyslebError if
     there is no tokenizer, or no token that a text begins with.
     """
-    tokenizer = open_tokenizer(weights)
-    start = _start(tokenizer)
-    forms = _chat_forms(weights, tokenizer, say)
+    tokenizer, rows = open_tokenizer(weights), weights.config.vocab_size
+    start = _start(tokenizer, rows)
+    forms = _with_rows(_chat_forms(weights, tokenizer, say), tokenizer, rows, say)
     if not forms:
         return repeat(start)
-    return _mixed(start, forms, tokenizer.encode, random.Random(f"prompts of seed {seed}"))
+    prompts = _mixed(start, forms, tokenizer.encode, random.Random(f"prompts of seed {seed}"))
+    return (prompt if max(prompt) < rows else start for prompt in prompts)
+
+
+def check_prompts(weights: Checkpoint) -> None:
+    """Raise TinyslebError if the model has no token that a sampled text can begin with."""
+    _start(open_tokenizer(weights), weights.config.vocab_size)
 
 
 def chat_forms(template: str, special_tokens: Mapping[str, str]) -> list[ChatForm]:
@@ -110,6 +116,23 @@ def _chat_forms(weights: Checkpoint, tokenizer: Tokenizer, say: Callable[[str], 
     return [ChatForm(form.roles, (form.pieces[0].removeprefix(bos), *form.pieces[1:])) for form in forms]
 
 
+def _with_rows(
+    forms: Sequence[ChatForm], tokenizer: Tokenizer, rows: int, say: Callable[[str], None]
+) -> list[ChatForm]:
+    """The forms of chat whose tokens the model has rows for. `say` is told of those that are left out."""
+    largest = {form: max(tokenizer.encode("".join(form.pieces)), default=0) for form in forms}
+    kept = [form for form in forms if largest[form] < rows]
+    if forms and forms[0] not in kept:
+        kept = []  # which the others are mixed with
+    if lost := [largest[form] for form in forms if form not in kept and largest[form] >= rows]:
+        what = "no chats are" if not kept else "some forms of chat are not"
+        say(
+            f"{what} sampled from the model: its chat template uses token {max(lost)}, "
+            f"and its vocabulary has {rows} rows"
+        )
+    return kept
+
+
 def _pieces(text: str, marks: Sequence[str]) -> tuple[str, ...]:
     """What lies around the marks, if each of them is there once, in order; else nothing."""
     pieces = re.split("|".join(map(re.escape, marks)), text)
@@ -137,12 +160,16 @@ def _endless(items: Sequence[Item], generator: random.Random) -> Iterator[Item]:
         yield from generator.sample(items, len(items))
 
 
-def _start(tokenizer: Tokenizer) -> list[int]:
-    """The token between texts, or the one that a text begins with."""
+def _start(tokenizer: Tokenizer, rows: int) -> list[int]:
+    """The token between texts, or the one that a text begins with, if the model has rows for it."""
     between = tokenizer.encode(END_OF_TEXT)
     first = tokenizer.encode("")
-    if len(between) == len(first) + 1:
+    if len(between) == len(first) + 1 and between[-1] < rows:
         return between[-1:]
-    if not first:
-        raise TinyslebError("the tokenizer has no token that a text begins with")
+    if not first or max(first) >= rows:
+        problem = f"is {max(first)}, and the model has {rows} rows" if first else "is not there"
+        raise TinyslebError(
+            f"the token that a text begins with {problem}, so that no text can be sampled",
+            "heal on text alone: --self-text 0",
+        )
     return first

@@ -24,6 +24,7 @@ from tinysleb.heal.course import Limits
 from tinysleb.heal.distill import plan_distilling_memory
 from tinysleb.heal.healed_weights import Healed, HealedTensors
 from tinysleb.heal.lessons import Lessons
+from tinysleb.heal.prompts import check_prompts
 from tinysleb.heal.repair import Distilling, Repair
 from tinysleb.heal.rounding_walk import Wanted, plan_rounding_memory
 from tinysleb.heal.text import (
@@ -137,6 +138,8 @@ def prepare_healing(
             f"healing needs two windows of {length} tokens, and is to use {text.tokens} tokens",
             "raise --heal-tokens",
         )
+    if not sources:
+        check_prompts(weights)
     return PreparedHealing(text, sources, distilling, types=types)
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tinysleb.errors import TinyslebError
+
 
 @dataclass(frozen=True)
 class PreTokenizer:
@@ -57,3 +59,9 @@ PRE_TOKENIZERS = {
     "gpt-4o": PreTokenizer((_GPT4O,)),
     "tekken": PreTokenizer((_TEKKEN,), ignore_merges=True, add_bos=True),
 }
+
+
+def check_pre_tokenizer(name: str) -> None:
+    """Raise TinyslebError for a name that is not known here."""
+    if name not in PRE_TOKENIZERS:
+        raise TinyslebError(f"the pre-tokenizer {name!r} is not known", f"known: {', '.join(PRE_TOKENIZERS)}")

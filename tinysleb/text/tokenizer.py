@@ -16,20 +16,30 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from sentencepiece import SentencePieceProcessor
 
-from tinysleb.checkpoint.gguf_vocabulary import GgufVocabulary
-from tinysleb.checkpoint.tokenizer_folder import TokenizerFolder
+from tinysleb.checkpoint.gguf_vocabulary import BYTE_LEVEL, PRE_KEY, PREFIX, GgufVocabulary
+from tinysleb.checkpoint.tokenizer_folder import (
+    JSON_NAME,
+    MERGES_NAME,
+    SENTENCEPIECE_NAME,
+    VOCABULARY_NAME,
+    AddedToken,
+    TokenizerFolder,
+)
 from tinysleb.checkpoint.weights import Checkpoint
 from tinysleb.errors import TinyslebError, pip_install, shown
+from tinysleb.formats.wrong_file import wrong_file
 from tinysleb.text.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
 from tinysleb.text.sentencepiece_model import (
     BPE,
     CONTROL,
+    NORMAL,
     UNKNOWN,
     USER_DEFINED,
     model_kind,
     model_pieces,
     sentencepiece_bpe_model,
 )
+from tinysleb.text.vocab_and_merges import around, family_of, read_vocabulary, tokens_to_add
 
 if TYPE_CHECKING:
     import tokenizers
@@ -46,7 +56,7 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class SentencePieceTokenizer:
-    """A SentencePiece model; `bos` is put in front unless it is None.
+    """A SentencePiece model; `bos` is put in front and `eos` behind unless they are None.
 
     `specials` are tokens taken whole where their text occurs; what lies between them is encoded piece by
     piece, each with the model's own space in front. So does llama.cpp; Hugging Face differs from both where
@@ -56,6 +66,7 @@ class SentencePieceTokenizer:
     processor: SentencePieceProcessor
     bos: int | None
     specials: Mapping[str, int] = field(default_factory=dict)
+    eos: int | None = None
 
     def encode(self, text: str) -> list[int]:
         """As in `Tokenizer`."""
@@ -65,7 +76,7 @@ class SentencePieceTokenizer:
             tokens += self._encode_plain(text[done:begin])
             tokens.append(self.specials[text[begin:end]])
             done = end
-        return tokens + self._encode_plain(text[done:])
+        return tokens + self._encode_plain(text[done:]) + ([] if self.eos is None else [self.eos])
 
     def _encode_plain(self, text: str) -> list[int]:
         return list(self.processor.encode(text)) if text else []
@@ -100,15 +111,16 @@ class SentencePieceTokenizer:
 
 @dataclass(frozen=True)
 class ByteLevelTokenizer:
-    """A tokenizer of the `tokenizers` package; `bos` None leaves special tokens to the package."""
+    """A tokenizer of the `tokenizers` package; `bos` and `eos` None leave special tokens to the package."""
 
     tokenizer: tokenizers.Tokenizer
     bos: int | None = None
+    eos: int | None = None
 
     def encode(self, text: str) -> list[int]:
         """As in `Tokenizer`."""
-        prefix = [] if self.bos is None else [self.bos]
-        return prefix + list(self.tokenizer.encode(text).ids)
+        before, behind = ([] if token is None else [token] for token in (self.bos, self.eos))
+        return before + list(self.tokenizer.encode(text).ids) + behind
 
 
 def open_tokenizer(model: Checkpoint) -> Tokenizer:
@@ -153,8 +165,11 @@ def load_tokenizer_json(path: Path) -> tokenizers.Tokenizer:
     Raises TinyslebError if it is not one, or the package that reads it is not installed.
     """
     package = import_tokenizers(str(path))
-    with _package_errors(f"{path} is not a tokenizer file"):
-        tokenizer: tokenizers.Tokenizer = package.Tokenizer.from_buffer(path.read_bytes())
+    try:
+        with _package_errors(f"{path} is not a tokenizer file"):
+            tokenizer: tokenizers.Tokenizer = package.Tokenizer.from_buffer(path.read_bytes())
+    except TinyslebError as error:
+        raise wrong_file(path) or error from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
@@ -165,25 +180,66 @@ def load_sentencepiece(path: Path) -> SentencePieceProcessor:
     try:
         return SentencePieceProcessor(model_proto=path.read_bytes())
     except (OSError, RuntimeError) as error:
-        raise TinyslebError(f"{path} is not a SentencePiece model: {error}") from error
+        not_one = TinyslebError(f"{path} is not a SentencePiece model: {error}")
+        raise wrong_file(path) or not_one from error
 
 
 def _from_folder(source: TokenizerFolder) -> Tokenizer:
-    path = source.path / "tokenizer.model"
-    if path.is_file():
-        processor = load_sentencepiece(path)
-        if source.add_prefix_space is False:
-            processor = _without_prefix(processor, path)
-        bos = processor.bos_id() if source.add_bos and processor.bos_id() >= 0 else None
-        added = {**source.added, **{token.text: index for index, token in source.decoder.items()}}
-        return SentencePieceTokenizer(processor, bos, _specials(processor) | added)
-    path = source.path / "tokenizer.json"
-    if path.is_file():
-        return ByteLevelTokenizer(load_tokenizer_json(path))
+    if source.sentencepiece is not None:
+        return _sentencepiece_from_folder(source, source.sentencepiece)
+    if (source.path / JSON_NAME).is_file():
+        return ByteLevelTokenizer(load_tokenizer_json(source.path / JSON_NAME))
+    if all((source.path / name).is_file() for name in (VOCABULARY_NAME, MERGES_NAME)):
+        return _from_vocabulary_and_merges(source)
+    if (source.path / SENTENCEPIECE_NAME).is_file():
+        raise TinyslebError(
+            f"{source.path / SENTENCEPIECE_NAME} is a vocabulary of tiktoken, as Meta publishes it",
+            f"put the model's {JSON_NAME} beside it, {TOKENS_HINT}",
+        )
     raise TinyslebError(
         f"there is no tokenizer.model and no tokenizer.json in {source.path}",
         f"put the model's tokenizer files there, {TOKENS_HINT}",
     )
+
+
+def _sentencepiece_from_folder(source: TokenizerFolder, path: Path) -> Tokenizer:
+    processor = load_sentencepiece(path)
+    bos, eos = (index if index >= 0 else None for index in (processor.bos_id(), processor.eos_id()))
+    if source.add_prefix_space is False:
+        processor = _without_prefix(processor, path)
+    added = {**source.added, **{token.text: index for index, token in source.decoder.items()}}
+    return SentencePieceTokenizer(
+        processor,
+        None if source.add_bos is False else bos,
+        _specials(processor) | added,
+        eos if source.add_eos else None,
+    )
+
+
+def _from_vocabulary_and_merges(source: TokenizerFolder) -> Tokenizer:
+    """GPT-2's way, before there was a `tokenizer.json`."""
+    family, where = family_of(source), f"{source.path / VOCABULARY_NAME} and {MERGES_NAME}"
+    package = import_tokenizers(where)
+    with _package_errors(f"{where} are not a vocabulary and its merges"):
+        bpe = package.models.BPE(*read_vocabulary(package, source.path))
+    tokenizer, steps = _byte_level(package, bpe, family.rules), package.pre_tokenizers
+    if source.add_prefix_space:
+        to_bytes = steps.ByteLevel(add_prefix_space=True, use_regex=family.prefix_first)
+        splits = [] if family.prefix_first else _splits(package, family.rules)
+        tokenizer.pre_tokenizer = steps.Sequence([*splits, to_bytes])
+    for token in tokens_to_add(source, family):
+        tokenizer.add_tokens([_packaged(package, token)])
+    before, behind = around(source, family, tokenizer.get_vocab())
+    return ByteLevelTokenizer(tokenizer, before, behind)
+
+
+def _packaged(package: Any, token: AddedToken) -> Any:
+    """A token as the package has it; whether it is special changes how it is found in a normalised text."""
+    special = bool(token.special)
+    return package.AddedToken(
+        token.text, lstrip=token.lstrip, rstrip=token.rstrip, single_word=token.single_word, special=special,
+        normalized=not special if token.normalized is None else token.normalized,
+    )  # fmt: skip
 
 
 def _without_prefix(processor: SentencePieceProcessor, path: Path) -> SentencePieceProcessor:
@@ -207,7 +263,7 @@ def tokenizer_from_gguf(vocabulary: GgufVocabulary) -> Tokenizer:
         raise TinyslebError(f"{vocabulary.where} holds no tokenizer", f"take a complete GGUF, {TOKENS_HINT}")
     if vocabulary.model == "llama":
         return _sentencepiece_from_gguf(vocabulary)
-    if vocabulary.model == "gpt2":
+    if vocabulary.model == BYTE_LEVEL:
         return _byte_level_from_gguf(vocabulary)
     raise TinyslebError(
         f"{vocabulary.where}: `tokenizer.ggml.model` is {shown(vocabulary.model)}; "
@@ -241,33 +297,55 @@ def _sentencepiece_from_gguf(vocabulary: GgufVocabulary) -> Tokenizer:
 
 def _byte_level_from_gguf(vocabulary: GgufVocabulary) -> Tokenizer:
     where, tokens = vocabulary.where, vocabulary.tokens
-    package = import_tokenizers(where)
-    rules = PRE_TOKENIZERS.get(vocabulary.pre)
-    if rules is None:
+    rules = _rules(vocabulary)
+    if not vocabulary.merges and any(
+        len(token) > 1 and type_ == NORMAL for token, type_ in zip(tokens, vocabulary.types, strict=True)
+    ):
         raise TinyslebError(
-            f"{where}: `tokenizer.ggml.pre` is {shown(vocabulary.pre)}, a way of splitting text that is not "
-            "known here",
-            f"known: {', '.join(PRE_TOKENIZERS)}; {TOKENS_HINT}",
+            f"{where}: its tokens are of a byte-level BPE, but it has no `{PREFIX}merges`: every character "
+            "would be a token of its own",
+            f"take a GGUF that llama.cpp loads, or convert the model again, {TOKENS_HINT}",
         )
+    package = import_tokenizers(where)
     merges = [tuple(pair.split(" ", 1)) for pair in vocabulary.merges]
     indices = {token: index for index, token in enumerate(tokens)}
     with _package_errors(f"{where}: its vocabulary and merges do not match"):
         bpe = package.models.BPE(indices, merges, ignore_merges=rules.ignore_merges)
-    tokenizer = package.Tokenizer(bpe)
-    tokenizer.pre_tokenizer = _pre_tokenizer(package, rules)
-    tokenizer.decoder = package.decoders.ByteLevel()
-    if rules.normal_form:
-        tokenizer.normalizer = getattr(package.normalizers, rules.normal_form)()
+    tokenizer = _byte_level(package, bpe, rules)
     for kind, add in ((CONTROL, "add_special_tokens"), (USER_DEFINED, "add_tokens")):
         named = [token for token, type_ in zip(tokens, vocabulary.types, strict=True) if type_ == kind]
         getattr(tokenizer, add)([package.AddedToken(t, normalized=False) for t in named])
     return ByteLevelTokenizer(tokenizer, _bos(vocabulary, default=rules.add_bos))
 
 
-def _pre_tokenizer(package: Any, rules: PreTokenizer) -> Any:
+def _rules(vocabulary: GgufVocabulary) -> PreTokenizer:
+    """How the text is split before it is merged. Raises TinyslebError if that is not known."""
+    if vocabulary.pre in PRE_TOKENIZERS:
+        return PRE_TOKENIZERS[vocabulary.pre]
+    says = f"`{PRE_KEY}` is {shown(vocabulary.pre)}, a way of splitting text that is not known here"
+    if not vocabulary.pre:
+        says = f"it has no `{PRE_KEY}`, so that it is not known how text is split"
+    raise TinyslebError(
+        f"{vocabulary.where}: {says}",
+        f"if you know it, name it with --pre; known: {', '.join(PRE_TOKENIZERS)}; {TOKENS_HINT}",
+    )
+
+
+def _byte_level(package: Any, bpe: Any, rules: PreTokenizer) -> Any:
+    """A tokenizer without added tokens."""
     steps = package.pre_tokenizers
-    splits = [steps.Split(package.Regex(pattern), "isolated") for pattern in rules.patterns]
-    return steps.Sequence([*splits, steps.ByteLevel(add_prefix_space=False, use_regex=False)])
+    to_bytes = steps.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer = package.Tokenizer(bpe)
+    tokenizer.pre_tokenizer = steps.Sequence([*_splits(package, rules), to_bytes])
+    tokenizer.decoder = package.decoders.ByteLevel()
+    if rules.normal_form:
+        tokenizer.normalizer = getattr(package.normalizers, rules.normal_form)()
+    return tokenizer
+
+
+def _splits(package: Any, rules: PreTokenizer) -> list[Any]:
+    split = package.pre_tokenizers.Split
+    return [split(package.Regex(pattern), "isolated") for pattern in rules.patterns]
 
 
 def _bos(vocabulary: GgufVocabulary, default: bool) -> int | None:
