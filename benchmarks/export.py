@@ -36,9 +36,8 @@ from tinysleb.checkpoint.gguf_names import huggingface_name, interleaved, rotate
 from tinysleb.checkpoint.open_model import open_model
 from tinysleb.checkpoint.weights import Shortened
 from tinysleb.export.gguf_copy import copy_gguf, shortened_gguf
-from tinysleb.export.gguf_model import write_gguf
-from tinysleb.export.gguf_writer import write_gguf_file
-from tinysleb.export.writers import write
+from tinysleb.export.gguf_writer import write_container
+from tinysleb.export.writers import GGUF, write
 from tinysleb.formats.gguf_file import GgufValue, read_gguf
 from tinysleb.formats.safetensors_file import write_safetensors
 from tinysleb.formats.units import format_bytes
@@ -145,6 +144,10 @@ def cut(model: Path, what: str) -> None:
     like.unlink()
 
 
+ASKED = ("block_count", "context_length", "embedding_length")
+"""The least that llama.cpp asks of a header."""
+
+
 def write_large(model: Path) -> Path:
     """Random blocks of float16 with the metadata of `model`, whose sizes need not be right for a copy."""
     source = read_gguf(model)
@@ -157,14 +160,14 @@ def write_large(model: Path) -> Path:
     architecture = GgufValue("arcee", GGUFValueType.STRING)  # copied without asking for its tensors
     metadata = dict(source.metadata) | {
         "general.architecture": architecture,
-        "arcee.block_count": source.metadata["llama.block_count"],
+        **{f"arcee.{key}": source.metadata[f"llama.{key}"] for key in ASKED},
     }
 
-    def write(name: str, file: object) -> None:
+    def write_tensor(name: str, file: object) -> None:
         data = noise if name.startswith("blk") else source.read_bytes(name)
         file.write(data.data.cast("B"))  # type: ignore[attr-defined]
 
-    write_gguf_file(Path("large.gguf"), metadata, tensors, 32, write)
+    write_container(Path("large.gguf"), metadata, tensors, 32, write_tensor)
     return Path("large.gguf")
 
 
@@ -239,7 +242,7 @@ def quantised(type_name: str) -> None:
 
     def in_process() -> tuple[float, int]:
         begin = time.perf_counter()
-        write_gguf(weights, Path("folder"), out, type_name)
+        write(weights, out, output_format=GGUF, type_name=type_name, force=True)
         return time.perf_counter() - begin, 0
 
     def by_package() -> tuple[float, int]:

@@ -6,8 +6,10 @@ went in.
 
 from __future__ import annotations
 
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -24,11 +26,16 @@ Fields = dict[str, yaml.Node]
 
 
 def read_card(path: Path) -> str:
-    """A card's text, in UTF-8 or else in Windows-1252. Raises TinyslebError if it cannot be read."""
+    """A card's text, in UTF-8, or in UTF-16 with its mark, or else in Windows-1252.
+
+    Raises TinyslebError if it cannot be read.
+    """
     try:
         data = path.read_bytes()
     except OSError as error:
         raise TinyslebError(f"cannot read {path}: {error.strerror}") from error
+    if data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+        return data.decode("utf-16", errors="replace")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -44,16 +51,22 @@ def split_card(card: str) -> tuple[Fields, str]:
         return {}, card
 
 
-def check_card(path: Path) -> None:
-    """Raise TinyslebError if there is a card whose front matter no program should be given."""
-    if not path.is_file():
-        return
-    try:
-        _fields(_split(read_card(path))[0])
-    except ValueError as error:
-        raise TinyslebError(
-            f"{path}: its front matter cannot be read: {str(error).splitlines()[0]}", "repair or delete it"
-        ) from error
+def card_values(card: str) -> dict[str, Any]:
+    """The front matter of a card as lists, objects and texts: `no`, `1.0` and dates as they are written.
+
+    What is null is left out. Raises ValueError, saying why, for one that cannot be read.
+    """
+    values = {key: _plain(node) for key, node in _fields(_split(card)[0]).items()}
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _plain(node: yaml.Node) -> Any:
+    if isinstance(node, yaml.SequenceNode):
+        return [value for value in map(_plain, node.value) if value is not None]
+    if isinstance(node, yaml.MappingNode):
+        values = {str(key.value): _plain(value) for key, value in node.value}
+        return {key: value for key, value in values.items() if value is not None}
+    return None if node.tag == "tag:yaml.org,2002:null" else node.value
 
 
 def write_card(fields: Mapping[str, yaml.Node], text: str) -> str:

@@ -18,6 +18,8 @@ from tinysleb.checkpoint.config import ModelConfig, check_rotation_pattern
 from tinysleb.checkpoint.gguf_names import gguf_name, interleaved, rotated_heads
 from tinysleb.checkpoint.gguf_source import GgufWeights, plan_in_gguf
 from tinysleb.errors import TinyslebError
+from tinysleb.export.gguf_check import TensorTypes, check_loadable
+from tinysleb.export.gguf_keys import mended_metadata
 from tinysleb.export.gguf_writer import tinysleb_metadata, write_all, write_gguf_file
 from tinysleb.export.job import Job, Written, compact_json, plan_beside, stored_plan
 from tinysleb.formats.files import write_json
@@ -51,12 +53,23 @@ COPIED_ONLY = frozenset(
 
 def write_job(job: Job[GgufWeights]) -> Written:
     """As `tinysleb.export.writers.write`. The tensors stay as they are stored."""
-    metadata = copy_gguf(job_source(job), job.out, compact_json(job.plan), job.kept)
-    return Written(metadata, _notes(job.source.file))
+    source, notes = job_source(job)
+    metadata = copy_gguf(source, job.out, compact_json(job.plan), job.kept)
+    return Written(metadata, (*notes, *_notes(job.source.file)))
 
 
-def job_source(job: Job[GgufWeights]) -> GgufFile:
-    """What is to be written: the blocks that are kept, and the tensors that were replaced.
+def check_job(job: Job[GgufWeights]) -> None:
+    """As `tinysleb.export.writers.check_writable`."""
+    source, _ = job_source(job)
+    check_loadable(source.metadata, _types(source), job.source.path)
+
+
+def _types(source: GgufFile) -> TensorTypes:
+    return {name: (tensor.shape, tensor.type) for name, tensor in source.tensors.items()}
+
+
+def job_source(job: Job[GgufWeights]) -> tuple[GgufFile, tuple[str, ...]]:
+    """What is to be written: the blocks that are kept, and the tensors that were replaced; and notes.
 
     Raises TinyslebError for what cannot be done with a GGUF.
     """
@@ -65,7 +78,10 @@ def job_source(job: Job[GgufWeights]) -> GgufFile:
         raise TinyslebError(f"{path} is a GGUF already, and has its pre-tokenizer", "leave --pre out")
     check_rotation_pattern(job.model.config, path)
     shorter = shortened_gguf(job.source.file, job.kept, job.unknown_arrays)
-    return with_tensors(shorter, job.replaced, job.model.config) if job.replaced else shorter
+    if job.replaced:
+        shorter = with_tensors(shorter, job.replaced, job.model.config)
+    metadata, notes = mended_metadata(shorter.metadata)
+    return replace(shorter, metadata=metadata), notes
 
 
 def write_unmodelled(file: GgufFile, out: Path, plan: Plan, unknown_arrays: str | None = None) -> Written:
@@ -82,11 +98,11 @@ def write_unmodelled(file: GgufFile, out: Path, plan: Plan, unknown_arrays: str 
     if plan.blocks != blocks:
         raise TinyslebError(f"the plan is for a model of {plan.blocks} blocks, {file.path} has {blocks}")
     values = stored_plan(plan, plan_in_gguf(file))
-    metadata = copy_gguf(
-        shortened_gguf(file, plan.kept, unknown_arrays), out, compact_json(values), plan.kept
-    )
+    shorter = shortened_gguf(file, plan.kept, unknown_arrays)
+    mended, notes = mended_metadata(shorter.metadata)
+    metadata = copy_gguf(replace(shorter, metadata=mended), out, compact_json(values), plan.kept)
     write_json(plan_beside(out), values)
-    return Written(metadata, _notes(file))
+    return Written(metadata, (*notes, *_notes(file)))
 
 
 def _notes(source: GgufFile) -> tuple[str, ...]:
@@ -146,9 +162,8 @@ def copy_gguf(
             tensor = tensors[name]
             _copy_bytes(files[tensor.file], target, tensor, original_name(name, kept))
 
-        types = {name: (tensor.shape, tensor.type) for name, tensor in tensors.items()}
         metadata = {**source.metadata, **tinysleb_metadata(plan_text)}
-        write_gguf_file(out, metadata, types, source.alignment, copy)
+        write_gguf_file(out, metadata, _types(source), source.alignment, copy)
     return metadata
 
 

@@ -6,7 +6,7 @@ The general part comes from the gguf package itself. Same keys, same order, same
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,7 @@ from tinysleb.checkpoint.architectures import GGUF_GRAPHS
 from tinysleb.checkpoint.config import ModelConfig, parameter_count
 from tinysleb.checkpoint.rotary import Rotary
 from tinysleb.checkpoint.settings import SettingsReader
-from tinysleb.errors import TinyslebError
-from tinysleb.export.front_matter import CARD_NAME, check_card
+from tinysleb.export.general_metadata import general_metadata
 from tinysleb.export.gguf_limits import ignored_window
 from tinysleb.export.gguf_vocab import add_vocabulary
 from tinysleb.formats.files import read_json_object, valid_text
@@ -26,29 +25,37 @@ from tinysleb.formats.gguf_file import GgufValue
 from tinysleb.formats.model_files import check_read_files
 
 
+@dataclass(frozen=True)
+class CheckpointMetadata:
+    """The metadata, and notes about what the files say that a GGUF cannot have."""
+
+    values: dict[str, GgufValue]
+    notes: tuple[str, ...]
+
+
 def checkpoint_metadata(
     config: ModelConfig, folder: Path, file_type: gguf.LlamaFileType, pre: str | None = None
-) -> dict[str, GgufValue]:
+) -> CheckpointMetadata:
     """All metadata for the checkpoint in `folder`: general, model, tokenizer.
 
     `config` gives the shape (it may be shorter than the folder's), `folder` the files around the weights.
     Raises TinyslebError if the tokenizer cannot be expressed.
     """
     check_read_files(folder)  # the gguf package opens them by name
-    check_card(folder / CARD_NAME)
     values = read_json_object(folder / "config.json")
     writer = GGUFWriter(None, config.architecture.gguf)
     writer.add_type(gguf.GGUFType.MODEL)
-    _add_general(writer, config, folder)
+    general, notes = general_metadata(folder, values, parameter_count(config))
+    general.set_gguf_meta_model(writer)
     _add_model(writer, config, values)
     writer.add_file_type(file_type)
     _add_family(writer, config, SettingsReader(values, str(folder / "config.json")))
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    add_vocabulary(writer, folder, config.vocab_size, pre)
+    notes += add_vocabulary(writer, folder, config.vocab_size, pre)
     metadata = {key: _plain(value) for key, value in writer.kv_data[0].items()}
     if names := metadata.get("tokenizer.chat_templates"):  # the package has them in a set, in any order
         metadata["tokenizer.chat_templates"] = replace(names, value=sorted(names.value))
-    return metadata
+    return CheckpointMetadata(metadata, notes)
 
 
 def _plain(item: GGUFValue) -> GgufValue:
@@ -58,22 +65,6 @@ def _plain(item: GGUFValue) -> GgufValue:
     if item.type == gguf.GGUFValueType.ARRAY and item_type is None:
         item_type = gguf.GGUFValueType.get_type(item.value[0])
     return GgufValue(item.value, item.type, item_type)
-
-
-def _add_general(writer: GGUFWriter, config: ModelConfig, folder: Path) -> None:
-    parameters = parameter_count(config)
-    try:
-        metadata = gguf.Metadata.load(None, folder, None, parameters)
-    except Exception as error:  # whatever the package's parsers of YAML and JSON raise
-        raise TinyslebError(
-            f"{folder}: its model card (README.md) or a .json file is damaged: {str(error).splitlines()[0]}",
-            "repair or delete it",
-        ) from error
-    if metadata.name is None:
-        metadata.name = folder.resolve().name
-    if metadata.size_label is None:
-        metadata.size_label = gguf.size_label(parameters, parameters, 0, 0)
-    metadata.set_gguf_meta_model(writer)
 
 
 def _add_model(writer: GGUFWriter, config: ModelConfig, values: Mapping[str, Any]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
@@ -24,10 +25,11 @@ from tinysleb.checkpoint.huggingface_source import HuggingfaceWeights
 from tinysleb.checkpoint.rotary import Rotary
 from tinysleb.checkpoint.weights import Weights
 from tinysleb.errors import TinyslebError
+from tinysleb.export.gguf_check import TensorTypes, check_loadable
 from tinysleb.export.gguf_limits import check_expressible, ignored_window
 from tinysleb.export.gguf_metadata import checkpoint_metadata
 from tinysleb.export.gguf_mixture import mixed_type
-from tinysleb.export.gguf_writer import TensorTypes, tinysleb_metadata, write_all, write_gguf_file
+from tinysleb.export.gguf_writer import tinysleb_metadata, write_all, write_gguf_file
 from tinysleb.export.imatrix import Importance
 from tinysleb.export.job import Job, Written, compact_json
 from tinysleb.formats.finite import all_finite, not_finite
@@ -39,48 +41,56 @@ from tinysleb.model.chunks import chunks
 CHUNK_ELEMENTS = 1 << 22
 
 
+@dataclass(frozen=True)
+class PlannedGguf:
+    """All of a GGUF but its tensors' values, known before any is converted."""
+
+    metadata: dict[str, GgufValue]
+    tensors: TensorTypes
+    columns: Mapping[str, torch.Tensor | None]
+    notes: tuple[str, ...]
+
+
 def write_job(job: Job[HuggingfaceWeights]) -> Written:
     """As `tinysleb.export.writers.write`: convert a checkpoint."""
-    plan_text = compact_json(job.plan)
-    metadata = write_gguf(
-        job.model, job.source.folder, job.out, job.type_name, plan_text, job.pre, job.importance
-    )
-    window = ignored_window(job.model.config)
-    note = f"note: llama.cpp sees beyond this model's window of {window} tokens"
-    return Written(metadata, (note,) if window else ())
+    planned, weights = plan_job(job), job.model
+
+    def write_tensor(name: str, file: FileIO) -> None:
+        type_, importance = planned.tensors[name][1], planned.columns[name]
+        for chunk in _rows(weights, name):
+            write_all(file, stored_chunk(chunk, type_, weights.path, name, importance).data)
+
+    write_gguf_file(job.out, planned.metadata, planned.tensors, DEFAULT_ALIGNMENT, write_tensor)
+    return Written(planned.metadata, planned.notes)
 
 
-def write_gguf(
-    weights: Weights,
-    folder: Path,
-    out: Path,
-    type_name: str,
-    plan_text: str | None = None,
-    pre: str | None = None,
-    importance: Importance | None = None,
-) -> dict[str, GgufValue]:
-    """Write `weights` as a GGUF; `folder` holds the config and tokenizer files. Returns its metadata.
+def check_job(job: Job[HuggingfaceWeights]) -> None:
+    """As `tinysleb.export.writers.check_writable`."""
+    plan_job(job)
 
-    `type_name` is a mixture of types as llama.cpp's quantiser makes it, see `mixed_type`; `auto` is the
-    checkpoint's own type.
-    Raises TinyslebError before anything is written if the model or the type cannot be expressed.
+
+def plan_job(job: Job[HuggingfaceWeights]) -> PlannedGguf:
+    """What will be written. The type is a mixture as llama.cpp's quantiser makes it, see `mixed_type`; `auto`
+    is the checkpoint's own type.
+
+    Raises TinyslebError if the model, its tokenizer, its card or the type cannot be expressed.
     """
-    type_name = own_type(weights) if type_name == "auto" else type_name.lower()
+    weights = job.model
+    type_name = own_type(weights) if job.type_name == "auto" else job.type_name.lower()
     check_type(type_name, weights.path)
     check_expressible(weights.config, weights.path)
     file_type = WRITABLE[type_name]
-    metadata = checkpoint_metadata(weights.config, folder, gguf.LlamaFileType[file_type.name], pre)
-    metadata |= tinysleb_metadata(plan_text)
-    metadata |= importance.imatrix.metadata() if importance else {}
-    tensors = _tensor_types(weights, file_type, weighted=importance is not None)
-    columns = column_importance(tensors, importance)
-
-    def write_tensor(name: str, file: FileIO) -> None:
-        for chunk in _rows(weights, name):
-            write_all(file, stored_chunk(chunk, tensors[name][1], weights.path, name, columns[name]).data)
-
-    write_gguf_file(out, metadata, tensors, DEFAULT_ALIGNMENT, write_tensor)
-    return metadata
+    found = checkpoint_metadata(
+        weights.config, job.source.folder, gguf.LlamaFileType[file_type.name], job.pre
+    )
+    metadata = found.values | tinysleb_metadata(compact_json(job.plan))
+    metadata |= job.importance.imatrix.metadata() if job.importance else {}
+    tensors = _tensor_types(weights, file_type, weighted=job.importance is not None)
+    columns = column_importance(tensors, job.importance)
+    check_loadable(metadata, tensors, weights.path)
+    window = ignored_window(weights.config)
+    note = f"note: llama.cpp sees beyond this model's window of {window} tokens"
+    return PlannedGguf(metadata, tensors, columns, (*found.notes, *([note] if window else [])))
 
 
 def check_type(name: str, path: Path) -> None:
@@ -181,6 +191,6 @@ def stored_chunk(
     if not all_finite(data, type_.name):
         raise TinyslebError(
             f"{path}: tensor {name!r} holds values that are too large for {type_.name}",
-            "export it in f32 or bf16",
+            "export it with --type bf16, or f32",
         )
     return data

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tinysleb.checkpoint.weights import Retyped, TensorInfo
 from tinysleb.errors import TinyslebError
 from tinysleb.export.config_json import config_json
 from tinysleb.export.front_matter import CARD_NAME
-from tinysleb.export.huggingface import write_json_file, write_shards
+from tinysleb.export.huggingface import json_text, write_json_file, write_shards
 from tinysleb.export.job import Job, Written
 from tinysleb.export.model_card import card_from_metadata
 from tinysleb.formats.files import replaced_folder
@@ -38,30 +39,50 @@ SPECIAL_IDS = {
 }
 
 
-def write_job(job: Job[GgufWeights]) -> Written:
-    """As `tinysleb.export.writers.write`.
+@dataclass(frozen=True)
+class PlannedFolder:
+    """All of a folder but its weights: the tokenizer, what is said of it, and other files as texts."""
 
-    Raises TinyslebError if the model or its tokenizer cannot be expressed in a folder.
-    """
+    tokenizer: Tokenizer
+    tokenizer_config: dict[str, Any]
+    vocabulary: GgufVocabulary
+    texts: dict[str, str]
+
+
+def write_job(job: Job[GgufWeights]) -> Written:
+    """As `tinysleb.export.writers.write`."""
+    planned, dequantized = _plan(job), Retyped(job.model, _dequantized)
+    with replaced_folder(job.out) as temporary:
+        _write_tokenizer(planned.tokenizer, planned.tokenizer_config, planned.vocabulary, temporary)
+        for name, text in planned.texts.items():
+            (temporary / name).write_text(text, encoding="utf-8")
+        write_shards(dequantized, temporary, job.shard_bytes)
+    return Written()
+
+
+def check_job(job: Job[GgufWeights]) -> None:
+    """As `tinysleb.export.writers.check_writable`."""
+    _plan(job)
+
+
+def _plan(job: Job[GgufWeights]) -> PlannedFolder:
+    """Raises TinyslebError if the model or its tokenizer cannot be expressed in a folder."""
     weights, values = job.model, job.source.file.values()
     vocabulary = job.source.tokenizer_files()
     tokenizer = tokenizer_from_gguf(vocabulary)
     special = _special_tokens(values, vocabulary)
     ids = {ours: special.get(theirs) for theirs, ours in SPECIAL_IDS.items()}
-    dequantized = Retyped(weights, _dequantized)
-    stored = [info for info in dequantized.tensors.values() if len(info.shape) > 1]
+    stored = [info for info in Retyped(weights, _dequantized).tensors.values() if len(info.shape) > 1]
     dtype = tensor_type(max(stored, key=lambda info: info.nbytes).type).torch
-    config = config_json(weights.config, weights.path) | ids | {"torch_dtype": dtype}
-    with replaced_folder(job.out) as temporary:
-        _write_tokenizer(tokenizer, _tokenizer_config(values, vocabulary, special), vocabulary, temporary)
-        write_json_file(temporary / "config.json", config)
-        write_json_file(temporary / "generation_config.json", _generation_config(special))
-        if job.plan:
-            write_json_file(temporary / "plan.json", job.plan)
-        if card := card_from_metadata(values, job.plan):
-            (temporary / CARD_NAME).write_text(card, encoding="utf-8")
-        write_shards(dequantized, temporary, job.shard_bytes)
-    return Written()
+    texts = {
+        "config.json": json_text(config_json(weights.config, weights.path) | ids | {"torch_dtype": dtype}),
+        "generation_config.json": json_text(_generation_config(special)),
+    }
+    if job.plan:
+        texts["plan.json"] = json_text(job.plan)
+    if card := card_from_metadata(values, job.plan):
+        texts[CARD_NAME] = card
+    return PlannedFolder(tokenizer, _tokenizer_config(values, vocabulary, special), vocabulary, texts)
 
 
 def _dequantized(_name: str, info: TensorInfo) -> TensorInfo:

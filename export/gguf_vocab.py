@@ -14,13 +14,14 @@ from gguf.constants import TokenType
 from gguf.gguf_writer import GGUFWriter
 
 from tinysleb.checkpoint.tokenizer_folder import TokenizerFolder, read_tokenizer_folder
-from tinysleb.errors import TinyslebError
+from tinysleb.errors import TinyslebError, shown
 from tinysleb.formats.files import read_json_object
 from tinysleb.text.pre_tokenizers import PRE_TOKENIZERS
 from tinysleb.text.sentencepiece_model import BPE, model_kind, model_pieces
 from tinysleb.text.tokenizer import load_sentencepiece, load_tokenizer_json
 
 UNUSED_SCORE, ADDED_SCORE = -10000.0, -1000.0
+MOST_LISTED = 4
 CODE_VOCABULARY = 49152
 """Vocabularies of this size (SmolLM, Granite) take no BOS token, whatever their config says."""
 
@@ -60,10 +61,25 @@ class Token:
     score: float = 0.0
 
 
-def add_vocabulary(writer: GGUFWriter, folder: Path, rows: int, pre: str | None) -> None:
+class SpecialTokens(gguf.SpecialVocab):
+    """The package's, which ends with an error for a negative id, takes `true` for 1, and writes a warning."""
+
+    def __init__(self, folder: Path, merges: bool, rows: int) -> None:
+        self.notes: list[str] = []
+        super().__init__(folder, load_merges=merges, n_vocab=rows)
+
+    def _set_special_token(self, typ: str, tid: Any) -> None:
+        if type(tid) is int and not 0 <= tid < (self.n_vocab or 0):
+            none = f"{tid} is none of the {self.n_vocab} tokens"
+            self.notes.append(f"note: the id of the {typ} token is left out: {none}")
+        elif type(tid) is int:
+            super()._set_special_token(typ, tid)
+
+
+def add_vocabulary(writer: GGUFWriter, folder: Path, rows: int, pre: str | None) -> tuple[str, ...]:
     """Add the tokenizer found in `folder`; `rows` is the embedding's number of rows.
 
-    `pre` names the pre-tokenizer of a byte-level BPE; None: it is recognised.
+    Returns notes about what was left out. `pre` names the pre-tokenizer of a byte-level BPE; None: it is recognised.
 
     Raises TinyslebError if there is none, if it has more tokens than rows, or if its way of splitting
     text is unknown to llama.cpp.
@@ -73,13 +89,14 @@ def add_vocabulary(writer: GGUFWriter, folder: Path, rows: int, pre: str | None)
         writer.add_add_space_prefix(settings.add_prefix_space)
     byte_level = False
     if (folder / "tokenizer.model").is_file():
-        tokens = _sentencepiece_tokens(settings, rows)
+        path = folder / "tokenizer.model"
+        found = _sentencepiece_tokens(settings)
     elif (folder / "tokenizer.json").is_file():
         path = folder / "tokenizer.json"
         values = read_json_object(path)
         try:
             byte_level = not (values.get("model") or {}).get("byte_fallback")
-            tokens = _json_tokens(values, path, rows)
+            found = _json_tokens(values, path, rows)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise TinyslebError(f"{path} is not a valid BPE tokenizer ({error!r})") from error
     else:
@@ -87,6 +104,7 @@ def add_vocabulary(writer: GGUFWriter, folder: Path, rows: int, pre: str | None)
             f"there is no tokenizer.model and no tokenizer.json in {folder}",
             "a GGUF carries its tokenizer: put the model's tokenizer files there",
         )
+    tokens = _filled(found, rows)
     writer.add_tokenizer_model("gpt2" if byte_level else "llama")
     known = _pre_tokenizer(folder / "tokenizer.json", pre) if byte_level else "default"
     writer.add_tokenizer_pre(known)
@@ -94,12 +112,12 @@ def add_vocabulary(writer: GGUFWriter, folder: Path, rows: int, pre: str | None)
     if not byte_level:
         writer.add_token_scores([token.score for token in tokens])
     writer.add_token_types([token.type for token in tokens])
-    _add_special_tokens(writer, folder, rows, byte_level)
+    return (*_left_out(found, rows, path), *_add_special_tokens(writer, folder, rows, byte_level))
 
 
-def _add_special_tokens(writer: GGUFWriter, folder: Path, rows: int, merges: bool) -> None:
+def _add_special_tokens(writer: GGUFWriter, folder: Path, rows: int, merges: bool) -> list[str]:
     try:
-        special = gguf.SpecialVocab(folder, load_merges=merges, n_vocab=rows)
+        special = SpecialTokens(folder, merges, rows)
         if rows == CODE_VOCABULARY:
             special.add_special_token["bos"] = False
         special.add_to_gguf(writer, quiet=True)
@@ -107,6 +125,7 @@ def _add_special_tokens(writer: GGUFWriter, folder: Path, rows: int, merges: boo
         raise TinyslebError(
             f"{folder}: its special tokens, merges or chat template are of a wrong type ({error!r})"
         ) from error
+    return special.notes
 
 
 def _pre_tokenizer(path: Path, pre: str | None) -> str:
@@ -132,10 +151,11 @@ def pre_tokenizer_name(path: Path) -> str:
     return FINGERPRINTS[fingerprint]
 
 
-def _json_tokens(values: Mapping[str, Any], path: Path, rows: int) -> list[Token]:
+def _json_tokens(values: Mapping[str, Any], path: Path, rows: int) -> dict[int, Token]:
     """The vocabulary of a `tokenizer.json` of BPE kind, byte-level or (Llama 2's) with byte fallback.
 
     llama.cpp merges the latter by score, so a piece gets the place of its merge, as SentencePiece does it.
+    Raises TinyslebError if there are more tokens than `rows`, besides those that were added.
     """
     model = values.get("model") or {}
     if model.get("type") != "BPE":
@@ -150,12 +170,19 @@ def _json_tokens(values: Mapping[str, Any], path: Path, rows: int) -> list[Token
         index: Token(text, _piece_type(text, model), scores.get(text, lowest))
         for text, index in model["vocab"].items()
     }
-    for item in values.get("added_tokens") or []:
+    added = values.get("added_tokens") or []
+    beyond = {token.text for index, token in found.items() if index >= rows}
+    if beyond - {item["content"] for item in added}:
+        raise TinyslebError(
+            f"{path} has a token with index {max(found)}, the embedding only {rows} rows",
+            "the tokenizer belongs to another model",
+        )
+    for item in added:
         type_ = _added_type(item["content"], item["special"])
         if item["content"] == model.get("unk_token"):
             type_ = TokenType.UNKNOWN
         found[item["id"]] = Token(item["content"], type_, ADDED_SCORE)
-    return _filled(found, rows, path)
+    return found
 
 
 def _piece_type(text: str, model: Mapping[str, Any]) -> TokenType:
@@ -163,7 +190,7 @@ def _piece_type(text: str, model: Mapping[str, Any]) -> TokenType:
     return TokenType.BYTE if is_byte else TokenType.NORMAL
 
 
-def _sentencepiece_tokens(settings: TokenizerFolder, rows: int) -> list[Token]:
+def _sentencepiece_tokens(settings: TokenizerFolder) -> dict[int, Token]:
     path = settings.path / "tokenizer.model"
     processor = load_sentencepiece(path)
     if model_kind(processor.serialized_model_proto()) != BPE:
@@ -175,8 +202,7 @@ def _sentencepiece_tokens(settings: TokenizerFolder, rows: int) -> list[Token]:
         index: Token(text, TokenType(kind), score)
         for index, (text, score, kind) in enumerate(model_pieces(processor))
     }
-    found |= dict(_added_tokens(settings))
-    return _filled(found, rows, path)
+    return found | dict(_added_tokens(settings))
 
 
 def _added_tokens(settings: TokenizerFolder) -> Iterator[tuple[int, Token]]:
@@ -193,11 +219,15 @@ def _added_type(text: str, special: bool | None) -> TokenType:
     return TokenType.CONTROL if special or looks_special else TokenType.USER_DEFINED
 
 
-def _filled(found: Mapping[int, Token], rows: int, path: Path) -> list[Token]:
+def _filled(found: Mapping[int, Token], rows: int) -> list[Token]:
     """All `rows` tokens; rows without one are named and marked as unused."""
-    if found and max(found) >= rows:
-        raise TinyslebError(
-            f"{path} has a token with index {max(found)}, the embedding only {rows} rows",
-            "the tokenizer belongs to another model, or tokens were added without resizing it",
-        )
     return [found.get(index, Token(f"[PAD{index}]", TokenType.UNUSED, UNUSED_SCORE)) for index in range(rows)]
+
+
+def _left_out(found: Mapping[int, Token], rows: int, path: Path) -> list[str]:
+    """A note about tokens that the embedding has no row for: the converter passes over them, too."""
+    beyond = [found[index].text for index in sorted(found) if index >= rows]
+    if not beyond:
+        return []
+    listed = ", ".join(map(shown, beyond[:MOST_LISTED])) + (", …" if len(beyond) > MOST_LISTED else "")
+    return [f"note: {path}: the embedding has {rows} rows; the tokens beyond are left out: {listed}"]

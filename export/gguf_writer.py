@@ -6,14 +6,13 @@ from collections.abc import Callable, Mapping
 from io import FileIO
 from pathlib import Path
 
-from gguf.constants import GGMLQuantizationType, GGUFValueType
+from gguf.constants import GGUFValueType
 
 from tinysleb import __version__
+from tinysleb.export.gguf_check import TensorTypes, check_written
 from tinysleb.formats.files import replaced_file
 from tinysleb.formats.gguf_file import GgufValue, padded, stored_bytes
 from tinysleb.formats.gguf_header import pack_gguf_header
-
-TensorTypes = Mapping[str, tuple[tuple[int, ...], GGMLQuantizationType]]
 
 
 def write_gguf_file(
@@ -23,8 +22,24 @@ def write_gguf_file(
     alignment: int,
     write_tensor: Callable[[str, FileIO], None],
 ) -> None:
-    """Write a GGUF whole or not at all. `write_tensor` puts one tensor's bytes into the file."""
-    with replaced_file(path) as temporary, FileIO(temporary, "wb") as file:
+    """Write a GGUF whole or not at all. `write_tensor` puts one tensor's bytes into the file.
+
+    The header is read back: TinyslebError is raised, and nothing is left, if llama.cpp would not load it.
+    """
+    with replaced_file(path) as temporary:
+        write_container(temporary, metadata, tensors, alignment, write_tensor)
+        check_written(temporary, path)
+
+
+def write_container(
+    path: Path,
+    metadata: Mapping[str, GgufValue],
+    tensors: TensorTypes,
+    alignment: int,
+    write_tensor: Callable[[str, FileIO], None],
+) -> None:
+    """As `write_gguf_file`, in place, and whatever the metadata say."""
+    with FileIO(path, "wb") as file:
         write_all(file, pack_gguf_header(metadata, tensors, alignment))
         for name, (shape, type_) in tensors.items():
             size = stored_bytes(shape, type_)

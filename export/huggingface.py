@@ -17,7 +17,7 @@ from tinysleb.checkpoint.gguf_names import rotated_heads
 from tinysleb.checkpoint.huggingface_source import INDEX_NAME, SINGLE_NAME, HuggingfaceWeights
 from tinysleb.checkpoint.weights import Shortened, Weights, total_bytes
 from tinysleb.export.front_matter import CARD_NAME, read_card
-from tinysleb.export.job import SHARD_BYTES, Job, Written
+from tinysleb.export.job import Job, Written
 from tinysleb.export.model_card import model_card
 from tinysleb.formats.files import read_json_object, replaced_folder, valid_text
 from tinysleb.formats.finite import all_finite, not_finite
@@ -31,48 +31,64 @@ if TYPE_CHECKING:
 
 PART_BYTES = 1 << 18
 """As `COPY_BYTES` in `gguf_copy.py`."""
+CODE_KEY = "auto_map"
+WITH_CODE = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
+"""Files that may name code to load the model with, by that key."""
 EMPTY: Mapping[str, SafetensorsEntry] = MappingProxyType({})
 
 
 def write_job(job: Job[HuggingfaceWeights]) -> Written:
     """As `tinysleb.export.writers.write`: the folder's other files are copied."""
+    folder, texts = job.source.folder, folder_texts(job)
     stored = stored_entries(job.source, job.kept, job.replaced)
-    write_huggingface(job.model, job.source.folder, job.kept, job.out, job.plan, job.shard_bytes, stored)
-    return Written(notes=tuple(f"not copied: {what}" for what in skipped_files(job.source.folder)))
-
-
-def write_huggingface(
-    weights: Weights,
-    folder: Path,
-    kept: Sequence[int],
-    out: Path,
-    plan: dict[str, Any],
-    shard_bytes: int = SHARD_BYTES,
-    stored: Mapping[str, SafetensorsEntry] = EMPTY,
-) -> None:
-    """Write `weights` as a folder, whole or not at all.
-
-    `folder` holds the original's config and other files; `kept` are the original indices of the blocks
-    that `weights` has. Tensors keep their dtype; files have at most `shard_bytes`, or one tensor. `plan` is
-    written as `plan.json`, and what it did as a model card. `stored`: where the bytes of tensors lie that are
-    copied as they are, by their names in `weights`.
-    """
-    with replaced_folder(out) as temporary:
+    with replaced_folder(job.out) as temporary:
         for file in model_files(folder):
             copy = temporary / file.relative_to(folder)
             copy.parent.mkdir(exist_ok=True)
             shutil.copyfile(file, copy)
-        original = read_json_object(folder / "config.json")
-        config = cut_config(original, kept, weights.config)
-        write_json_file(temporary / "config.json", config)
-        if plan:
-            write_json_file(temporary / "plan.json", plan)
-        if len(kept) < original["num_hidden_layers"]:
-            base_model = str(original.get("_name_or_path", ""))
-            if not re.fullmatch(r"[\w.-]+/[\w.-]+", base_model):  # a path on somebody's machine
-                base_model = valid_text(folder.resolve().name)
-            _write_card(temporary / CARD_NAME, base_model, plan)
-        write_shards(weights, temporary, shard_bytes, stored)
+        for name, text in texts.items():
+            (temporary / name).write_text(text, encoding="utf-8")
+        write_shards(job.model, temporary, job.shard_bytes, stored)
+    unknown_code = [f"`{CODE_KEY}` of {name}" for name in _with_code(folder)]
+    skipped = [f"not copied: {what}" for what in skipped_files(folder)]
+    left_out = [f"note: left out, since the code that it names is not copied: {', '.join(unknown_code)}"]
+    return Written(notes=(*skipped, *(left_out if unknown_code else [])))
+
+
+def check_job(job: Job[HuggingfaceWeights]) -> None:
+    """As `tinysleb.export.writers.check_writable`."""
+    folder_texts(job)
+
+
+def folder_texts(job: Job[HuggingfaceWeights]) -> dict[str, str]:
+    """The files that are not copied as they are, by name: the config of the shorter model, its plan, and a
+    card that says what was done. Raises TinyslebError for an input that cannot be read."""
+    folder, plan = job.source.folder, job.plan
+    original = read_json_object(folder / "config.json")
+    values: dict[str, Any] = {"config.json": cut_config(original, job.kept, job.model.config)}
+    for name in _with_code(folder):
+        if name != "config.json":
+            values[name] = _without_code(read_json_object(folder / name))
+    if plan:
+        values["plan.json"] = plan
+    texts = {name: json_text(value) for name, value in values.items()}
+    if len(job.kept) < original["num_hidden_layers"]:
+        base_model = str(original.get("_name_or_path", ""))
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", base_model):  # a path on somebody's machine
+            base_model = valid_text(folder.resolve().name)
+        card = folder / CARD_NAME
+        texts[CARD_NAME] = model_card(read_card(card) if card.is_file() else "", base_model, plan)
+    return texts
+
+
+def _with_code(folder: Path) -> list[str]:
+    """The files that name code of the model's own."""
+    named = [name for name in WITH_CODE if (folder / name).is_file()]
+    return [name for name in named if CODE_KEY in read_json_object(folder / name)]
+
+
+def _without_code(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key != CODE_KEY}
 
 
 def stored_entries(
@@ -89,7 +105,8 @@ def cut_config(config: dict[str, Any], kept: Sequence[int], shape: ModelConfig) 
     """`config.json` of the shorter model, whose shape is `shape`: per-block lists are cut to `kept`.
 
     What follows from a block's position in the original is written out, since positions change. Weights
-    are written unquantised, so `quantization_config` goes.
+    are written unquantised, so `quantization_config` goes; and so does `auto_map`, since the code that it
+    names is not copied: transformers knows the family.
     """
     blocks = config["num_hidden_layers"]
     cut: dict[str, Any] = {
@@ -105,13 +122,7 @@ def cut_config(config: dict[str, Any], kept: Sequence[int], shape: ModelConfig) 
     plain = {key: value for key, value in config.items() if key != "quantization_config"}
     if not shape.tied and plain.get("tie_word_embeddings"):  # a head of its own, which older readers drop
         cut["tie_word_embeddings"] = False
-    return plain | cut | {"num_hidden_layers": len(kept)}
-
-
-def _write_card(path: Path, base_model: str, plan: dict[str, Any]) -> None:
-    """In place of the original's card, which was copied there."""
-    card = read_card(path) if path.is_file() else ""
-    path.write_text(model_card(card, base_model, plan), encoding="utf-8")
+    return _without_code(plain) | cut | {"num_hidden_layers": len(kept)}
 
 
 def write_shards(
@@ -176,4 +187,9 @@ def _parts(weights: Weights, name: str) -> Iterator[Tensor]:
 
 def write_json_file(path: Path, value: Any) -> None:
     """JSON as Hugging Face writes it."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json_text(value), encoding="utf-8")
+
+
+def json_text(value: Any) -> str:
+    """The text of such a file."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +16,47 @@ from tinysleb.errors import TinyslebError
 
 Logits = np.ndarray[Any, np.dtype[np.float32]]
 
+PATIENCE = 300
+"""Seconds that llama.cpp may take for a header; it takes one for a vocabulary of a quarter of a million."""
+NOT_ASKED = 77
+LOAD_HEADER = f"""
+import sys
+try:
+    from cyllama.llama import llama_cpp
+    params = llama_cpp.LlamaModelParams()
+    params.no_alloc, params.use_mmap = True, False
+except (ImportError, AttributeError):
+    sys.exit({NOT_ASKED})
+try:
+    llama_cpp.LlamaModel(sys.argv[1], params, verbose=True)
+except Exception:
+    sys.exit(1)
+"""
+
 
 def is_installed() -> bool:
     """Whether a llama.cpp is there to compare with."""
+    return find_spec("cyllama") is not None
+
+
+def objection(path: Path) -> str:
+    """Why llama.cpp does not load a GGUF, in its words; '' if it does, or cannot be asked.
+
+    It reads all but the tensors' data, and is asked in a process of its own: for much that it does not
+    expect, it ends the process. (A load of the vocabulary alone does that with every file, in this version.)
+    """
     try:
-        import cyllama.llama.llama_cpp  # noqa: F401
-    except ImportError:
-        return False
-    return True
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", LOAD_HEADER, str(path)],
+            capture_output=True, text=True, errors="replace", timeout=PATIENCE,
+            env=os.environ | {"GGML_NO_BACKTRACE": "1"},
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    if done.returncode in (0, NOT_ASKED):
+        return ""
+    said = [line for line in done.stderr.splitlines() if "error loading model:" in line or "ASSERT" in line]
+    return said[-1].rpartition("error loading model: ")[2] if said else f"it ended with {done.returncode}"
 
 
 def llama_cpp_logits(path: Path, tokens: Sequence[int]) -> Logits:

@@ -6,16 +6,16 @@ A new output format is one file with a function `write_job` and its lines in `WR
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from tinysleb.checkpoint.config import check_rotation_pattern
 from tinysleb.checkpoint.gguf_source import GgufWeights
 from tinysleb.checkpoint.huggingface_source import HuggingfaceWeights
 from tinysleb.checkpoint.weights import Checkpoint, Shortened, Weights
 from tinysleb.errors import TinyslebError
-from tinysleb.export.gguf_copy import cut_metadata
 from tinysleb.export.imatrix import Importance, importance_for, read_imatrix
 from tinysleb.export.job import SHARD_BYTES, Job, Written, plan_beside, stored_plan
 from tinysleb.formats.files import refuse_existing, write_json
@@ -60,21 +60,79 @@ def write(
 
     Raises TinyslebError if the output exists, cannot be written, or cannot express the model.
     """
-    out = Path(out)
+    asked = _asked_for(
+        weights, Path(out), plan, output_format=output_format, type_name=type_name, pre=pre,
+        shard_bytes=shard_bytes, unknown_arrays=unknown_arrays, imatrix=imatrix,
+    )  # fmt: skip
+    for path in asked.outputs:
+        refuse_existing(path, force, asked.job.source.path)
+    written: Written = asked.writer.write_job(asked.job)
+    for path in asked.outputs[1:]:
+        write_json(path, asked.job.plan)
+    return written
+
+
+def check_writable(
+    weights: Weights,
+    out: Path | str,
+    plan: Plan | None = None,
+    *,
+    output_format: str | None = None,
+    type_name: str = "auto",
+    pre: str | None = None,
+    unknown_arrays: str | None = None,
+    imatrix: Path | str | None = None,
+    force: bool = False,
+    inputs: Sequence[Path] = (),
+) -> None:
+    """Raise TinyslebError, before any slow work, for what `write` would refuse of the same; it goes through
+    all but the weights: the paths, the config, the tokenizer, the model card, the type.
+
+    `inputs`: other files that the output must not replace. Before a search, ask about
+    `without_first_block(weights)`: what stands against leaving any block out is found.
+    """
+    asked = _asked_for(
+        weights, Path(out), plan, output_format=output_format, type_name=type_name, pre=pre,
+        shard_bytes=SHARD_BYTES, unknown_arrays=unknown_arrays, imatrix=imatrix,
+    )  # fmt: skip
+    for path in asked.outputs:
+        refuse_existing(path, force, asked.job.source.path, *inputs)
+    asked.writer.check_job(asked.job)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The writer's module, what it gets, and what is written: of a GGUF with a plan, that lies beside it."""
+
+    writer: ModuleType
+    job: Job[Any]
+    outputs: tuple[Path, ...]
+
+
+def _asked_for(
+    weights: Weights,
+    out: Path,
+    plan: Plan | None,
+    *,
+    output_format: str | None,
+    type_name: str,
+    pre: str | None,
+    shard_bytes: int,
+    unknown_arrays: str | None,
+    imatrix: Path | str | None,
+) -> _Asked:
+    """What will be written, and how. Raises TinyslebError if that is impossible."""
     if plan is not None and not isinstance(weights, Shortened | Healed):
         weights = Shortened(weights, plan.kept)
     source, kept, replaced = _origin(weights)
     plan = plan or _plan_of(source, kept)
     _check_plan(plan, source, kept)
     output_format = output_format or (GGUF if out.suffix == ".gguf" else HUGGINGFACE)
-    module = WRITERS.get((output_format, type(source)))
-    if module == "gguf_copy" and type_name != "auto":
-        module = "gguf_recode"
-    if module is None:
+    name = WRITERS.get((output_format, type(source)))
+    if name == "gguf_copy" and type_name != "auto":
+        name = "gguf_recode"
+    if name is None:
         raise TinyslebError(f"a {type(source).__name__} cannot be written as {output_format!r}")
-    beside = [plan_beside(out)] if plan is not None and output_format == GGUF else []
-    for path in (out, *beside):
-        refuse_existing(path, force, source.path)
     if output_format == HUGGINGFACE and out.is_file():
         raise TinyslebError(f"{out} is a file, but the output is a folder", "choose another output")
     values = stored_plan(plan, source.earlier_plan())
@@ -83,10 +141,8 @@ def write(
         type_name=type_name, pre=pre, shard_bytes=shard_bytes, unknown_arrays=unknown_arrays,
         importance=None if imatrix is None else _importance(Path(imatrix), type_name, kept, values),
     )  # fmt: skip
-    written: Written = import_module(f"tinysleb.export.{module}").write_job(job)
-    for path in beside:
-        write_json(path, values)
-    return written
+    beside = (plan_beside(out),) if plan is not None and output_format == GGUF else ()
+    return _Asked(import_module(f"tinysleb.export.{name}"), job, (out, *beside))
 
 
 def _importance(path: Path, type_name: str, kept: Sequence[int], plan: Mapping[str, Any]) -> Importance:
@@ -121,16 +177,10 @@ def own_format(weights: Weights) -> str:
     return GGUF if isinstance(_origin(weights)[0], GgufWeights) else HUGGINGFACE
 
 
-def check_cuttable(weights: Weights, unknown_arrays: str | None) -> None:
-    """Raise TinyslebError, before a search, if no block of this model could be left out.
-
-    That is a GGUF whose rotation follows from a block's position, or with arrays of unknown meaning.
-    """
-    source, kept = _origin(weights)[0], range(1, weights.config.blocks)
-    if isinstance(source, GgufWeights):
-        cut_metadata(source.file, kept, 0, unknown_arrays)
-        if source.config.unrotated:
-            check_rotation_pattern(source.config.shortened(kept), source.path)
+def without_first_block(weights: Weights) -> Weights:
+    """A model that is shorter in any way, to ask `check_writable` about before a search."""
+    blocks = weights.config.blocks
+    return Shortened(weights, tuple(range(1, blocks))) if blocks > 1 else weights
 
 
 def _origin(weights: Weights) -> tuple[Checkpoint, tuple[int, ...], Mapping[str, GgufTensor]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from io import FileIO
 from pathlib import Path
@@ -18,7 +18,7 @@ import tokenizers
 import torch
 from torch import Tensor
 
-from tinysleb.export.gguf_writer import write_gguf_file
+from tinysleb.export.gguf_writer import write_container
 from tinysleb.formats.gguf_file import GgufValue, read_gguf
 
 TEXT = (
@@ -291,13 +291,15 @@ def _server(path: Path, draft: Path | None = None) -> Any:
     return xllamacpp.Server(params)
 
 
-def with_metadata(source: Path, path: Path, changes: dict[str, GgufValue]) -> Path:
-    """A copy of a GGUF with some metadata replaced or added."""
+def with_metadata(source: Path, path: Path, changes: Mapping[str, GgufValue | None]) -> Path:
+    """A copy of a GGUF with some metadata replaced, added or, where there is None, left out."""
     file = read_gguf(source)
     types = {name: (tensor.shape, tensor.type) for name, tensor in file.tensors.items()}
 
     def write(name: str, out: FileIO) -> None:
         out.write(file.read_bytes(name).data)
 
-    write_gguf_file(path, dict(file.metadata) | changes, types, file.alignment, write)
+    changed = {**file.metadata, **changes}
+    metadata = {key: item for key, item in changed.items() if item is not None}
+    write_container(path, metadata, types, file.alignment, write)
     return path

@@ -15,14 +15,15 @@ from typing import Any
 import click
 import numpy as np
 import pytest
+from gguf.constants import GGUFValueType
 
-from reference import make_llama
+from reference import make_llama, with_metadata
 from tinysleb.cli import main
 from tinysleb.commands import console
 from tinysleb.commands.console import Console, JobClock, duration, printable
 from tinysleb.compute.compute import DEFAULT_MEMORY
 from tinysleb.export.job import SHARD_BYTES
-from tinysleb.formats.gguf_file import read_gguf
+from tinysleb.formats.gguf_file import GgufValue, read_gguf
 from tinysleb.formats.units import parse_bytes
 from tinysleb.heal.run import HEAL_TOKENS
 from tinysleb.search.run import SearchRequest
@@ -98,14 +99,11 @@ def test_a_plan_can_be_healed_on_a_text(tiny_gguf: Path, run: Run) -> None:
 
 
 def unmodelled(tiny_gguf: Path) -> Path:
-    """`tiny_gguf` under the name of a family that is only copied, as long as its own name."""
-    path = Path("orion.gguf")
-    data = tiny_gguf.read_bytes()
-    path.write_bytes(
-        data.replace(b"llama.", b"orion.").replace(b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0orion")
-    )
-    assert read_gguf(path).values()["general.architecture"] == "orion"
-    return path
+    """`tiny_gguf` under the name of a family that is only copied, and has the same tensors."""
+    keys = {key: item for key, item in read_gguf(tiny_gguf).metadata.items() if key.startswith("llama.")}
+    named = {key.replace("llama.", "xverse."): item for key, item in keys.items()}
+    named["general.architecture"] = GgufValue("xverse", GGUFValueType.STRING)
+    return with_metadata(tiny_gguf, Path("xverse.gguf"), dict.fromkeys(keys) | named)
 
 
 def test_a_model_that_is_only_copied(tiny_gguf: Path, run: Run) -> None:

@@ -14,7 +14,7 @@ from gguf.constants import GGMLQuantizationType, GGUFValueType
 from real_files.conditions import Condition, check, command, edit_json, refused, rows, same_logits
 
 from reference import make_llama
-from tinysleb.export.gguf_writer import write_all, write_gguf_file
+from tinysleb.export.gguf_writer import write_all, write_container
 from tinysleb.formats.gguf_file import GgufValue
 from tinysleb.formats.safetensors_file import write_safetensors
 
@@ -110,7 +110,7 @@ def gguf(tensor_type: int = 0, name: str = "m.gguf", **values: str) -> Make:
         path, text = folder / name, GGUFValueType.STRING
         metadata = {key.replace("__", "."): GgufValue(value, text) for key, value in values.items()}
         types = {"token_embd.weight": ((2, 256), GGMLQuantizationType.F32)}
-        write_gguf_file(path, metadata, types, 32, lambda _, out: write_all(out, bytes(2048)))
+        write_container(path, metadata, types, 32, lambda _, out: write_all(out, bytes(2048)))
         data = path.read_bytes()
         at = data.index(b"token_embd.weight") + len("token_embd.weight") + 4 + 2 * 8
         path.write_bytes(data[:at] + struct.pack("<I", tensor_type) + data[at + 4 :])
@@ -129,7 +129,7 @@ def sound_gguf(folder: Path) -> Path:
 def without_tensors(folder: Path) -> Path:
     path = folder / "vocabulary.gguf"
     metadata = {"general.architecture": GgufValue("llama", GGUFValueType.STRING)}
-    write_gguf_file(path, metadata, {}, 32, lambda *_: None)
+    write_container(path, metadata, {}, 32, lambda *_: None)
     return path
 
 
@@ -149,7 +149,7 @@ def later_part(folder: Path) -> Path:
     numbers = {"split.no": 1, "split.count": 2}
     metadata = {key: GgufValue(value, GGUFValueType.UINT16) for key, value in numbers.items()}
     path = folder / "m-00002-of-00002.gguf"
-    write_gguf_file(path, metadata, {}, 32, lambda *_: None)
+    write_container(path, metadata, {}, 32, lambda *_: None)
     return path
 
 

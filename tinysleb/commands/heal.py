@@ -10,8 +10,9 @@ from tinysleb.commands.console import Console
 from tinysleb.commands.healing import heal_with, prepare, unfinished_distillation
 from tinysleb.commands.opening import opened
 from tinysleb.commands.options import HealingOptions
-from tinysleb.commands.shortened import finish, print_shortened, read_fitting_plan, refuse_outputs
+from tinysleb.commands.shortened import finish, print_shortened, read_fitting_plan
 from tinysleb.commands.stored_types import check_stored_type
+from tinysleb.export.writers import check_writable, own_format
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +30,11 @@ def heal(options: HealOptions) -> None:
     console = Console()
     weights = opened(options.model, console, options.pre)
     check_stored_type(weights, options.type_name)
-    refuse_outputs(options.model, options.output, options.force, options.model, options.plan)
     plan = read_fitting_plan(options.plan, weights, options.force, console)
+    check_writable(
+        weights, options.output, plan, output_format=own_format(weights),
+        type_name=options.type_name or "auto", force=options.force, inputs=(options.model, options.plan),
+    )  # fmt: skip
     compute = choose_compute(options)
     heal = heal_with(weights, prepare(weights, options, compute, options.output), compute, console)
     plan = finish(weights, plan, options.output, None, heal, console, options.type_name)

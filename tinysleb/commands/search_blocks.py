@@ -12,12 +12,12 @@ from tinysleb.commands.healing import heal_with, prepare_unless, unfinished_dist
 from tinysleb.commands.opening import open_as_given, tell_remarks
 from tinysleb.commands.options import refuse_unused
 from tinysleb.commands.prune_options import PruneOptions
-from tinysleb.commands.shortened import finish, print_shortened, refuse_outputs
+from tinysleb.commands.shortened import finish, print_shortened
 from tinysleb.commands.stopping_rule import stopping_rule
 from tinysleb.commands.stored_types import check_stored_type, in_types
 from tinysleb.compute.distributed import Group, join_group
 from tinysleb.errors import TinyslebError
-from tinysleb.export.writers import GGUF, check_cuttable, own_format
+from tinysleb.export.writers import GGUF, check_writable, own_format, without_first_block
 from tinysleb.formats.files import refuse_full_disk
 from tinysleb.heal.run import PreparedHealing
 from tinysleb.search.run import SearchRequest, check_request, read_unfinished, run_search
@@ -34,8 +34,11 @@ def search_blocks(options: PruneOptions) -> None:
     if own_format(weights) != GGUF:
         refuse_unused(options.given, ("unknown_arrays",), "MODEL is not a GGUF")
     check_stored_type(weights, options.type_name)
-    refuse_outputs(options.model, options.out, options.force, options.model)
-    check_cuttable(weights, options.unknown_arrays)
+    check_writable(
+        without_first_block(weights), options.out, output_format=own_format(weights),
+        type_name=options.type_name or "auto", unknown_arrays=options.unknown_arrays, force=options.force,
+        inputs=(options.model,),
+    )  # fmt: skip
     with join_group() as group:
         try:
             _search_and_write(weights, options, group)

@@ -15,9 +15,8 @@ from tinysleb.checkpoint.weights import Shortened, Weights
 from tinysleb.commands.console import Console, print_json, print_line
 from tinysleb.commands.stored_types import faster_type, in_types
 from tinysleb.errors import TinyslebError
-from tinysleb.export.job import plan_beside
 from tinysleb.export.writers import own_format, write
-from tinysleb.formats.files import refuse_existing, temporary_folder
+from tinysleb.formats.files import temporary_folder
 from tinysleb.plan import Plan, perplexity, plan_to_json, read_plan
 
 if TYPE_CHECKING:
@@ -34,13 +33,6 @@ def default_output(model: Path, type_name: str | None = None) -> Path:
     if model.is_dir():
         return Path(f"{model.resolve().name}{end}")
     return Path(f"{model.stem}{end}{model.suffix if model.suffix == '.gguf' else ''}")
-
-
-def refuse_outputs(model: Path, out: Path, force: bool, *inputs: Path) -> None:
-    """Before any slow work: refuse the output, and the plan beside it, where they may not be written."""
-    refuse_existing(out, force, *inputs)
-    if not model.is_dir():
-        refuse_existing(plan_beside(out), force, *inputs)
 
 
 def read_fitting_plan(path: Path, weights: Weights, force: bool, console: Console) -> Plan:
