@@ -12,7 +12,8 @@ from tinysleb.checkpoint.weights import Checkpoint
 from tinysleb.compute.compute import Compute
 from tinysleb.heal.text import HealingText, least_bytes, self_windows, text_sources
 
-ALL = 2**62
+MOST_GIVEN = 1 << 23
+"""Tokens of given text that are held, in 64 MiB; of a longer one, a sample."""
 GIVEN = 4
 """One window in so many is of the given text: what the original writes serves other text better, and
 given text is learned quickly."""
@@ -40,7 +41,7 @@ class Lessons:
         self.text = replace(text, seed=text.seed + 1)  # the closed form has seen what that seed gives
         self.given: Tensor | None = None
         if given:
-            sources = text_sources(weights, replace(text, tokens=ALL, sampled=0))
+            sources = text_sources(weights, replace(text, tokens=MOST_GIVEN, sampled=0))
             self.given = torch.cat([source.fit for source in sources])
 
     @property

@@ -85,8 +85,9 @@ def text_sources(weights: Checkpoint, text: HealingText) -> list[Source]:
     if not text.texts:
         return _default_sources(tokenizer, count, length, text.seed, vocab_size)
     share = max(1, count // len(text.texts))
+    most = max(4 * HELD_BACK, HELD_BACK + share)
     return [
-        _source(from_text(tokenizer, [path], length, None, text.seed, vocab_size), share)
+        _source(from_text(tokenizer, [path], length, most, text.seed, vocab_size), share)
         for path in text.texts
     ]
 

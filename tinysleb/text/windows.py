@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tokenize import TokenError
@@ -15,11 +15,17 @@ from torch import Tensor
 
 from tinysleb.checkpoint.weights import Checkpoint
 from tinysleb.errors import TinyslebError
-from tinysleb.formats.files import read_text, valid_text
+from tinysleb.formats.files import valid_text
+from tinysleb.formats.text_file import text_between, text_parts, text_size
+from tinysleb.text.long_text import PartEncoder, Tokens
 from tinysleb.text.tokenizer import Tokenizer, open_tokenizer
 
 DEFAULT_WINDOWS = 4
 WINDOW_LENGTH = 1024
+LONG_TEXT = 4 << 20
+"""Bytes; a sample of more text than this is drawn without reading it all."""
+STRETCH = 1 << 16
+"""Bytes of a long text that windows are drawn from at a time."""
 DEFAULT_SOURCE = "Python's own documentation (pydoc_data.topics)"
 
 
@@ -101,24 +107,93 @@ def from_text(
 
     The texts are tokenised one by one and cut into consecutive windows of `length` tokens; a
     remainder shorter than that is dropped. With a seed, `count` of them in random order; without, the first
-    `count`; all if `count` is None. Raises TinyslebError if there is not even one, or if the tokenizer
-    gives tokens that the model has no row for.
+    `count`; all if `count` is None.
+
+    A sample of more than `LONG_TEXT` bytes is drawn without reading all of it: the texts are divided into
+    stretches of `STRETCH` bytes, or 16 a token if that is more; `random.Random(seed)` puts these into an
+    order, and draws a few windows from each in turn, as many as all would have to give if half of them gave
+    any. If that is not enough, it draws anew, from each stretch as many as are still missing.
+
+    Raises TinyslebError if there is not even one window, or if the tokenizer gives tokens that the model has
+    no row for.
     """
-    texts = [read_text(path) for path in files] if files else [default_text()]
     source = ", ".join(valid_text(path.name) for path in files) or DEFAULT_SOURCE
-    encoded = [tokenizer.encode(text) for text in texts]
-    windows = torch.cat([cut_windows(tokens, length) for tokens in encoded])
-    if not len(windows):
-        found = max(map(len, encoded))
+    encoder, sizes = PartEncoder(tokenizer), [text_size(path) for path in files]
+    if seed is not None and count is not None and sum(sizes) > LONG_TEXT:
+        windows = _sample_stretches(encoder, files, sizes, length, count, random.Random(seed))
+        check_vocabulary(windows, source, vocab_size)
+        return Calibration(windows, source)
+    most = count if seed is None else None
+    texts = [text_parts(path) for path in files] if files else [iter([default_text()])]
+    windows = _consecutive(encoder, texts, length, most, source)
+    check_vocabulary(windows, source, vocab_size)
+    if seed is None:
+        return Calibration(windows[:count], source)
+    order = list(range(len(windows)))
+    random.Random(seed).shuffle(order)
+    return Calibration(windows[order[:count]], source)
+
+
+def _consecutive(
+    encoder: PartEncoder, texts: Sequence[Iterator[str]], length: int, most: int | None, source: str
+) -> Tensor:
+    """Windows `[n, length]` of texts in order, `most` of them at most; what is not needed is not read."""
+    found: list[Tensor] = []
+    longest = taken = 0
+    for parts in texts:
+        tokens = _first_tokens(encoder.encode(parts), None if most is None else (most - taken) * length)
+        found.append(cut_windows(tokens, length))
+        longest, taken = max(longest, len(tokens)), taken + len(found[-1])
+    if not taken:
         raise TinyslebError(
-            f"{source}: {found} tokens are too few for one window of {length}",
+            f"{source}: {longest} tokens are too few for one window of {length}",
             "give more text, or shorter windows",
         )
-    check_vocabulary(windows, source, vocab_size)
-    order = list(range(len(windows)))
-    if seed is not None:
-        random.Random(seed).shuffle(order)
-    return Calibration(windows[order[:count]], source)
+    return torch.cat(found)
+
+
+def _first_tokens(parts: Iterator[Tokens], most: int | None) -> Tokens:
+    """The first `most` tokens, or all."""
+    found: list[Tokens] = []
+    left = most
+    while (left is None or left > 0) and (part := next(parts, None)) is not None:
+        found.append(part[:left])
+        left = None if left is None else left - len(part)
+    return np.concatenate(found) if found else np.zeros(0, dtype=np.int32)
+
+
+def _sample_stretches(
+    encoder: PartEncoder,
+    files: Sequence[Path],
+    sizes: Sequence[int],
+    length: int,
+    count: int,
+    generator: random.Random,
+) -> Tensor:
+    """`count` windows of long texts, as `from_text` says."""
+    step = max(STRETCH, 16 * length)
+    stretches = [
+        (path, start, min(start + step, size))
+        for path, size in zip(files, sizes, strict=True)
+        for start in range(0, size, step)
+    ]
+    order = generator.sample(stretches, len(stretches))
+    most = -(-2 * count // len(stretches))
+    found: list[Tensor] = []
+    for each in (most, step):
+        found, left = [], count
+        for stretch in order:
+            windows = cut_windows(encoder.plain(text_between(*stretch)), length)
+            found.append(windows[generator.sample(range(len(windows)), min(each, left, len(windows)))])
+            left -= len(found[-1])
+            if not left:
+                return torch.cat(found)
+    if not any(map(len, found)):
+        raise TinyslebError(
+            f"{files[0].name}: no {step} bytes of it have the {length} tokens of one window",
+            "give other text, or shorter windows",
+        )
+    return torch.cat(found)
 
 
 def check_vocabulary(windows: Tensor, source: str, vocab_size: int) -> None:
@@ -148,7 +223,7 @@ def from_token_file(path: Path, vocab_size: int, count: int | None = None) -> Ca
     return Calibration(torch.from_numpy(array[:count].astype(np.int64)), valid_text(path.name))
 
 
-def cut_windows(tokens: Sequence[int], length: int) -> Tensor:
+def cut_windows(tokens: Sequence[int] | Tokens, length: int) -> Tensor:
     """Consecutive windows `[n, length]`; what is left at the end is dropped."""
     count = len(tokens) // length
     return torch.tensor(tokens[: count * length], dtype=torch.int64).view(count, length)

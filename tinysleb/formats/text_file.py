@@ -1,0 +1,105 @@
+"""Text files in UTF-8, read in parts: whole ones can be larger than memory.
+
+Line ends become `\\n`, as Python reads text files; nothing else is changed, a byte order mark included.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+from tinysleb.errors import TinyslebError
+from tinysleb.formats.wrong_file import BEGINNING, refuse_lfs_pointer
+
+PART_BYTES = 1 << 19
+OTHER_ENCODINGS = (
+    (codecs.BOM_UTF32_LE, "UTF-32"), (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"), (codecs.BOM_UTF16_BE, "UTF-16"),
+)  # fmt: skip
+
+
+def text_size(path: Path) -> int:
+    """The bytes of a text file, 0 for a pipe. Raises TinyslebError if it is not there."""
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise TinyslebError(f"cannot read {path}: {error.strerror}") from error
+
+
+def text_parts(path: Path, size: int = PART_BYTES) -> Iterator[str]:
+    """A text file in parts of about `size` bytes. Raises TinyslebError if it is absent or is not text."""
+    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8")(), translate=True)
+    try:
+        with path.open("rb") as file:
+            read = 0
+            while data := file.read(size):
+                if not read:
+                    _refuse_other_text(path, data[:BEGINNING])
+                yield _decoded(decoder, data, path, read)
+                read += len(data)
+            yield _decoded(decoder, b"", path, read)
+    except OSError as error:
+        raise TinyslebError(f"cannot read {path}: {error.strerror}") from error
+
+
+def text_between(path: Path, start: int, stop: int) -> str:
+    """What lies between two bytes of a text file: whole lines, or else words, or else characters.
+
+    Raises TinyslebError as `text_parts` does.
+    """
+    try:
+        with path.open("rb") as file:
+            _refuse_other_text(path, file.read(BEGINNING))
+            file.seek(start)
+            data, more = file.read(stop - start), file.read(1)
+    except OSError as error:
+        raise TinyslebError(f"cannot read {path}: {error.strerror}") from error
+    skipped = _first_whole(data) if start else 0
+    kept = data[skipped : _last_whole(data) if more else len(data)]
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    text = _decoded(decoder, kept, path, start + skipped, final=False)
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _first_whole(data: bytes) -> int:
+    """Where a line, a word or a character begins, in the first half of some bytes."""
+    for end in (b"\n", b" "):
+        if place := data.find(end, 0, len(data) // 2) + 1:
+            return place
+    return next((at for at, byte in enumerate(data[:4]) if byte & 0xC0 != 0x80), 0)
+
+
+def _last_whole(data: bytes) -> int:
+    """Where the last line or word ends, in the second half of some bytes; their number if there is none."""
+    places = (data.rfind(end, len(data) // 2) for end in (b"\n", b" "))
+    return next((place for place in places if place >= 0), len(data))
+
+
+def _decoded(
+    decoder: io.IncrementalNewlineDecoder | codecs.IncrementalDecoder,
+    data: bytes,
+    path: Path,
+    begin: int,
+    final: bool | None = None,
+) -> str:
+    """The next bytes of a file, from number `begin` on, as text. No more bytes are the last."""
+    try:
+        return decoder.decode(data, final=not data if final is None else final)
+    except UnicodeDecodeError as error:
+        at = begin + len(data) - len(error.object) + error.start
+        raise TinyslebError(
+            f"{path} is not UTF-8 text: byte {error.object[error.start]:#04x} at {at}",
+            "convert it to UTF-8 first",
+        ) from error
+
+
+def _refuse_other_text(path: Path, beginning: bytes) -> None:
+    refuse_lfs_pointer(path, beginning)
+    for mark, name in OTHER_ENCODINGS:
+        if beginning.startswith(mark):
+            raise TinyslebError(
+                f"{path} is {name} text, not UTF-8",
+                f"convert it first: iconv -f {name} -t UTF-8 {path.name}",
+            )
