@@ -22,7 +22,8 @@ class GgufVocabulary:
     """What `tokenizer.ggml.*` says. Without a tokenizer, `tokens` is empty.
 
     Tokens have a text and a type each, and in a SentencePiece vocabulary a score. `pre` names the way of
-    splitting text before it is merged. `add_bos` and `unknown` are None where the file does not say.
+    splitting text before it is merged. `add_bos` and `unknown` are None where the file does not say; `eos` is
+    None unless it is added behind a text.
     `special_tokens`: the texts of those with a role, as chat templates name them.
     """
 
@@ -34,6 +35,7 @@ class GgufVocabulary:
     scores: Sequence[float]
     merges: Sequence[str]
     bos: int | None
+    eos: int | None
     unknown: int | None
     add_bos: bool | None
     add_space_prefix: bool
@@ -71,6 +73,7 @@ def read_gguf_vocabulary(metadata: Mapping[str, Any], where: str) -> GgufVocabul
         scores=scores,
         merges=read.texts("merges"),
         bos=read.token("bos_token_id", len(tokens)),
+        eos=read.token("eos_token_id", len(tokens)) if read.switch("add_eos_token") else None,
         unknown=read.token("unknown_token_id", len(tokens)),
         add_bos=read.switch("add_bos_token") if "add_bos_token" in values else None,
         add_space_prefix=read.switch("add_space_prefix", default=True),

@@ -14,6 +14,11 @@ from tinysleb.errors import TinyslebError
 from tinysleb.formats.wrong_file import BEGINNING, refuse_lfs_pointer
 
 PART_BYTES = 1 << 19
+OTHER_FORMATS = (
+    (b"PAR1", "a Parquet file"), (b"ARROW1", "an Arrow file"), (b"%PDF", "a PDF file"),
+    (b"PK\x03\x04", "a ZIP archive"), (b"\x1f\x8b", "a gzip archive"), (b"BZh", "a bzip2 archive"),
+    (b"\xfd7zXZ\x00", "an xz archive"), (b"\x28\xb5\x2f\xfd", "a zstd archive"),
+)  # fmt: skip
 OTHER_ENCODINGS = (
     (codecs.BOM_UTF32_LE, "UTF-32"), (codecs.BOM_UTF32_BE, "UTF-32"),
     (codecs.BOM_UTF16_LE, "UTF-16"), (codecs.BOM_UTF16_BE, "UTF-16"),
@@ -103,3 +108,11 @@ def _refuse_other_text(path: Path, beginning: bytes) -> None:
                 f"{path} is {name} text, not UTF-8",
                 f"convert it first: iconv -f {name} -t UTF-8 {path.name}",
             )
+    for number, what in OTHER_FORMATS:
+        if beginning.startswith(number):
+            raise TinyslebError(f"{path} is {what}, not text", "take the text out of it first")
+    if 4 * beginning.count(0) > len(beginning):
+        raise TinyslebError(
+            f"{path} is not text: {beginning.count(0)} of its first {len(beginning)} bytes are zeros",
+            "if it is UTF-16, convert it first: iconv -f UTF-16LE -t UTF-8",
+        )

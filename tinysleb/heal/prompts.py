@@ -13,6 +13,7 @@ from tinysleb.checkpoint.weights import Checkpoint
 from tinysleb.errors import TinyslebError
 from tinysleb.heal.prompt_texts import EXCHANGES, QUESTIONS, SYSTEM_PROMPTS
 from tinysleb.text.chat_template import render_chats
+from tinysleb.text.long_text import Unfinished
 from tinysleb.text.tokenizer import Tokenizer, open_tokenizer
 
 END_OF_TEXT = "<|endoftext|>"
@@ -50,7 +51,7 @@ def self_prompts(weights: Checkpoint, seed: int, say: Callable[[str], None]) -> 
     `say` is told if the chat template cannot be used; then all begin with nothing. Raises TinyslebError if
     there is no tokenizer, or no token that a text begins with.
     """
-    tokenizer, rows = open_tokenizer(weights), weights.config.vocab_size
+    tokenizer, rows = Unfinished(open_tokenizer(weights)), weights.config.vocab_size
     start = _start(tokenizer, rows)
     forms = _with_rows(_chat_forms(weights, tokenizer, say), tokenizer, rows, say)
     if not forms:
@@ -61,7 +62,7 @@ def self_prompts(weights: Checkpoint, seed: int, say: Callable[[str], None]) -> 
 
 def check_prompts(weights: Checkpoint) -> None:
     """Raise TinyslebError if the model has no token that a sampled text can begin with."""
-    _start(open_tokenizer(weights), weights.config.vocab_size)
+    _start(Unfinished(open_tokenizer(weights)), weights.config.vocab_size)
 
 
 def chat_forms(template: str, special_tokens: Mapping[str, str]) -> list[ChatForm]:

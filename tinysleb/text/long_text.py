@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -95,3 +96,19 @@ def tokens_around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
 
 def _array(tokens: Sequence[int]) -> Tokens:
     return np.array(tokens, dtype=np.int32)
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A tokenizer for texts that are to be continued: without the tokens that it puts behind whole ones."""
+
+    tokenizer: Tokenizer
+
+    def encode(self, text: str) -> list[int]:
+        """As in `Tokenizer`."""
+        tokens = self.tokenizer.encode(text)
+        return tokens[: len(tokens) - self._behind]
+
+    @cached_property
+    def _behind(self) -> int:
+        return len(tokens_around(self.tokenizer)[1])

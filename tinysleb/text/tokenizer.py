@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     import tokenizers
 
 TOKENS_HINT = "or give token windows with --tokens FILE.npy"
+DEFAULT_BOS = {"llama": 1, BYTE_LEVEL: 11}
+"""By the kind of a GGUF's vocabulary (`llama_vocab::impl::load` in `src/llama-vocab.cpp`)."""
 
 
 class Tokenizer(Protocol):
@@ -292,7 +294,7 @@ def _sentencepiece_from_gguf(vocabulary: GgufVocabulary) -> Tokenizer:
         ) from error
     kinds = (UNKNOWN, CONTROL, USER_DEFINED)
     specials = {token: index for index, token in enumerate(tokens) if types[index] in kinds}
-    return SentencePieceTokenizer(processor, _bos(vocabulary, default=True), specials)
+    return SentencePieceTokenizer(processor, _bos(vocabulary, default=True), specials, vocabulary.eos)
 
 
 def _byte_level_from_gguf(vocabulary: GgufVocabulary) -> Tokenizer:
@@ -315,7 +317,7 @@ def _byte_level_from_gguf(vocabulary: GgufVocabulary) -> Tokenizer:
     for kind, add in ((CONTROL, "add_special_tokens"), (USER_DEFINED, "add_tokens")):
         named = [token for token, type_ in zip(tokens, vocabulary.types, strict=True) if type_ == kind]
         getattr(tokenizer, add)([package.AddedToken(t, normalized=False) for t in named])
-    return ByteLevelTokenizer(tokenizer, _bos(vocabulary, default=rules.add_bos))
+    return ByteLevelTokenizer(tokenizer, _bos(vocabulary, default=rules.add_bos), vocabulary.eos)
 
 
 def _rules(vocabulary: GgufVocabulary) -> PreTokenizer:
@@ -349,5 +351,9 @@ def _splits(package: Any, rules: PreTokenizer) -> list[Any]:
 
 
 def _bos(vocabulary: GgufVocabulary, default: bool) -> int | None:
+    """The token in front of a text, if there is one; a file that has no index for it means llama.cpp's."""
     adds = default if vocabulary.add_bos is None else vocabulary.add_bos
-    return vocabulary.bos if adds else None
+    if not adds or vocabulary.bos is not None:
+        return vocabulary.bos if adds else None
+    index = DEFAULT_BOS[vocabulary.model]
+    return index if index < len(vocabulary.tokens) else None
