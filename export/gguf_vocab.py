@@ -181,7 +181,8 @@ def _json_tokens(values: Mapping[str, Any], path: Path, rows: int) -> dict[int, 
         type_ = _added_type(item["content"], item["special"])
         if item["content"] == model.get("unk_token"):
             type_ = TokenType.UNKNOWN
-        found[item["id"]] = Token(item["content"], type_, ADDED_SCORE)
+        index = model["vocab"].get(item["content"], item["id"])  # which one of the vocabulary keeps
+        found[index] = Token(item["content"], type_, ADDED_SCORE)
     return found
 
 
@@ -202,7 +203,9 @@ def _sentencepiece_tokens(settings: TokenizerFolder) -> dict[int, Token]:
         index: Token(text, TokenType(kind), score)
         for index, (text, score, kind) in enumerate(model_pieces(processor))
     }
-    return found | dict(_added_tokens(settings))
+    places = {token.text: index for index, token in found.items()}
+    added = dict(_added_tokens(settings))
+    return found | {i: token for i, token in added.items() if places.get(token.text, i) == i}
 
 
 def _added_tokens(settings: TokenizerFolder) -> Iterator[tuple[int, Token]]:

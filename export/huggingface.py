@@ -24,6 +24,7 @@ from tinysleb.formats.finite import all_finite, not_finite
 from tinysleb.formats.input_file import read_parts
 from tinysleb.formats.model_files import model_files, skipped_files
 from tinysleb.formats.safetensors_file import SafetensorsEntry, as_bytes, write_safetensors
+from tinysleb.formats.tensor_types import TENSOR_TYPES
 from tinysleb.model.chunks import chunks
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ PART_BYTES = 1 << 18
 CODE_KEY = "auto_map"
 WITH_CODE = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
 """Files that may name code to load the model with, by that key."""
+DTYPE_KEYS = ("dtype", "torch_dtype")
+DTYPES = frozenset(record.torch for record in TENSOR_TYPES.values() if record.torch)
 EMPTY: Mapping[str, SafetensorsEntry] = MappingProxyType({})
 
 
@@ -106,7 +109,8 @@ def cut_config(config: dict[str, Any], kept: Sequence[int], shape: ModelConfig) 
 
     What follows from a block's position in the original is written out, since positions change. Weights
     are written unquantised, so `quantization_config` goes; and so does `auto_map`, since the code that it
-    names is not copied: transformers knows the family.
+    names is not copied: transformers knows the family. A dtype that is none, such as `auto`, which
+    transformers does not load, goes as well.
     """
     blocks = config["num_hidden_layers"]
     cut: dict[str, Any] = {
@@ -119,7 +123,8 @@ def cut_config(config: dict[str, Any], kept: Sequence[int], shape: ModelConfig) 
     if shape.attention_windows and "max_window_layers" in shape.architecture.keys:
         kinds = ("full_attention", "sliding_attention")
         cut["layer_types"] = [kinds[window > 0] for window in shape.attention_windows]
-    plain = {key: value for key, value in config.items() if key != "quantization_config"}
+    gone = {"quantization_config", *(key for key in DTYPE_KEYS if config.get(key) not in (None, *DTYPES))}
+    plain = {key: value for key, value in config.items() if key not in gone}
     if not shape.tied and plain.get("tie_word_embeddings"):  # a head of its own, which older readers drop
         cut["tie_word_embeddings"] = False
     return _without_code(plain) | cut | {"num_hidden_layers": len(kept)}
