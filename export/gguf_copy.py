@@ -60,8 +60,7 @@ def write_job(job: Job[GgufWeights]) -> Written:
 
 def check_job(job: Job[GgufWeights]) -> None:
     """As `tinysleb.export.writers.check_writable`."""
-    source, _ = job_source(job)
-    check_loadable(source.metadata, _types(source), job.source.path)
+    job_source(job)
 
 
 def _types(source: GgufFile) -> TensorTypes:
@@ -80,8 +79,17 @@ def job_source(job: Job[GgufWeights]) -> tuple[GgufFile, tuple[str, ...]]:
     shorter = shortened_gguf(job.source.file, job.kept, job.unknown_arrays)
     if job.replaced:
         shorter = with_tensors(shorter, job.replaced, job.model.config)
-    metadata, notes = mended_metadata(shorter.metadata)
-    return replace(shorter, metadata=metadata), notes
+    return _loadable(shorter)
+
+
+def _loadable(source: GgufFile) -> tuple[GgufFile, tuple[str, ...]]:
+    """The same with metadata of the types that llama.cpp reads, and notes about what changed.
+
+    Raises TinyslebError if llama.cpp would not load it all the same.
+    """
+    metadata, notes = mended_metadata(source.metadata)
+    check_loadable(metadata, _types(source), source.path)
+    return replace(source, metadata=metadata), notes
 
 
 def write_unmodelled(file: GgufFile, out: Path, plan: Plan, unknown_arrays: str | None = None) -> Written:
@@ -98,9 +106,8 @@ def write_unmodelled(file: GgufFile, out: Path, plan: Plan, unknown_arrays: str 
     if plan.blocks != blocks:
         raise TinyslebError(f"the plan is for a model of {plan.blocks} blocks, {file.path} has {blocks}")
     values = stored_plan(plan, plan_in_gguf(file))
-    shorter = shortened_gguf(file, plan.kept, unknown_arrays)
-    mended, notes = mended_metadata(shorter.metadata)
-    metadata = copy_gguf(replace(shorter, metadata=mended), out, compact_json(values), plan.kept)
+    shorter, notes = _loadable(shortened_gguf(file, plan.kept, unknown_arrays))
+    metadata = copy_gguf(shorter, out, compact_json(values), plan.kept)
     write_json(plan_beside(out), values)
     return Written(metadata, (*notes, *_notes(file)))
 

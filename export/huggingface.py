@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 from types import MappingProxyType
@@ -16,6 +17,7 @@ from tinysleb.checkpoint.config_keys import PER_BLOCK_KEYS
 from tinysleb.checkpoint.gguf_names import rotated_heads
 from tinysleb.checkpoint.huggingface_source import INDEX_NAME, SINGLE_NAME, HuggingfaceWeights
 from tinysleb.checkpoint.weights import Shortened, Weights, total_bytes
+from tinysleb.errors import TinyslebError
 from tinysleb.export.front_matter import CARD_NAME, read_card
 from tinysleb.export.job import Job, Written
 from tinysleb.export.model_card import model_card
@@ -85,9 +87,13 @@ def folder_texts(job: Job[HuggingfaceWeights]) -> dict[str, str]:
 
 
 def _with_code(folder: Path) -> list[str]:
-    """The files that name code of the model's own."""
-    named = [name for name in WITH_CODE if (folder / name).is_file()]
-    return [name for name in named if CODE_KEY in read_json_object(folder / name)]
+    """The files that name code of the model's own; of those that cannot be read nothing is known."""
+    found = []
+    for name in WITH_CODE:
+        with suppress(TinyslebError):
+            if (folder / name).is_file() and CODE_KEY in read_json_object(folder / name):
+                found.append(name)
+    return found
 
 
 def _without_code(values: dict[str, Any]) -> dict[str, Any]:

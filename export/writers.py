@@ -1,6 +1,6 @@
 """Write a model: one dispatch by what is written and what it was opened from.
 
-A new output format is one file with a function `write_job` and its lines in `WRITERS`.
+A new output format is one file with the functions `write_job` and `check_job`, and its lines in `WRITERS`.
 """
 
 from __future__ import annotations

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from reference import transformers_logits, transformers_model, without_blocks
+from reference import transformers_logits, transformers_model, with_metadata, without_blocks
 from tinysleb.checkpoint.open_model import open_model
-from tinysleb.checkpoint.weights import Shortened
+from tinysleb.checkpoint.weights import Shortened, Weights
 from tinysleb.errors import TinyslebError
-from tinysleb.export.writers import GGUF, HUGGINGFACE, own_format, write
+from tinysleb.export.writers import GGUF, HUGGINGFACE, check_writable, own_format, without_first_block, write
 from tinysleb.formats.gguf_file import read_gguf
 from tinysleb.model.forward import forward
 from tinysleb.plan import Plan, plan_from_json
@@ -75,3 +76,43 @@ def test_nothing_is_replaced_unasked(tiny_gguf: Path, tmp_path: Path) -> None:
 def test_an_unknown_format_is_refused(tiny_gguf: Path, tmp_path: Path) -> None:
     with pytest.raises(TinyslebError, match="cannot be written as 'onnx'"):
         write(open_model(tiny_gguf), tmp_path / "x", output_format="onnx")
+
+
+@pytest.mark.parametrize("out", ["out.gguf", "out"])
+def test_what_can_be_written_passes_the_check_before(out: str, source: Path, tmp_path: Path) -> None:
+    pre = "smollm" if source.is_dir() and out == "out.gguf" else None
+    check_writable(without_first_block(open_model(source)), tmp_path / out, pre=pre)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_check_before_finds_what_the_writer_would(
+    tiny_folder: Path, tiny_gguf: Path, tmp_path: Path
+) -> None:
+    """Each with the same words."""
+    merges = {"tokenizer.ggml.merges": None}
+    without_merges = open_model(with_metadata(tiny_gguf, tmp_path / "w.gguf", merges))
+    cases: list[tuple[Weights, str, dict[str, Any]]] = [
+        (open_model(tiny_folder), "a.gguf", {}),  # its way of splitting text is not known
+        (open_model(tiny_folder), "a.gguf", {"pre": "smollm", "type_name": "q9_z"}),
+        (open_model(tiny_gguf), "a.gguf", {"pre": "smollm"}),
+        (open_model(tiny_gguf), "a.gguf", {"type_name": "q9_z"}),
+        (open_model(tiny_gguf), "no/a.gguf", {}),
+        (without_merges, "a.gguf", {}),
+        (without_merges, "a.gguf", {"type_name": "q8_0"}),
+        (without_merges, "a", {}),
+    ]
+    for weights, out, options in cases:
+        said = []
+        for what in (check_writable, write):
+            with pytest.raises(TinyslebError) as raised:
+                what(without_first_block(weights), tmp_path / out, **options)
+            said.append(raised.value.one_line)
+        assert said[0] == said[1]
+    assert [path.name for path in tmp_path.iterdir()] == ["w.gguf"]
+
+
+def test_the_check_before_a_search_keeps_other_inputs(tiny_gguf: Path, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    plan.write_text("{}")
+    with pytest.raises(TinyslebError, match="is the input itself"):
+        check_writable(open_model(tiny_gguf), plan, PLAN, output_format=GGUF, force=True, inputs=(plan,))

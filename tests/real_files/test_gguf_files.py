@@ -34,8 +34,8 @@ def twice(tokens: list[str]) -> GgufValue:
     Condition(
         "numbers of blocks and widths as INT32",
         gguf(values_of("llama.block_count", "llama.embedding_length", to=partial(stored, type_=TYPES.INT32))),
-        "llama.cpp: `key llama.block_count has wrong type i32 but expected type u32`, as files of other "
-        "writers had it (llama.cpp issues); we read the number, and write it as it should be",
+        "llama.cpp: `key llama.block_count has wrong type i32 but expected type u32`, as its own "
+        "quantiser wrote them for --override-kv (llama.cpp pull request 14197); we write it as it should be",
         loaded_when_cut("`llama.block_count` is stored as UINT32", input_loads=False),
     ),
     Condition(
@@ -177,7 +177,7 @@ def twice(tokens: list[str]) -> GgufValue:
     Condition(
         "a token twice in the vocabulary",
         gguf(values_of(TOKEN_KEYS, to=twice)),
-        "llama.cpp ends the process (GGML_ASSERT); refused before a search, with the token",
+        "llama.cpp ends the process (its issues 5669, 25739, ollama's 6426); refused before a search",
         refused_early("`tokenizer.ggml.tokens` has", "more than once"),
     ),
     Condition(

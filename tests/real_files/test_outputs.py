@@ -21,7 +21,7 @@ PAD, EOS, BOS = (f"{TOKENIZER}{name}_token_id" for name in ("padding", "eos", "b
 @rows(
     Condition(
         "a padding id of -1", model(values("config.json", pad_token_id=-1)),
-        "transformers loads it, as many Llama 2 models have it; the converter ends with a ValueError",
+        "transformers loads it, as Llama 2 had it; the converter ends on purpose (llama.cpp 4489)",
         as_gguf("the id of the pad token is left out: -1 is none of the 512 tokens", absent=(PAD,)),
     ),
     Condition(
@@ -58,7 +58,7 @@ TEMPERATURE = "general.sampling.temp"
 @rows(
     Condition(
         "`top_k` 50.0", model(values(GENERATION, top_k=50.0)),
-        "transformers loads it; the converter: `struct.error: required argument is not an integer`",
+        "transformers loads it; converter: struct.error, `required argument is not an integer` (its issue 14243)",
         as_gguf(general__sampling__top_k=50),
     ),
     Condition(
@@ -88,7 +88,7 @@ TEMPERATURE = "general.sampling.temp"
     ),
     Condition(
         "a temperature without sampling", model(values(GENERATION, do_sample=False, temperature=0.5)),
-        "transformers 4 loads it and refuses to save it; the file is copied as it is",
+        "transformers 4 loads it and refuses to save it (its issue 29988); copied as it is",
         as_gguf(general__sampling__temp=0.5),
     ),
     Condition(
