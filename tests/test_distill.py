@@ -27,10 +27,11 @@ from tinysleb.formats.gguf_file import read_gguf
 from tinysleb.heal import distill as distill_module
 from tinysleb.heal import divergence as divergence_module
 from tinysleb.heal import run as heal_run
+from tinysleb.heal.change import parameters
 from tinysleb.heal.course import Course, Limits
 from tinysleb.heal.distill import Task, distill, plan_distilling_memory
 from tinysleb.heal.divergence import divergence
-from tinysleb.heal.low_rank import Changed, parameters
+from tinysleb.heal.low_rank import Changed, zero_factors
 from tinysleb.heal.student import Student, teach
 from tinysleb.model.forward import forward
 
@@ -38,6 +39,7 @@ Run = Callable[..., Result]
 COMPUTE = Compute(torch.device("cpu"), torch.float32, Budget(2**31, 0))
 TOKENS = torch.randint(3, 400, (64, 32), generator=torch.Generator().manual_seed(5))
 KEPT = (0, 1, 4, 5)
+FACTORS = zero_factors(64)
 SCATTER = 0.02
 """Of the changes that gradients are compared at: at the beginning half of them are zero."""
 
@@ -64,7 +66,7 @@ def test_gradients_equal_those_of_transformers(
     """Of a whole model with a whole graph; the gradients of the factors follow from those of the matrices."""
     folder = make_variant(name, tmp_path / "m")
     weights = open_model(folder)
-    student = Student(Shortened(weights, KEPT), 1, COMPUTE, resident=True, seed=0)
+    student = Student(Shortened(weights, KEPT), 1, COMPUTE, FACTORS, resident=True, seed=0)
     scattered(student)
     found: dict[int, list[Tensor]] = {}
 
@@ -93,8 +95,8 @@ def test_gradients_equal_those_of_transformers(
         given = iter(gradients)
         for matrix, factors in student.changes[index].items():
             full = gradient_of(own, index, matrix)
-            products = (factors.up.T @ full, full @ factors.down.T)
-            for product in products:
+            down, up = factors.parameters
+            for product in (up.T @ full, full @ down.T):
                 gradient = next(given)
                 error = (gradient - product).norm() / product.norm()
                 assert error < 1e-4, (index, matrix)
@@ -139,7 +141,7 @@ def test_divergence_in_chunks_equals_autograd(
 @pytest.fixture
 def task(tiny_folder: Path) -> Task:
     weights = open_model(tiny_folder)
-    return Task(weights, Shortened(weights, KEPT), 1, windows, TOKENS[:8], 0, "a task")
+    return Task(weights, Shortened(weights, KEPT), 1, FACTORS, windows, TOKENS[:8], 0, 2e-3, "a task")
 
 
 def windows(start: int, count: int) -> Tensor:
@@ -156,7 +158,7 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_it_comes_nearer_to_the_original(task: Task, dtype: torch.dtype) -> None:
     """By transformers' arithmetic, too, on windows it was not given."""
-    changed, course = distill(task, Limits(6144), replace(COMPUTE, dtype=dtype))
+    changed, course = distilled(task, Limits(6144), replace(COMPUTE, dtype=dtype))
     before, after = (
         mean_divergence(forward(task.original, task.check), forward(model, task.check)).item()
         for model in (task.shortened, changed)
@@ -169,8 +171,14 @@ def test_it_comes_nearer_to_the_original(task: Task, dtype: torch.dtype) -> None
 @pytest.mark.gpu
 def test_a_gpu_gives_the_same_losses(task: Task) -> None:
     on_gpu = replace(COMPUTE, device=torch.device("cuda"))
-    expected, found = (distill(task, Limits(3072), compute)[1].losses for compute in (COMPUTE, on_gpu))
+    expected, found = (distilled(task, Limits(3072), compute)[1].losses for compute in (COMPUTE, on_gpu))
     torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-2, atol=0)
+
+
+def distilled(task: Task, *rest: Any, **options: Any) -> tuple[Changed, Course]:
+    """The student as it is afterwards."""
+    changes, course = distill(task, *rest, **options)
+    return Changed(task.shortened, changes), course
 
 
 def same(left: Changed, right: Changed) -> bool:
@@ -194,7 +202,7 @@ def test_any_memory_gives_the_same_model(task: Task) -> None:
     assert not scarce.resident
     assert not scarce.graphs
     assert scarce.steps == 1
-    first, second = (distill(task, Limits(1024), compute)[0] for compute in (COMPUTE, with_memory(least)))
+    first, second = (distilled(task, Limits(1024), compute)[0] for compute in (COMPUTE, with_memory(least)))
     assert same(first, second)
 
 
@@ -238,23 +246,23 @@ def killed_after(count: int, error: BaseException) -> Callable[[int, int], Tenso
 
 def test_resumed_equals_undisturbed(task: Task, tmp_path: Path) -> None:
     state, limits = tmp_path / "state.npz", Limits(3072)
-    undisturbed, course = distill(task, limits, COMPUTE)
+    undisturbed, course = distilled(task, limits, COMPUTE)
     with pytest.raises(KilledError):
-        distill(replace(task, windows=killed_after(40, KilledError())), limits, COMPUTE, state=state)
-    resumed, course_resumed = distill(task, limits, COMPUTE, state=state)
+        distilled(replace(task, windows=killed_after(40, KilledError())), limits, COMPUTE, state=state)
+    resumed, course_resumed = distilled(task, limits, COMPUTE, state=state)
     assert course_resumed.losses == course.losses
     assert same(resumed, undisturbed)
     with pytest.raises(TinyslebError, match=r"state\.npz does not hold a state of this distillation"):
-        distill(replace(task, identity="another"), limits, COMPUTE, state=state)
+        distilled(replace(task, identity="another"), limits, COMPUTE, state=state)
     state.write_bytes(state.read_bytes()[:1000])
     with pytest.raises(TinyslebError, match=r"state\.npz does not hold a state"):
-        distill(task, limits, COMPUTE, state=state)
+        distilled(task, limits, COMPUTE, state=state)
 
 
 def test_interrupted_it_ends_with_the_best_so_far(task: Task) -> None:
     said: list[str] = []
     broken = replace(task, windows=killed_after(12, KeyboardInterrupt()))
-    found, course = distill(broken, Limits(3072), COMPUTE, said.append)
+    found, course = distilled(broken, Limits(3072), COMPUTE, said.append)
     assert course.tokens == 12 * 32
     assert len(course.losses) == 2
     assert any("interrupted" in line for line in said)
@@ -276,7 +284,7 @@ def test_a_number_that_is_not_finite_ends_it_with_the_block_named(
         return learn(self, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Student, "learn", poisoned)
-    found, course = distill(task, Limits(3072), COMPUTE, said.append)
+    found, course = distilled(task, Limits(3072), COMPUTE, said.append)
     assert any("not finite" in line for line in said)
     assert course.best[0] == 12 * 32
     assert all(found.tensor(name).isfinite().all() for name in found.tensors)
@@ -289,16 +297,15 @@ def test_damaged_weights_are_named(tmp_path: Path) -> None:
         model.model.layers[4].mlp.up_proj.weight[0, 0] = torch.nan
     model.save_pretrained(folder)
     weights = open_model(folder)
-    task = Task(weights, Shortened(weights, KEPT), 1, windows, TOKENS[:8], 0)
+    task = Task(weights, Shortened(weights, KEPT), 1, FACTORS, windows, TOKENS[:8], 0, 2e-3)
     with pytest.raises(
         TinyslebError, match=r"layers\..\.mlp\.up_proj\.weight holds values that are not finite"
     ):
-        distill(task, Limits(1024), COMPUTE)
+        distilled(task, Limits(1024), COMPUTE)
 
 
-def test_the_best_is_kept_not_the_last(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distill_module, "RATE", 30.0)
-    found, course = distill(task, Limits(1024), COMPUTE)
+def test_the_best_is_kept_not_the_last(task: Task) -> None:
+    found, course = distilled(replace(task, rate=30.0), Limits(1024), COMPUTE)
     assert course.best[0] == 0
     assert same(found, Changed(task.shortened, {}))
 
@@ -313,8 +320,9 @@ def test_a_longer_window_than_a_step(tmp_path: Path) -> None:
     """One window is a step then."""
     weights = open_model(make_llama(tmp_path / "m"))
     tokens = torch.randint(3, 400, (4, 200), generator=torch.Generator().manual_seed(5))
-    task = Task(weights, Shortened(weights, KEPT), 1, lambda _start, count: tokens[:count], tokens[:1], 0)
-    assert distill(task, Limits(600), COMPUTE)[1].tokens == 600
+    shortened = Shortened(weights, KEPT)
+    task = Task(weights, shortened, 1, FACTORS, lambda _start, count: tokens[:count], tokens[:1], 0, 2e-3)
+    assert distilled(task, Limits(600), COMPUTE)[1].tokens == 600
 
 
 FEW = ("--tokens", "t.npy", "--heal-tokens", 2000, "--distill-tokens", 4096)
@@ -350,7 +358,8 @@ def test_a_gguf_keeps_its_types_and_runs_in_llama_cpp(
     theirs = torch.from_numpy(llama_cpp_logits(Path("out.gguf"), tokens))
     assert (ours - theirs).square().mean().sqrt() < 0.05 * ours.std()
     healing = json.loads(result.stdout)["healing"]
-    assert healing["distilled"]["tokens"] == 4096
+    steps = healing["distilled"].get("steps", {"tokens": 0})
+    assert healing["distilled"]["tokens"] + steps["tokens"] == 4096
     assert comes_nearer(healing)
     assert not list(Path().glob("*.unfinished*"))
 

@@ -63,6 +63,11 @@ LAYOUTS = {
     ),
 }  # fmt: skip
 """What each type's blocks hold."""
+STEPS = {
+    "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "Q4_0": (0,),
+    "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "IQ4_NL": (0,),
+}  # fmt: skip
+"""Where the float16 steps lie in a block, by their first byte. A minimum is a step of offsets, too."""
 
 
 @dataclass(frozen=True)

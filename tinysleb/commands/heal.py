@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tinysleb.commands.computing import choose_compute
 from tinysleb.commands.console import Console
-from tinysleb.commands.healing import heal_with, prepare, unfinished_distillation
+from tinysleb.commands.healing import forget_distillation, heal_with, prepare
 from tinysleb.commands.opening import opened
 from tinysleb.commands.options import HealingOptions
 from tinysleb.commands.shortened import finish, print_shortened, read_fitting_plan
@@ -38,6 +38,6 @@ def heal(options: HealOptions) -> None:
     compute = choose_compute(options)
     heal = heal_with(weights, prepare(weights, options, compute, options.output), compute, console)
     plan = finish(weights, plan, options.output, None, heal, console, options.type_name)
-    unfinished_distillation(options.output).unlink(missing_ok=True)
+    forget_distillation(options.output)
     console.clear()
     print_shortened(weights, plan, options.output, options.as_json, searched=False)

@@ -19,7 +19,7 @@ from tinysleb.formats.files import refuse_full_disk
 from tinysleb.heal.course import Limits
 from tinysleb.heal.distilling_state import state_bytes
 from tinysleb.heal.healed_weights import HealedTensors, grown_types
-from tinysleb.heal.repair import Distilling
+from tinysleb.heal.repair import Distilling, stored_state
 from tinysleb.heal.run import PreparedHealing, heal_plan, prepare_healing
 from tinysleb.heal.text import HealingText
 from tinysleb.plan import Plan
@@ -35,6 +35,13 @@ ENDLESS = 2**62
 def unfinished_distillation(out: Path) -> Path:
     """Where a distillation leaves its state until `out` is written."""
     return out.with_name(out.name + ".unfinished.npz")
+
+
+def forget_distillation(out: Path) -> None:
+    """Delete the states of what led to `out`."""
+    state = unfinished_distillation(out)
+    for path in (state, stored_state(state)):
+        path.unlink(missing_ok=True)
 
 
 def prepare(weights: Checkpoint, options: HealingOptions, compute: Compute, out: Path) -> PreparedHealing:
@@ -59,7 +66,7 @@ def _distilling(options: HealingOptions, out: Path) -> Distilling:
                 f"{state} holds a distillation that did not finish",
                 "continue it with --resume, or start again with --force",
             )
-        state.unlink()
+        forget_distillation(out)
     return Distilling(_limits(options), state)
 
 

@@ -8,7 +8,7 @@ from tinysleb.checkpoint.config import block_parameter_count, parameter_count
 from tinysleb.checkpoint.weights import Checkpoint, total_bytes
 from tinysleb.commands.computing import choose_compute
 from tinysleb.commands.console import Console
-from tinysleb.commands.healing import heal_with, prepare_unless, unfinished_distillation
+from tinysleb.commands.healing import forget_distillation, heal_with, prepare_unless
 from tinysleb.commands.opening import open_as_given, tell_remarks
 from tinysleb.commands.options import refuse_unused
 from tinysleb.commands.prune_options import PruneOptions
@@ -19,6 +19,7 @@ from tinysleb.compute.distributed import Group, join_group
 from tinysleb.errors import TinyslebError
 from tinysleb.export.writers import GGUF, check_writable, own_format, without_first_block
 from tinysleb.formats.files import refuse_full_disk
+from tinysleb.heal.repair import STEPS_PART
 from tinysleb.heal.run import PreparedHealing
 from tinysleb.search.run import SearchRequest, check_request, read_unfinished, run_search
 from tinysleb.search.stopping import StoppingRule
@@ -83,7 +84,7 @@ def _search_and_write(weights: Checkpoint, options: PruneOptions, group: Group) 
         _say_how_to_continue(unfinished, console)
         raise
     unfinished.unlink(missing_ok=True)
-    unfinished_distillation(options.out).unlink(missing_ok=True)
+    forget_distillation(options.out)
     console.clear()
     print_shortened(weights, plan, options.out, options.as_json, searched=True)
 
@@ -117,7 +118,8 @@ def _works(
         works += [SAMPLING * text.sampled * blocks] if text.sampled else []
         works += [HEALING * text.tokens * blocks]
         if prepared.distilling is not None:
-            works += [DISTILLING * prepared.distilling.limits.tokens * blocks, HEALING * text.tokens * blocks]
+            distilling = DISTILLING * prepared.distilling.limits.tokens * blocks
+            works += [(1 - STEPS_PART) * distilling, HEALING * text.tokens * blocks, STEPS_PART * distilling]
     return works
 
 

@@ -9,11 +9,12 @@ from math import inf
 @dataclass
 class Course:
     """How far it has come: tokens seen, seconds taken, and losses (mean divergence from the original in nats
-    per token, on windows held back) after so many tokens."""
+    per token, on windows held back) after so many tokens; whether somebody ended it."""
 
     tokens: int = 0
     seconds: float = 0.0
     losses: list[tuple[int, float]] = field(default_factory=list)
+    interrupted: bool = False
 
     @property
     def best(self) -> tuple[int, float]:
@@ -27,6 +28,10 @@ class Limits:
 
     tokens: int
     seconds: float = inf
+
+    def part(self, fraction: float) -> Limits:
+        """The limits of a part of the work."""
+        return Limits(round(fraction * self.tokens), fraction * self.seconds)
 
     def done(self, course: Course) -> float:
         """The fraction done, 0 to 1; it depends on the time only where that runs out first."""

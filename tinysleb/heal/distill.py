@@ -19,9 +19,10 @@ from tinysleb.checkpoint.damage import not_finite
 from tinysleb.checkpoint.weights import Weights
 from tinysleb.compute.compute import Compute
 from tinysleb.compute.memory import Allowance, activation_bytes, give_back_freed, reading_bytes
+from tinysleb.heal.change import Change, NewChange
 from tinysleb.heal.course import Course, Limits
 from tinysleb.heal.distilling_state import load_state, save_state
-from tinysleb.heal.low_rank import Changed, factor_count
+from tinysleb.heal.low_rank import factor_count
 from tinysleb.heal.student import Lesson, NotFiniteError, Student, teach
 from tinysleb.model.chunks import (
     DISTRIBUTIONS_AT_ONCE,
@@ -31,7 +32,6 @@ from tinysleb.model.chunks import (
     windows_in_call,
 )  # fmt: skip
 
-RATE = 2e-3
 WARM_UP = 0.1
 """The part of the budget in which the learning rate rises."""
 PORTION_STEPS = 16
@@ -62,7 +62,7 @@ def plan_distilling_memory(
     weights = block_parameter_count(config)
     changes_moments_and_best = 4 * trained * factor_count(config) * 4
     inputs_on_the_way_up = trained * tokens * width * 4
-    block_merged_and_gradients = weights * (4 + item + item) + 2 * reading_bytes(config)
+    block_merged_and_gradients = weights * (4 + 4 + item + item) + 2 * reading_bytes(config)
     graph = 3 * activation_bytes(config, tokens) + 2 * config.heads * tokens * length * item
     logits = 2 * min(TOKEN_CHUNK, tokens) * config.vocab_size * item
     distributions = 4 * DISTRIBUTIONS_AT_ONCE * config.vocab_size * 4
@@ -83,18 +83,22 @@ def plan_distilling_memory(
 
 @dataclass(frozen=True)
 class Task:
-    """What to distil: the original, the student's weights, its first block that is trained, and the text.
+    """What to distil: the original, the student's weights, its first block that is trained, what is trained
+    in each, and the text.
 
     `windows(start, count)` gives `count` windows `[count, T]`, after the `start` first; `check` `[m, T]` are
-    held back. `identity` tells one task from another; `writing` is how many bytes `windows` takes meanwhile.
+    held back. `rate` is the highest learning rate, `identity` tells one task from another, and `writing` is
+    how many bytes `windows` takes meanwhile.
     """
 
     original: Weights
     shortened: Weights
     first: int
+    new_change: NewChange
     windows: Callable[[int, int], Tensor]
     check: Tensor
     seed: int
+    rate: float
     identity: str = ""
     writing: int = 0
 
@@ -111,8 +115,8 @@ def distill(
     say: Callable[[str], None] = lambda _line: None,
     progress: Callable[[float], None] = lambda _done: None,
     state: Path | None = None,
-) -> tuple[Changed, Course]:
-    """The student changed so that it predicts what the original does.
+) -> tuple[dict[int, Change], Course]:
+    """Changes to the student's blocks, by their indices, so that it predicts what the original does.
 
     It continues from the file `state`, if there is one, and leaves there how far it has come after every
     portion. Interrupted, or if a number is not finite, it ends with the best so far. Raises TinyslebError if
@@ -125,12 +129,13 @@ def distill(
     try:
         distillation.learn_all(say, progress, state)
     except KeyboardInterrupt:
+        distillation.course.interrupted = True
         say("distillation was interrupted, and ends with the best so far")
     except NotFiniteError as error:
         if not distillation.course.losses:
             raise not_finite(task.shortened, "the divergence from the original") from error
         say(f"warning: distillation ended with the best so far, since {error} is not finite")
-    return Changed(task.shortened, distillation.student.best), distillation.course
+    return distillation.student.best, distillation.course
 
 
 class _Distillation:
@@ -143,7 +148,7 @@ class _Distillation:
             config, config.blocks - task.first, task.length, compute, task.writing
         )
         self.student = Student(
-            task.shortened, task.first, compute,
+            task.shortened, task.first, compute, task.new_change,
             resident=self.memory.resident, ahead=self.memory.ahead, graphs=self.memory.graphs, seed=task.seed,
         )  # fmt: skip
         self.held_back = self._teach(task.check)
@@ -177,7 +182,7 @@ class _Distillation:
             done = self.limits.done(course)
             if done >= 1:
                 break
-            rate = RATE * min(1.0, (done + 1e-3) / WARM_UP, (1 - done) / (1 - WARM_UP))
+            rate = task.rate * min(1.0, (done + 1e-3) / WARM_UP, (1 - done) / (1 - WARM_UP))
             self.student.learn(lesson.part(first, last), rate)
             course.tokens += (last - first) * task.length
             yield

@@ -16,8 +16,9 @@ from torch import Tensor
 from tinysleb.checkpoint.config import ModelConfig
 from tinysleb.errors import TinyslebError
 from tinysleb.formats.files import replaced_file
+from tinysleb.heal.change import parameters
 from tinysleb.heal.course import Course
-from tinysleb.heal.low_rank import factor_count, parameters
+from tinysleb.heal.low_rank import factor_count
 from tinysleb.heal.student import Student
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")

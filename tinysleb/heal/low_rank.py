@@ -8,7 +8,7 @@ this takes hardly any (docs/experiments.md).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from tinysleb.checkpoint.config import ModelConfig, block_shapes
 from tinysleb.checkpoint.weights import Derived, TensorInfo
+from tinysleb.heal.change import Change, NewChange
 from tinysleb.model.blocks import Block
 
 RANK = 64
@@ -38,9 +39,20 @@ class Factors:
     down: Tensor
     up: Tensor
 
+    @property
+    def parameters(self) -> tuple[Tensor, Tensor]:
+        """As in `MatrixChange`."""
+        return self.down, self.up
 
-Change = dict[str, Factors]
-"""The changes to a block, by the names of its matrices, fused ones apart."""
+    def merged(self, matrix: Tensor, dtype: torch.dtype) -> Tensor:
+        """As in `MatrixChange`."""
+        merged = torch.addmm(matrix, self.up.detach(), self.down.detach()).to(dtype).as_subclass(Merged)
+        merged.factors = self
+        return merged
+
+    def copied(self) -> Factors:
+        """As in `MatrixChange`."""
+        return Factors(self.down.detach().clone(), self.up.detach().clone())
 
 
 def rank_for(width: int) -> int:
@@ -48,16 +60,22 @@ def rank_for(width: int) -> int:
     return min(RANK, max(8, RANK * FULL_WIDTH // width))
 
 
-def no_change(block: Block, width: int, generator: torch.Generator) -> Change:
-    """Factors for every matrix of a block: `up` is zero, `down` random with rows of about unit length."""
-    change: Change = {}
-    for name, matrix in block.items():
-        if matrix.ndim == 2:
-            outputs, inputs = matrix.shape
-            rank = min(rank_for(width), outputs, inputs)
-            down = torch.randn(rank, inputs, generator=generator) * inputs**-0.5
-            change[name] = Factors(down.to(matrix.device), torch.zeros(outputs, rank, device=matrix.device))
+def zero_factors(width: int) -> NewChange:
+    """Factors for every matrix of a block of a model of this width: `up` is zero, `down` random with rows of
+    about unit length."""
+
+    def change(_index: int, block: Block, generator: torch.Generator) -> Change:
+        matrices = {name: matrix for name, matrix in block.items() if matrix.ndim == 2}
+        return {name: _factors(matrix, rank_for(width), generator) for name, matrix in matrices.items()}
+
     return change
+
+
+def _factors(matrix: Tensor, most: int, generator: torch.Generator) -> Factors:
+    outputs, inputs = matrix.shape
+    rank = min(most, outputs, inputs)
+    down = torch.randn(rank, inputs, generator=generator) * inputs**-0.5
+    return Factors(down.to(matrix.device), torch.zeros(outputs, rank, device=matrix.device))
 
 
 class Merged(Tensor):
@@ -99,37 +117,6 @@ class _Product(torch.autograd.Function):
         return gradient @ weight, None, of_down.float(), of_up.float()
 
 
-def merge(block: Block, change: Change, dtype: torch.dtype) -> Block:
-    """The changed block as a forward pass takes it, matrices and biases in `dtype`.
-
-    `block` is float32: added to weights in fewer bits, small changes would be rounded away.
-    """
-    merged: Block = {}
-    for name, value in block.items():
-        if name not in change:
-            merged[name] = value if name.endswith("norm.weight") else value.to(dtype)
-            continue
-        factors = change[name]
-        matrix = torch.addmm(value, factors.up.detach(), factors.down.detach()).to(dtype).as_subclass(Merged)
-        matrix.factors = factors
-        merged[name] = matrix
-    return merged
-
-
-def parameters(change: Change) -> Iterator[Tensor]:
-    """All factors, in a fixed order."""
-    for factors in change.values():
-        yield factors.down
-        yield factors.up
-
-
-def copied(change: Change) -> Change:
-    """A copy of the factors, without a graph."""
-    return {
-        name: Factors(each.down.detach().clone(), each.up.detach().clone()) for name, each in change.items()
-    }
-
-
 def factor_count(config: ModelConfig) -> int:
     """The numbers in the factors of one block, at most."""
     matrices = (shape for shape in block_shapes(config).values() if len(shape) == 2)
@@ -154,7 +141,8 @@ class Changed(Derived):
         change = self.changes.get(int(found[1])) if found else None
         if found is None or change is None:
             return values
-        parts = [change[part] for part in FUSED.get(found[2], (found[2],)) if part in change]
+        changed = [change.get(part) for part in FUSED.get(found[2], (found[2],))]
+        parts = [part for part in changed if isinstance(part, Factors)]
         if not parts:
             return values
         product = torch.cat([part.up.cpu() @ part.down.cpu() for part in parts])

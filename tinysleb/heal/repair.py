@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,21 @@ from tinysleb.checkpoint.config import block_prefix, block_shapes
 from tinysleb.checkpoint.weights import Checkpoint, Shortened, TensorInfo, Weights
 from tinysleb.compute.compute import Compute, Progress
 from tinysleb.heal import walk
-from tinysleb.heal.course import Limits
-from tinysleb.heal.distill import RATE, Task, distill
+from tinysleb.heal.change import Change
+from tinysleb.heal.course import Course, Limits
+from tinysleb.heal.distill import Task, distill
 from tinysleb.heal.healed_weights import Healed, HealedTensors, encoding_for, unrounded
 from tinysleb.heal.lessons import Lessons
-from tinysleb.heal.low_rank import rank_for
+from tinysleb.heal.low_rank import Changed, rank_for, zero_factors
 from tinysleb.heal.rounding_walk import Wanted, round_blocks
+from tinysleb.heal.step_factors import has_steps, rescale, unit_factors
 from tinysleb.heal.walk import HealedMatrix
 from tinysleb.plan import Plan
+
+RATE, STEPS_RATE = 2e-3, 1e-3
+"""The highest learning rates: of changes of low rank, and of the factors of steps."""
+STEPS_PART = 0.25
+"""Of what is distilled on, for the steps of what is stored."""
 
 
 @dataclass(frozen=True)
@@ -80,23 +87,45 @@ class Repair:
         self, distilling: Distilling, lessons: Lessons, healed: HealedTensors
     ) -> tuple[list[HealedMatrix], dict[str, Any]]:
         """Both, and what a plan is to say of the latter. The closed form is left out for families that norm
-        what a block adds."""
+        what a block adds.
+
+        Where matrices are stored in few bits, the last part of the text serves to train their steps.
+        """
+        steps = {name: type_ for name, type_ in self._stored_types().items() if has_steps(type_)}
+        last = STEPS_PART if steps else 0.0
         with tempfile.TemporaryDirectory(dir=healed.folder) as folder:
             solved, matrices = HealedTensors(Path(folder)), list[HealedMatrix]()
             if not self.weights.config.architecture.post_norm:
                 matrices = self._solve(unrounded(self.weights), solved)
+            student, width = Healed(self.shortened, solved), self.weights.config.width
             task = Task(
-                self.weights, Healed(self.shortened, solved), self.first, lessons.windows, self.check,
-                self.seed, self.identity, lessons.bytes_to_write,
+                self.weights, student, self.first, zero_factors(width), lessons.windows, self.check,
+                self.seed, RATE, self.identity, lessons.bytes_to_write,
             )  # fmt: skip
-            progress = partial(self.progress, "distilling")
-            compute = self.compute.between_stages()
-            distilled, course = distill(
-                task, distilling.limits, compute, self.say, progress, distilling.state
+            changes, course = self._distil(task, distilling.limits.part(1 - last), distilling.state)
+            changed = set(self._distilled) | set(solved.tensors)
+            self._store(Changed(student, changes), changed, healed)
+        report = {"rank": rank_for(width), "rate": RATE} | _told(course)
+        if steps and not course.interrupted:
+            self.say("distilling what is stored: the steps of its types")
+            seen = course.tokens // task.length
+            task = replace(
+                task,
+                shortened=Healed(self.shortened, healed),
+                new_change=unit_factors(steps, width),
+                windows=lambda start, count: lessons.windows(seen + start, count),
+                rate=STEPS_RATE,
+                identity=f"{self.identity} as stored",
             )
-            self._store(distilled, self._distilled | set(solved.tensors), healed)
-        rank = rank_for(self.weights.config.width)
-        return matrices, {"rank": rank, "rate": RATE, "tokens": course.tokens, "divergence": course.losses}
+            state = None if distilling.state is None else stored_state(distilling.state)
+            changes, course = self._distil(task, distilling.limits.part(last), state)
+            rescale(healed, changes)
+            report["steps"] = {"rate": STEPS_RATE} | _told(course)
+        return matrices, report
+
+    def _distil(self, task: Task, limits: Limits, state: Path | None) -> tuple[dict[int, Change], Course]:
+        progress = partial(self.progress, "distilling")
+        return distill(task, limits, self.compute.between_stages(), self.say, progress, state)
 
     @property
     def _distilled(self) -> set[str]:
@@ -105,18 +134,37 @@ class Repair:
         matrices = [name for name, shape in block_shapes(config).items() if len(shape) == 2]
         return {block_prefix(i) + name for i in range(self.first, config.blocks) for name in matrices}
 
+    def _stored_types(self) -> dict[str, GGMLQuantizationType]:
+        """The types that the matrices are stored in which distillation changes."""
+        tensors = self.shortened.tensors
+        return {name: self._type(name, tensors[name]) for name in self._distilled}
+
+    def _type(self, name: str, info: TensorInfo) -> GGMLQuantizationType:
+        """The type to store a tensor in that was changed, as the shortened model has it."""
+        type_ = None if self.types is None else self.types(name, info)
+        stays = type_ is None or type_.name == info.type
+        return encoding_for(info.type, info.shape[-1]) if type_ is None or stays else type_
+
     def _store(self, repaired: Weights, changed: Collection[str], healed: HealedTensors) -> None:
         """Encode what was changed, and what is to have another type."""
-        before, types = self.shortened.tensors, self.types
+        before = self.shortened.tensors
 
-        def wanted(name: str, info: TensorInfo) -> GGMLQuantizationType | None:
-            type_ = None if types is None else types(name, info)
-            if type_ is None or type_.name == before[name].type:
-                return encoding_for(before[name].type, info.shape[-1]) if name in changed else None
-            return type_
+        def wanted(name: str, _info: TensorInfo) -> GGMLQuantizationType | None:
+            type_ = None if self.types is None else self.types(name, before[name])
+            recoded = type_ is not None and type_.name != before[name].type
+            return self._type(name, before[name]) if recoded or name in changed else None
 
         compute, progress = self.compute.between_stages(), partial(self.progress, "rounding")
         blocks = round_blocks(repaired, wanted, self.fit, compute, healed, progress)
         names = ", ".join(sorted({type_ for block in blocks for type_ in block.types}))
         error = sum(block.error for block in blocks) / max(1, len(blocks))
         self.say(f"{len(blocks)} blocks stored as {names}, which changes what they compute by {error:.2%}")
+
+
+def stored_state(state: Path) -> Path:
+    """Where the distillation of what is stored leaves its state, beside that of the one before."""
+    return state.with_suffix(f".stored{state.suffix}")
+
+
+def _told(course: Course) -> dict[str, Any]:
+    return {"tokens": course.tokens, "divergence": course.losses}

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from tinysleb.checkpoint.weights import Weights
 from tinysleb.compute.compute import Compute
+from tinysleb.heal.change import Change, NewChange, copied, merge, parameters
 from tinysleb.heal.divergence import divergence
-from tinysleb.heal.low_rank import Change, copied, merge, no_change, parameters
 from tinysleb.model.blocks import Block, load_blocks
 from tinysleb.model.chunks import VOCABULARY_CHUNK, chunks, windows_in_call
 from tinysleb.model.forward import (
@@ -77,7 +77,8 @@ Passed = dict[int, tuple[Tensor, Tensor | None]]
 
 
 class Student:
-    """The shortened model: its weights, frozen, and the change that is trained in each block from `first` on.
+    """The shortened model: its weights, frozen, and the change that is trained in each block from `first` on,
+    which `new_change` makes.
 
     With `resident`, the trained blocks and the head stay in memory; without, they are read for every step,
     with `ahead` each while the one before computes. With `graphs`, those of all blocks are kept in a step.
@@ -88,6 +89,7 @@ class Student:
         weights: Weights,
         first: int,
         compute: Compute,
+        new_change: NewChange,
         *,
         resident: bool,
         ahead: bool = False,
@@ -103,7 +105,7 @@ class Student:
         generator = torch.Generator().manual_seed(seed)
         self.changes: dict[int, Change] = {}
         for index, block in self._read(self.trained):
-            self.changes[index] = no_change(block, self.config.width, generator)
+            self.changes[index] = new_change(index, block, generator)
             if resident:
                 self.blocks[index] = block
         if resident:
