@@ -58,7 +58,7 @@ TEMPERATURE = "general.sampling.temp"
 @rows(
     Condition(
         "`top_k` 50.0", model(values(GENERATION, top_k=50.0)),
-        "transformers loads it; converter: struct.error, `required argument is not an integer` (its issue 14243)",
+        "transformers loads it; converter: struct.error, an integer is asked for (its issue 14243)",
         as_gguf(general__sampling__top_k=50),
     ),
     Condition(
