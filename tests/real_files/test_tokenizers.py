@@ -85,6 +85,7 @@ def vocabulary_and_merges(folder: Path, make: Make = byte_level) -> Path:
     return path
 
 
+POINTER = b"version https://git-lfs.github.com/spec/v1\nsize 9\n"
 TIKTOKEN = b"".join(base64.b64encode(bytes([byte])) + f" {byte}\n".encode() for byte in range(256))
 """A vocabulary as Meta publishes Llama 3's under the name tokenizer.model."""
 
@@ -504,6 +505,20 @@ AND_EXTRA = SPECIALS + " a<extra>b <extra> c"
         with_config(pieces, add_eos_token=True),
         "both put it behind a text",
         lambda path: _plain_as_transformers(path),
+    ),
+    Condition(
+        "SentencePiece with added_tokens.json that repeats tokens of the vocabulary",
+        with_files(pieces, added_tokens__json=b'{"</s>": 2, "<s>": 1, "<unk>": 0, "<extra>": 380}'),
+        "Mistral-7B-OpenOrca has it; transformers loads it, the converter passes over those below",
+        lambda path: _plain_as_transformers(path),
+    ),
+    Condition(
+        "a Git LFS pointer in place of merges.txt",
+        with_files(
+            vocabulary_and_merges, merges__txt=b"version https://git-lfs.github.com/spec/v1\nsize 9\n"
+        ),
+        "the tokenizers package: Merges text file invalid at line 1",
+        refused_for_text("merges.txt is a Git LFS pointer", "git lfs pull"),
     ),
     Condition(
         "SentencePiece and a text that begins with spaces",

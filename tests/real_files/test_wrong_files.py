@@ -248,6 +248,12 @@ def truncated_safetensors(folder: Path) -> Path:
         refused("is an adapter of 'meta-llama/Llama-3.2-1B'", "merge it into its base model first"),
     ),
     Condition(
+        "an adapter under a name of its own",
+        lambda folder: _renamed(adapter(folder), "adapter_model.safetensors", "frame.safetensors"),
+        "ollama and peft ask for the usual names",
+        refused("is an adapter of 'meta-llama/Llama-3.2-1B'", "merge it into its base model first"),
+    ),
+    Condition(
         "the file of an adapter",
         lambda folder: adapter(folder) / "adapter_model.safetensors",
         "there is no program that runs it by itself",
@@ -461,6 +467,24 @@ def truncated_safetensors(folder: Path) -> Path:
         refused("in the format that Meta and Mistral publish"),
     ),
     Condition(
+        "the index of the shards in place of their folder",
+        lambda folder: pointer_as_index(folder) / "model.safetensors.index.json",
+        "transformers asks for a folder",
+        refused("model.safetensors.index.json is a Git LFS pointer"),
+    ),
+    Condition(
+        "config.json in place of its folder",
+        lambda folder: model(folder) / "config.json",
+        "transformers asks for a folder",
+        refused("config.json is one of a model's files", "give the folder"),
+    ),
+    Condition(
+        "a Git LFS pointer in place of the chat template",
+        with_file("chat_template.jinja", POINTER),
+        "transformers takes it for the template",
+        refused("chat_template.jinja is a Git LFS pointer", by=("prune", "--remove", "1")),
+    ),
+    Condition(
         "a diffusers pipeline",
         folder_of(model_index__json=b"{}"),
         "transformers: no file named config.json",
@@ -482,3 +506,8 @@ def test_an_adapter_that_was_merged_leaves_its_config_behind(tmp_path: Path) -> 
     path = model(tmp_path)
     (path / "adapter_config.json").write_text(json.dumps(ADAPTER))
     same_logits(path)
+
+
+def _renamed(folder: Path, name: str, other: str) -> Path:
+    (folder / name).rename(folder / other)
+    return folder

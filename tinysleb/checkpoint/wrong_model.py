@@ -10,8 +10,9 @@ from typing import Any
 
 from tinysleb.errors import TinyslebError, shown
 from tinysleb.formats.files import read_json_object
+from tinysleb.formats.model_files import READ_NAMES
 from tinysleb.formats.safetensors_file import read_safetensors_header
-from tinysleb.formats.wrong_file import SUFFIXES, TAKE_ANOTHER, wrong_file
+from tinysleb.formats.wrong_file import SUFFIXES, TAKE_ANOTHER, check_no_pointer, wrong_file
 
 ADAPTER_CONFIG = "adapter_config.json"
 MERGE_FIRST = "merge it into its base model first (peft: `merge_and_unload`), and give the merged model"
@@ -39,9 +40,11 @@ def refuse_absent(path: Path) -> None:
 
 def refuse_wrong_folder(folder: Path) -> None:
     """Raise TinyslebError if a folder is known to hold something else than a model's safetensors."""
+    _check_fetched(folder)
     names = sorted(entry.name for entry in folder.iterdir())
     weights = [name for name in names if name.endswith(".safetensors")]
-    if ADAPTER_CONFIG in names and all(name.startswith("adapter_") for name in weights):
+    whole = "config.json" in names and not all(name.startswith("adapter_") for name in weights)
+    if ADAPTER_CONFIG in names and not whole:
         raise _adapter(folder, folder / ADAPTER_CONFIG)
     if "config.json" in names:
         _refuse_mlx(folder / "config.json")
@@ -57,9 +60,12 @@ def refuse_wrong_file(path: Path) -> None:
         raise error
     if _is_split_by_hand(path.name):
         raise _split_by_hand(path)
+    config = path.parent / "config.json"
+    if path.suffix == ".json" and config.is_file():
+        raise TinyslebError(f"{path} is one of a model's files", f"give the folder: {path.parent}")
     if path.suffix != ".safetensors":
         return
-    config = path.parent / "config.json"
+    _check_fetched(path.parent)
     if config.is_file():
         _refuse_mlx(config)
     if path.name.startswith("consolidated"):
@@ -87,6 +93,13 @@ def refuse_wrong_gguf(values: Mapping[str, Any], tensors: Iterable[str], path: P
 def explained_truncation(path: Path, error: TinyslebError) -> TinyslebError:
     """The error of a GGUF that could not be read, or what is known of files with such a name."""
     return _split_by_hand(path) if _is_split_by_hand(path.name) else error
+
+
+def _check_fetched(folder: Path) -> None:
+    """Raise TinyslebError if one of the files that are copied or read beside the weights is a pointer."""
+    for name in sorted(READ_NAMES):
+        if (folder / name).is_file():
+            check_no_pointer(folder / name)
 
 
 def _adapter(where: Path, config: Path) -> TinyslebError:

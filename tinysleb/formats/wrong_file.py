@@ -6,6 +6,7 @@ Downloads leave pointers, pages and messages under the names of weights; formats
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from tinysleb.errors import TinyslebError, shown
@@ -75,6 +76,12 @@ def refuse_lfs_pointer(path: Path, beginning: bytes) -> None:
             f"{path} is a Git LFS pointer, not {stands_for} that it stands for",
             f"run `git lfs pull` in {path.parent}, or {FETCH_AGAIN}",
         )
+
+
+def check_no_pointer(path: Path) -> None:
+    """Raise TinyslebError if a file that is there is what Git LFS leaves in place of a large one."""
+    with suppress(OSError), path.open("rb") as file:
+        refuse_lfs_pointer(path, file.read(BEGINNING))
 
 
 def _placeholder(path: Path, beginning: bytes, size: int) -> TinyslebError | None:

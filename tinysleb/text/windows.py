@@ -17,6 +17,7 @@ from tinysleb.checkpoint.weights import Checkpoint
 from tinysleb.errors import TinyslebError
 from tinysleb.formats.files import valid_text
 from tinysleb.formats.text_file import text_between, text_parts, text_size
+from tinysleb.formats.wrong_file import check_no_pointer
 from tinysleb.text.long_text import PartEncoder, Tokens
 from tinysleb.text.tokenizer import Tokenizer, open_tokenizer
 
@@ -210,6 +211,8 @@ def from_token_file(path: Path, vocab_size: int, count: int | None = None) -> Ca
     try:
         array = np.lib.format.open_memmap(path, mode="r")  # which allocates nothing for what is not there
     except (OSError, ValueError, EOFError, OverflowError, TokenError) as error:
+        if path.is_file():
+            check_no_pointer(path)
         raise TinyslebError(f"cannot read {path} as a .npy array: {error}") from error
     if array.dtype.kind not in "iu" or array.ndim != 2:
         raise TinyslebError(
