@@ -9,7 +9,6 @@ from io import FileIO
 from pathlib import Path
 
 import gguf
-import numpy as np
 import torch
 from gguf.constants import GGMLQuantizationType
 
@@ -32,7 +31,7 @@ from tinysleb.export.gguf_mixture import mixed_type
 from tinysleb.export.gguf_writer import tinysleb_metadata, write_all, write_gguf_file
 from tinysleb.export.imatrix import Importance
 from tinysleb.export.job import Job, Written, compact_json
-from tinysleb.formats.finite import all_finite, not_finite
+from tinysleb.formats.finite import all_finite, not_finite, too_large
 from tinysleb.formats.gguf_file import DEFAULT_ALIGNMENT, Bytes, GgufValue
 from tinysleb.formats.safetensors_file import as_bytes
 from tinysleb.formats.tensor_types import WRITABLE, FileType, tensor_type
@@ -186,11 +185,7 @@ def stored_chunk(
     stored = tensor_type(type_.name)
     if stored.is_float and chunk.dtype == getattr(torch, stored.torch):
         return as_bytes(chunk)
-    with np.errstate(over="ignore"):  # infinity is looked for below
-        data = encode(chunk, type_, importance)
+    data = encode(chunk, type_, importance)
     if not all_finite(data, type_.name):
-        raise TinyslebError(
-            f"{path}: tensor {name!r} holds values that are too large for {type_.name}",
-            "export it with --type bf16, or f32",
-        )
+        raise too_large(path, name, type_.name)
     return data

@@ -309,3 +309,27 @@ def test_what_only_transformers_loads_is_written_as_a_folder(
     folder = make_model(family, tmp_path / "m", **changes)
     not_exported(f"llama.cpp would not load a GGUF of this model: {said}")(folder)
     assert as_folder(folder)
+
+
+def healed_into_f16(folder: Path) -> None:
+    """Refused when the block is reached, with the tensor's name, and nothing is left behind."""
+    path, _ = exported(folder, "bf16")
+    (folder.parent / "plan.json").write_text(json.dumps({"blocks": 6, "removed": [4]}))
+    np.save(folder.parent / "windows.npy", TOKENS.repeat(4, 1).numpy().astype(np.int32))
+    to_heal = ("--heal", "solve", "--tokens", folder.parent / "windows.npy")
+    words = ("--plan", folder.parent / "plan.json", "--type", "f16", "-o", folder.parent / "healed.gguf")
+    status, said = command("prune", path, *words, *to_heal)
+    assert status == 1
+    assert "model.layers.2.mlp.down_proj.weight' holds values that are too large for F16" in said
+    assert "--type bf16" in said
+    assert not list(folder.parent.glob("*healed*"))
+
+
+@rows(
+    Condition(
+        "bfloat16 beyond float16, healed into f16", model(with_a_large_value(torch.bfloat16)),
+        "llama.cpp's quantiser writes infinity; refused", healed_into_f16,
+    ),
+)  # fmt: skip
+def test_healed_values(row: Condition, tmp_path: Path) -> None:
+    check(row, tmp_path)

@@ -21,11 +21,13 @@ def encode(values: Tensor, type_: GGMLQuantizationType, importance: Tensor | Non
 
     `importance` `[columns]`: what the square of an error costs in each column. Types whose scales are not
     searched for make no use of it. Without it, Q4_0, Q4_1, Q5_0 and Q5_1 are what llama.cpp makes of them.
+    Of values beyond the type, something infinite is stored, which `all_finite` finds.
     """
     floats = values.float().cpu()
     if type_.name in LAYOUTS and (importance is not None or type_.name not in SIMPLE):
         return encode_rows(floats, type_.name, importance)
-    return np.ascontiguousarray(quantize(floats.numpy(), type_)).view(np.uint8)
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(quantize(floats.numpy(), type_)).view(np.uint8)
 
 
 def decode(data: Bytes, type_: GGMLQuantizationType) -> Tensor:

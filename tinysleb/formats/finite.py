@@ -40,6 +40,14 @@ def not_finite(path: Path, name: str) -> TinyslebError:
     )
 
 
+def too_large(path: Path, name: str, type_name: str) -> TinyslebError:
+    """The error for a tensor whose values are numbers, but not in the type that they should be stored in."""
+    return TinyslebError(
+        f"{path}: tensor {name!r} holds values that are too large for {type_name}",
+        "store it with --type bf16, or f32",
+    )
+
+
 def _none_set(words: Words, exponent: int) -> bool:
     """Whether no word has all bits of the exponent set, which is how IEEE 754 has infinity and NaN.
 

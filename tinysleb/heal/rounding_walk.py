@@ -23,6 +23,7 @@ from tinysleb.checkpoint.encoding import decode, encode
 from tinysleb.checkpoint.weights import TensorInfo, Weights
 from tinysleb.compute.compute import Compute
 from tinysleb.compute.memory import Allowance, block_bytes, working_bytes
+from tinysleb.formats.finite import all_finite, too_large
 from tinysleb.formats.gguf_file import Bytes
 from tinysleb.formats.tensor_types import tensor_type
 from tinysleb.heal.healed_weights import HealedTensors
@@ -281,6 +282,8 @@ class _Walk:
             if not values.isfinite().all():
                 raise not_finite(self.weights, name)
             parts.append(_encode_rows(values, type_, cost))
+            if not all_finite(parts[-1], type_.name):
+                raise too_large(self.weights.path, name, type_.name)
             decoded.append(decode(parts[-1], type_))
             if cost is not None:
                 changed += cost.of(decoded[-1] - values)
