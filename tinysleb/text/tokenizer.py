@@ -39,7 +39,13 @@ from tinysleb.text.sentencepiece_model import (
     model_pieces,
     sentencepiece_bpe_model,
 )
-from tinysleb.text.vocab_and_merges import around, family_of, read_vocabulary, tokens_to_add
+from tinysleb.text.vocab_and_merges import (
+    around,
+    family_of,
+    has_vocabulary_and_merges,
+    read_vocabulary,
+    tokens_to_add,
+)
 
 if TYPE_CHECKING:
     import tokenizers
@@ -191,7 +197,7 @@ def _from_folder(source: TokenizerFolder) -> Tokenizer:
         return _sentencepiece_from_folder(source, source.sentencepiece)
     if (source.path / JSON_NAME).is_file():
         return ByteLevelTokenizer(load_tokenizer_json(source.path / JSON_NAME))
-    if all((source.path / name).is_file() for name in (VOCABULARY_NAME, MERGES_NAME)):
+    if has_vocabulary_and_merges(source):
         return _from_vocabulary_and_merges(source)
     if (source.path / SENTENCEPIECE_NAME).is_file():
         raise TinyslebError(
@@ -219,7 +225,16 @@ def _sentencepiece_from_folder(source: TokenizerFolder, path: Path) -> Tokenizer
 
 
 def _from_vocabulary_and_merges(source: TokenizerFolder) -> Tokenizer:
-    """GPT-2's way, before there was a `tokenizer.json`."""
+    tokenizer = load_vocabulary_and_merges(source)
+    before, behind = around(source, family_of(source), tokenizer.get_vocab())
+    return ByteLevelTokenizer(tokenizer, before, behind)
+
+
+def load_vocabulary_and_merges(source: TokenizerFolder) -> tokenizers.Tokenizer:
+    """A tokenizer in GPT-2's way, from before there was a `tokenizer.json`.
+
+    Raises TinyslebError if the files are not sound, or do not say how text is split.
+    """
     family, where = family_of(source), f"{source.path / VOCABULARY_NAME} and {MERGES_NAME}"
     package = import_tokenizers(where)
     with _package_errors(f"{where} are not a vocabulary and its merges"):
@@ -231,8 +246,7 @@ def _from_vocabulary_and_merges(source: TokenizerFolder) -> Tokenizer:
         tokenizer.pre_tokenizer = steps.Sequence([*splits, to_bytes])
     for token in tokens_to_add(source, family):
         tokenizer.add_tokens([_packaged(package, token)])
-    before, behind = around(source, family, tokenizer.get_vocab())
-    return ByteLevelTokenizer(tokenizer, before, behind)
+    return tokenizer
 
 
 def _packaged(package: Any, token: AddedToken) -> Any:
@@ -333,11 +347,11 @@ def _rules(vocabulary: GgufVocabulary) -> PreTokenizer:
     )
 
 
-def _byte_level(package: Any, bpe: Any, rules: PreTokenizer) -> Any:
+def _byte_level(package: Any, bpe: Any, rules: PreTokenizer) -> tokenizers.Tokenizer:
     """A tokenizer without added tokens."""
     steps = package.pre_tokenizers
     to_bytes = steps.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer = package.Tokenizer(bpe)
+    tokenizer: tokenizers.Tokenizer = package.Tokenizer(bpe)
     tokenizer.pre_tokenizer = steps.Sequence([*_splits(package, rules), to_bytes])
     tokenizer.decoder = package.decoders.ByteLevel()
     if rules.normal_form:

@@ -14,6 +14,7 @@ from typing import Any
 
 from tinysleb.checkpoint.tokenizer_folder import (
     CONFIG_NAME,
+    JSON_NAME,
     MERGES_NAME,
     VOCABULARY_NAME,
     AddedToken,
@@ -31,22 +32,26 @@ ROLES = (
 
 @dataclass(frozen=True)
 class Family:
-    """How a class of transformers splits text, and the roles whose token is END_OF_TEXT unless named.
+    """How a class of transformers splits text (`pre`: llama.cpp's name for it), and the roles whose token is
+    END_OF_TEXT unless named.
 
     `prefix_first`: a space is put before the text, where that is asked for, and not before every piece of it.
     """
 
-    rules: PreTokenizer
+    pre: str
     end_of_text: tuple[str, ...]
     prefix_first: bool = True
 
+    @property
+    def rules(self) -> PreTokenizer:
+        """How text is split."""
+        return PRE_TOKENIZERS[self.pre]
+
 
 FAMILIES = {
-    "GPT2Tokenizer": Family(PRE_TOKENIZERS["gpt-2"], ("bos_token", "eos_token", "unk_token")),
-    "CodeGenTokenizer": Family(PRE_TOKENIZERS["gpt-2"], ("bos_token", "eos_token", "unk_token")),
-    "Qwen2Tokenizer": Family(
-        PRE_TOKENIZERS["qwen2"], ("eos_token", "unk_token", "pad_token"), prefix_first=False
-    ),
+    "GPT2Tokenizer": Family("gpt-2", ("bos_token", "eos_token", "unk_token")),
+    "CodeGenTokenizer": Family("gpt-2", ("bos_token", "eos_token", "unk_token")),
+    "Qwen2Tokenizer": Family("qwen2", ("eos_token", "unk_token", "pad_token"), prefix_first=False),
 }
 MODEL_FAMILIES = {"qwen2": "Qwen2Tokenizer", "qwen3": "Qwen2Tokenizer"}
 """By model type, for folders that name no class, or a wrong one as Qwen 2's do."""
@@ -105,3 +110,10 @@ def around(
         return indices[text] if is_added and text is not None else None
 
     return index("bos_token", source.add_bos), index("eos_token", source.add_eos)
+
+
+def has_vocabulary_and_merges(source: TokenizerFolder) -> bool:
+    """Whether a folder's tokenizer is that of the two files."""
+    if source.sentencepiece is not None or (source.path / JSON_NAME).is_file():
+        return False
+    return all((source.path / name).is_file() for name in (VOCABULARY_NAME, MERGES_NAME))
