@@ -144,27 +144,22 @@ def cut(model: Path, what: str) -> None:
     like.unlink()
 
 
-ASKED = ("block_count", "context_length", "embedding_length")
-"""The least that llama.cpp asks of a header."""
-
-
 def write_large(model: Path) -> Path:
-    """Random blocks of float16 with the metadata of `model`, whose sizes need not be right for a copy."""
+    """`model` with random feed-forward parts of float16, of as many rows as it takes."""
     source = read_gguf(model)
-    blocks = source.values()["llama.block_count"]
-    rows = LARGE_BYTES // 2 // blocks // 4096
-    tensors = {
-        name: (tensor.shape, tensor.type) for name, tensor in source.tensors.items() if "blk" not in name
-    } | {f"blk.{i}.ffn_up.weight": ((rows, 4096), GGMLQuantizationType.F16) for i in range(blocks)}
-    noise = np.random.default_rng(0).standard_normal((rows, 4096), dtype=np.float32).astype(np.float16)
-    architecture = GgufValue("arcee", GGUFValueType.STRING)  # copied without asking for its tensors
-    metadata = dict(source.metadata) | {
-        "general.architecture": architecture,
-        **{f"arcee.{key}": source.metadata[f"llama.{key}"] for key in ASKED},
-    }
+    values = source.values()
+    blocks, width = values["llama.block_count"], values["llama.embedding_length"]
+    rows = LARGE_BYTES // 2 // blocks // 3 // width
+    shapes = {"gate": (rows, width), "up": (rows, width), "down": (width, rows)}
+    large = {f"blk.{i}.ffn_{part}.weight": shape for i in range(blocks) for part, shape in shapes.items()}
+    tensors = {name: (tensor.shape, tensor.type) for name, tensor in source.tensors.items()}
+    tensors |= {name: (shape, GGMLQuantizationType.F16) for name, shape in large.items()}
+    noise = np.random.default_rng(0).standard_normal((rows, width), dtype=np.float32).astype(np.float16)
+    length = GgufValue(rows, GGUFValueType.UINT32)
+    metadata = {**source.metadata, "llama.feed_forward_length": length}
 
     def write_tensor(name: str, file: object) -> None:
-        data = noise if name.startswith("blk") else source.read_bytes(name)
+        data = noise if name in large else source.read_bytes(name)
         file.write(data.data.cast("B"))  # type: ignore[attr-defined]
 
     write_container(Path("large.gguf"), metadata, tensors, 32, write_tensor)
