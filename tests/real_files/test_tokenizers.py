@@ -507,6 +507,18 @@ AND_EXTRA = SPECIALS + " a<extra>b <extra> c"
         lambda path: _plain_as_transformers(path),
     ),
     Condition(
+        "SentencePiece with added tokens that take the whitespace beside them",
+        with_config(
+            pieces,
+            added_tokens_decoder={
+                "380": EXTRA | {"content": "<|user|>", "special": True, "rstrip": True},
+                "381": EXTRA | {"content": "<mask>", "lstrip": True},
+            },
+        ),
+        "Phi 3 has it; transformers does as the file says, llama.cpp for Phi 3 by its name",
+        lambda path: _plain_as_transformers(path, "a<|user|> \n\n", "a \n <mask>", "a<|user|>  <mask>"),
+    ),
+    Condition(
         "SentencePiece with added_tokens.json that repeats tokens of the vocabulary",
         with_files(pieces, added_tokens__json=b'{"</s>": 2, "<s>": 1, "<unk>": 0, "<extra>": 380}'),
         "Mistral-7B-OpenOrca has it; transformers loads it, the converter passes over those below",
@@ -663,12 +675,12 @@ def _same_without_mark(path: Path) -> None:
     assert found == tokens(path, TEXT)
 
 
-def _plain_as_transformers(path: Path) -> None:
+def _plain_as_transformers(path: Path, *texts: str) -> None:
     """After special tokens we follow llama.cpp, which puts a space before what comes next."""
     from transformers import AutoTokenizer
 
     peer = AutoTokenizer.from_pretrained(path)
-    for text in (TEXT, "a", "the end<extra>"):
+    for text in (TEXT, "a", "the end<extra>", *texts):
         assert tokens(path, text) == peer.encode(text), text
 
 

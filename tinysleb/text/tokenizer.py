@@ -68,22 +68,28 @@ class SentencePieceTokenizer:
 
     `specials` are tokens taken whole where their text occurs; what lies between them is encoded piece by
     piece, each with the model's own space in front. So does llama.cpp; Hugging Face differs from both where
-    the text after a special token begins with a space, and adds no second one.
+    the text after a special token begins with a space, and adds no second one. Whitespace before those in
+    `lstrip`, and behind those in `rstrip`, belongs to them.
     """
 
     processor: SentencePieceProcessor
     bos: int | None
     specials: Mapping[str, int] = field(default_factory=dict)
     eos: int | None = None
+    lstrip: frozenset[str] = frozenset()
+    rstrip: frozenset[str] = frozenset()
 
     def encode(self, text: str) -> list[int]:
         """As in `Tokenizer`."""
         tokens = [] if self.bos is None else [self.bos]
         done = 0
         for begin, end in self._find_specials(text):
-            tokens += self._encode_plain(text[done:begin])
-            tokens.append(self.specials[text[begin:end]])
+            special, before = text[begin:end], text[done:begin]
+            tokens += self._encode_plain(before.rstrip() if special in self.lstrip else before)
+            tokens.append(self.specials[special])
             done = end
+            while special in self.rstrip and text[done : done + 1].isspace():
+                done += 1
         return tokens + self._encode_plain(text[done:]) + ([] if self.eos is None else [self.eos])
 
     def _encode_plain(self, text: str) -> list[int]:
@@ -221,6 +227,8 @@ def _sentencepiece_from_folder(source: TokenizerFolder, path: Path) -> Tokenizer
         None if source.add_bos is False else bos,
         _specials(processor) | added,
         eos if source.add_eos else None,
+        frozenset(token.text for token in source.decoder.values() if token.lstrip),
+        frozenset(token.text for token in source.decoder.values() if token.rstrip),
     )
 
 
