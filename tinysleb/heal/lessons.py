@@ -12,8 +12,8 @@ from tinysleb.checkpoint.weights import Checkpoint
 from tinysleb.compute.compute import Compute
 from tinysleb.heal.text import HealingText, least_bytes, self_windows, text_sources
 
-MOST_GIVEN = 1 << 23
-"""Tokens of given text that are held, in 64 MiB; of a longer one, a sample."""
+MOST_GIVEN = 1 << 22
+"""Tokens of given text that are held, in 32 MiB; of a longer one, a sample."""
 GIVEN = 4
 """One window in so many is of the given text: what the original writes serves other text better, and
 given text is learned quickly."""

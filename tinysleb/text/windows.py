@@ -182,13 +182,16 @@ def _sample_stretches(
     most = -(-2 * count // len(stretches))
     found: list[Tensor] = []
     for each in (most, step):
-        found, left = [], count
+        found, left, more = [], count, False
         for stretch in order:
             windows = cut_windows(encoder.plain(text_between(*stretch)), length)
             found.append(windows[generator.sample(range(len(windows)), min(each, left, len(windows)))])
             left -= len(found[-1])
+            more = more or len(windows) > each
             if not left:
                 return torch.cat(found)
+        if not more:
+            break
     if not any(map(len, found)):
         raise TinyslebError(
             f"{files[0].name}: no {step} bytes of it have the {length} tokens of one window",
