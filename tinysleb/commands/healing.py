@@ -53,7 +53,8 @@ def prepare(weights: Checkpoint, options: HealingOptions, compute: Compute, out:
     types = None if options.type_name is None else partial(wanted_types, options.type_name)
     prepared = prepare_healing(weights, text, compute, distilling, types)
     if distilling is not None:
-        refuse_full_disk(unfinished_distillation(out), state_bytes(weights.config))
+        both_parts = 2 * state_bytes(weights.config)
+        refuse_full_disk(unfinished_distillation(out), both_parts)
     return prepared
 
 
