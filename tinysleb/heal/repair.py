@@ -27,7 +27,7 @@ from tinysleb.heal.step_factors import has_steps, rescale, unit_factors
 from tinysleb.heal.walk import HealedMatrix
 from tinysleb.plan import Plan
 
-RATE, STEPS_RATE = 2e-3, 1e-3
+RATE, STEPS_RATE = 2e-3, 3e-3
 """The highest learning rates: of changes of low rank, and of the factors of steps."""
 STEPS_PART = 0.25
 """Of what is distilled on, for the steps of what is stored."""
