@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from tinysleb.errors import TinyslebError, shown
 from tinysleb.formats.files import read_json_object
 from tinysleb.text.pre_tokenizers import PRE_TOKENIZERS
 from tinysleb.text.sentencepiece_model import BPE, model_kind, model_pieces
-from tinysleb.text.tokenizer import load_sentencepiece, load_tokenizer_json
+from tinysleb.text.tokenizer import load_sentencepiece, load_tokenizer_json, load_vocabulary_and_merges
+from tinysleb.text.vocab_and_merges import family_of, has_vocabulary_and_merges
 
 UNUSED_SCORE, ADDED_SCORE = -10000.0, -1000.0
 MOST_LISTED = 4
@@ -88,12 +90,12 @@ def add_vocabulary(writer: GGUFWriter, folder: Path, rows: int, pre: str | None)
     if settings.add_prefix_space is not None:
         writer.add_add_space_prefix(settings.add_prefix_space)
     byte_level = False
-    if (folder / "tokenizer.model").is_file():
-        path = folder / "tokenizer.model"
+    path = folder / "tokenizer.json"
+    if settings.sentencepiece is not None:
+        path = settings.sentencepiece
         found = _sentencepiece_tokens(settings)
-    elif (folder / "tokenizer.json").is_file():
-        path = folder / "tokenizer.json"
-        values = read_json_object(path)
+    elif path.is_file() or has_vocabulary_and_merges(settings):
+        values = _tokenizer_json(settings, path)
         try:
             byte_level = not (values.get("model") or {}).get("byte_fallback")
             found = _json_tokens(values, path, rows)
@@ -106,13 +108,23 @@ def add_vocabulary(writer: GGUFWriter, folder: Path, rows: int, pre: str | None)
         )
     tokens = _filled(found, rows)
     writer.add_tokenizer_model("gpt2" if byte_level else "llama")
-    known = _pre_tokenizer(folder / "tokenizer.json", pre) if byte_level else "default"
+    if pre is None and has_vocabulary_and_merges(settings):
+        pre = family_of(settings).pre
+    known = _pre_tokenizer(path, pre) if byte_level else "default"
     writer.add_tokenizer_pre(known)
     writer.add_token_list([token.text for token in tokens])
     if not byte_level:
         writer.add_token_scores([token.score for token in tokens])
     writer.add_token_types([token.type for token in tokens])
     return (*_left_out(found, rows, path), *_add_special_tokens(writer, folder, rows, byte_level))
+
+
+def _tokenizer_json(settings: TokenizerFolder, path: Path) -> dict[str, Any]:
+    """What `tokenizer.json` says, or would say of a `vocab.json` with its `merges.txt`."""
+    if path.is_file():
+        return read_json_object(path)
+    values: dict[str, Any] = json.loads(load_vocabulary_and_merges(settings).to_str())
+    return values
 
 
 def _add_special_tokens(writer: GGUFWriter, folder: Path, rows: int, merges: bool) -> list[str]:

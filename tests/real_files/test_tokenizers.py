@@ -703,3 +703,43 @@ def _as_sentencepiece(path: Path, text: str) -> None:
     assert command("export", path, "--gguf", exported)[0] == 0
     assert tokens(path, text) == [processor.bos_id(), *processor.encode(text)]
     assert tokens(path, text) == llama_cpp_tokens(exported, text)
+
+
+def exported_as_llama_cpp_reads_it(*words: str) -> Outcome:
+    """The GGUF has, in llama.cpp, the tokens that transformers gives for the folder."""
+
+    def expect(path: Path) -> None:
+        from transformers import AutoTokenizer
+
+        out = path.with_name("m.gguf")
+        status, said = command("export", path, "--gguf", out, *words)
+        assert status == 0, said
+        expected = AutoTokenizer.from_pretrained(path).encode(TEXT)
+        assert tokens(path, TEXT) == tokens(out, TEXT) == expected
+        assert llama_cpp_tokens(out, TEXT) == expected
+
+    return expect
+
+
+@rows(
+    Condition(
+        "a tiktoken tokenizer.model beside tokenizer.json",
+        with_files(tokenizer__model=TIKTOKEN),
+        "the converter fails on sentencepiece's error, and goes on to tokenizer.json",
+        exported_as_llama_cpp_reads_it("--pre", "smollm"),
+    ),
+    Condition(
+        "vocab.json and merges.txt",
+        vocabulary_and_merges,
+        "the converter has them from transformers, and knows only the vocabularies in its table",
+        exported_as_llama_cpp_reads_it(),
+    ),
+    Condition(
+        "vocab.json and merges.txt of Qwen 3",
+        with_config(two_files_of("Qwen3ForCausalLM"), drop=("tokenizer_class",)),
+        "the converter has them from transformers",
+        exported_as_llama_cpp_reads_it(),
+    ),
+)
+def test_exported_tokenizers(row: Condition, tmp_path: Path) -> None:
+    check(row, tmp_path)
