@@ -14,7 +14,7 @@ REMOVE ?= 6
 .PHONY: demo test install model slow check quick fix clean
 
 demo: $(VENV)/.installed model
-	@echo "Pruning, healing and distilling take 10 to 15 minutes on 2 cores."
+	@echo "Pruning, healing and distilling take about 15 minutes on 2 cores."
 	$(BIN)/tinysleb prune $(MODEL) -o $(SHORTER) --type q4_0 --remove $(REMOVE) --force
 	@echo "The whole model in the same type, to compare with:"
 	$(BIN)/tinysleb export $(MODEL) --gguf $(WHOLE) --type q4_0 --force
