@@ -10,11 +10,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 from torch import Tensor
 
-from tinysleb.checkpoint.config import ModelConfig, block_parameter_count
+from tinysleb.checkpoint.config import ModelConfig, block_parameter_count, block_shapes
 from tinysleb.checkpoint.damage import not_finite
 from tinysleb.checkpoint.weights import Weights
 from tinysleb.compute.compute import Compute
@@ -62,12 +63,14 @@ def plan_distilling_memory(
     weights = block_parameter_count(config)
     changes_moments_and_best = 4 * trained * factor_count(config) * 4
     inputs_on_the_way_up = trained * tokens * width * 4
-    block_merged_and_gradients = weights * (4 + 4 + item + item) + 2 * reading_bytes(config)
+    largest = max(prod(shape) for shape in block_shapes(config).values())
+    changed_and_gradients_of_one = largest * (4 + 4 + item)
+    block_and_merged = weights * (4 + item) + changed_and_gradients_of_one + 2 * reading_bytes(config)
     graph = 3 * activation_bytes(config, tokens) + 2 * config.heads * tokens * length * item
     logits = 2 * min(TOKEN_CHUNK, tokens) * config.vocab_size * item
     distributions = 4 * DISTRIBUTIONS_AT_ONCE * config.vocab_size * 4
     head_rows = VOCABULARY_CHUNK * width * (4 + 4 + item)
-    step = max(block_merged_and_gradients + graph, logits + distributions + head_rows)
+    step = max(block_and_merged + graph, logits + distributions + head_rows)
     lesson = tokens * width * (4 + item)
     learning = inputs_on_the_way_up + step + 2 * lesson
     least = changes_moments_and_best + max(learning, writing)
