@@ -81,7 +81,8 @@ class SpecialTokens(gguf.SpecialVocab):
 def add_vocabulary(writer: GGUFWriter, folder: Path, rows: int, pre: str | None) -> tuple[str, ...]:
     """Add the tokenizer found in `folder`; `rows` is the embedding's number of rows.
 
-    Returns notes about what was left out. `pre` names the pre-tokenizer of a byte-level BPE; None: it is recognised.
+    Returns notes about what was left out. `pre` names the pre-tokenizer of a byte-level BPE; None: it is
+    recognised.
 
     Raises TinyslebError if there is none, if it has more tokens than rows, or if its way of splitting
     text is unknown to llama.cpp.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 LONGEST_SHOWN = 80
@@ -27,6 +28,12 @@ def shown(value: object) -> str:
     """A value for a message, not too long."""
     text = repr(value)
     return text if len(text) <= LONGEST_SHOWN else text[: LONGEST_SHOWN - 3] + "..."
+
+
+def listed(names: Sequence[str], most: int) -> str:
+    """Names for a message, no more than `most` of them."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def pip_install(extra: str) -> str:

@@ -121,9 +121,8 @@ def _matching(token: Mapping[str, Any]) -> dict[str, bool]:
 
 def _special_tokens(values: Mapping[str, Any]) -> dict[str, str]:
     """`bos_token` and the like, whether given as a text or as an object; what is neither is not one."""
-    named = {key: value for key, value in values.items() if key.endswith("_token")}
-    texts = {key: value.get("content") if isinstance(value, dict) else value for key, value in named.items()}
-    return {key: text for key, text in texts.items() if isinstance(text, str)}
+    named = {key: _with_role(value) for key, value in values.items() if key.endswith("_token")}
+    return {key: token.text for key, token in named.items() if token is not None}
 
 
 def _json(path: Path) -> dict[str, Any]:

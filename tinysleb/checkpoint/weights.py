@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from tinysleb.checkpoint.config import ModelConfig, block_prefix, tensor_shapes
 from tinysleb.checkpoint.gguf_vocabulary import GgufVocabulary
 from tinysleb.checkpoint.tokenizer_folder import TokenizerFolder
-from tinysleb.errors import TinyslebError
+from tinysleb.errors import TinyslebError, listed
 from tinysleb.plan import Plan
 
 if TYPE_CHECKING:
@@ -167,14 +167,9 @@ def check_complete(config: ModelConfig, found: Mapping[str, Sequence[int]], wher
         ("not part of this family", [name for name in found if name not in expected]),
         ("of the wrong shape", wrong),
     )
-    parts = [f"{len(names)} {what}: {_some(names)}" for what, names in problems if names]
+    parts = [f"{len(names)} {what}: {listed(names, MOST_NAMES_LISTED)}" for what, names in problems if names]
     if parts:
         raise TinyslebError(
             f"{where} does not hold the tensors its config asks for; {'; '.join(parts)}",
             "the files may be incomplete, or belong to different models",
         )
-
-
-def _some(names: Sequence[str]) -> str:
-    more = len(names) - MOST_NAMES_LISTED
-    return ", ".join(names[:MOST_NAMES_LISTED]) + (f" and {more} more" if more > 0 else "")

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tinysleb.errors import TinyslebError, shown
+from tinysleb.errors import TinyslebError, listed, shown
 from tinysleb.formats.files import read_json_object
 from tinysleb.formats.model_files import READ_NAMES
 from tinysleb.formats.safetensors_file import read_safetensors_header
@@ -123,7 +123,9 @@ def _refuse_mlx(config: Path) -> None:
 
 def _refuse_other_layout(folder: Path, names: list[str]) -> None:
     if ggufs := [name for name in names if name.endswith(".gguf")]:
-        raise TinyslebError(f"{folder} holds GGUF files: {_some(ggufs)}", f"name one: {folder / ggufs[0]}")
+        raise TinyslebError(
+            f"{folder} holds GGUF files: {listed(ggufs, MOST_LISTED)}", f"name one: {folder / ggufs[0]}"
+        )
     if (folder / "snapshots").is_dir():
         found = sorted(entry for entry in (folder / "snapshots").iterdir() if entry.is_dir())
         name = found[-1] if found else folder / "snapshots" / "…"
@@ -143,7 +145,7 @@ def _refuse_other_weights(folder: Path, names: list[str]) -> None:
     inside = [name for name in names if (folder / name / "config.json").is_file()]
     if inside and "config.json" not in names:
         raise TinyslebError(
-            f"{folder} has no config.json, but folders with one: {_some(inside)}",
+            f"{folder} has no config.json, but folders with one: {listed(inside, MOST_LISTED)}",
             f"name one: {folder / inside[0]}",
         )
 
@@ -168,8 +170,3 @@ def _split_by_hand(path: Path) -> TinyslebError:
         f"{path} is one part of a file that was cut to be uploaded",
         f"join them: cat {whole}{pattern} > {whole}",
     )
-
-
-def _some(names: list[str]) -> str:
-    more = len(names) - MOST_LISTED
-    return ", ".join(names[:MOST_LISTED]) + (f" and {more} more" if more > 0 else "")
