@@ -37,6 +37,11 @@ class Layout:
         """Whether something is taken away from what codes and scales give."""
         return self.offsets[1] > 0
 
+    @property
+    def has_minimum(self) -> bool:
+        """Whether what is taken away is a step of its own: the least value of a block, sign turned."""
+        return self.offsets == (1, 1)
+
 
 def between(first: float, last: float, count: int) -> tuple[float, ...]:
     """So many numbers, evenly spaced from the first to the last."""

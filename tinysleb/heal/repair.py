@@ -103,8 +103,7 @@ class Repair:
                 self.seed, RATE, self.identity, lessons.bytes_to_write,
             )  # fmt: skip
             changes, course = self._distil(task, distilling.limits.part(1 - last), distilling.state)
-            changed = set(self._distilled) | set(solved.tensors)
-            self._store(Changed(student, changes), changed, healed)
+            self._store(Changed(student, changes), self._distilled | set(solved.tensors), healed)
         report = {"rank": rank_for(width), "rate": RATE} | _told(course)
         if steps and not course.interrupted:
             self.say("distilling what is stored: the steps of its types")
@@ -136,23 +135,24 @@ class Repair:
 
     def _stored_types(self) -> dict[str, GGMLQuantizationType]:
         """The types that the matrices are stored in which distillation changes."""
-        tensors = self.shortened.tensors
-        return {name: self._type(name, tensors[name]) for name in self._distilled}
+        return {name: self._type(name) for name in self._distilled}
 
-    def _type(self, name: str, info: TensorInfo) -> GGMLQuantizationType:
-        """The type to store a tensor in that was changed, as the shortened model has it."""
+    def _type(self, name: str) -> GGMLQuantizationType:
+        """The type to store a tensor in that was changed."""
+        info, other = self.shortened.tensors[name], self._other_type(name)
+        return encoding_for(info.type, info.shape[-1]) if other is None else other
+
+    def _other_type(self, name: str) -> GGMLQuantizationType | None:
+        """The type that a tensor is to have; None for the one that it has."""
+        info = self.shortened.tensors[name]
         type_ = None if self.types is None else self.types(name, info)
-        stays = type_ is None or type_.name == info.type
-        return encoding_for(info.type, info.shape[-1]) if type_ is None or stays else type_
+        return None if type_ is None or type_.name == info.type else type_
 
     def _store(self, repaired: Weights, changed: Collection[str], healed: HealedTensors) -> None:
         """Encode what was changed, and what is to have another type."""
-        before = self.shortened.tensors
 
         def wanted(name: str, _info: TensorInfo) -> GGMLQuantizationType | None:
-            type_ = None if self.types is None else self.types(name, before[name])
-            recoded = type_ is not None and type_.name != before[name].type
-            return self._type(name, before[name]) if recoded or name in changed else None
+            return self._type(name) if name in changed else self._other_type(name)
 
         compute, progress = self.compute.between_stages(), partial(self.progress, "rounding")
         blocks = round_blocks(repaired, wanted, self.fit, compute, healed, progress)

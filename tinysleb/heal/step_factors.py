@@ -15,15 +15,13 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from torch import Tensor
 
 from tinysleb.checkpoint.config import block_prefix
-from tinysleb.checkpoint.k_quant_layouts import STEPS
+from tinysleb.checkpoint.k_quant_layouts import LAYOUTS, STEPS
 from tinysleb.formats.gguf_file import Bytes, Floats
 from tinysleb.heal.change import Change, MatrixChange, NewChange
 from tinysleb.heal.healed_weights import HealedTensors
 from tinysleb.heal.low_rank import FULL_WIDTH, FUSED
 from tinysleb.model.blocks import Block
 
-WITH_MINIMUM = ("Q4_1", "Q5_1")
-"""Types whose second float16 is the least value of a block."""
 COARSE = 256
 """Columns that share a factor in models wider than FULL_WIDTH, whatever they are stored in."""
 
@@ -88,7 +86,7 @@ def unit_factors(types: Mapping[str, GGMLQuantizationType], width: int) -> NewCh
 def _unit(matrix: Tensor, columns: int, type_: GGMLQuantizationType) -> StepFactors:
     shape = len(matrix), matrix.shape[1] // columns
     factors = torch.ones(shape, device=matrix.device)
-    if type_.name not in WITH_MINIMUM:
+    if not LAYOUTS[type_.name].has_minimum:
         return StepFactors(factors)
     unit = matrix.view(*shape, columns).square().mean(-1).sqrt()
     return StepFactors(factors, torch.zeros_like(factors), unit)
@@ -128,7 +126,7 @@ def with_steps(data: Bytes, type_: GGMLQuantizationType, parts: Sequence[StepFac
     for at in STEPS[type_.name]:
         steps = np.ascontiguousarray(blocks[..., at : at + 2]).view(np.float16)[..., 0].astype(np.float32)
         changed = steps * factors
-        if at > 0 and type_.name in WITH_MINIMUM:
+        if at > 0 and LAYOUTS[type_.name].has_minimum:
             changed += of_blocks([each for each in added if each is not None])
         blocks[..., at : at + 2] = changed.astype(np.float16)[..., None].view(np.uint8)
     return blocks.reshape(data.shape)
