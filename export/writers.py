@@ -81,7 +81,6 @@ def check_writable(
     type_name: str = "auto",
     pre: str | None = None,
     unknown_arrays: str | None = None,
-    imatrix: Path | str | None = None,
     force: bool = False,
     inputs: Sequence[Path] = (),
 ) -> None:
@@ -93,7 +92,7 @@ def check_writable(
     """
     asked = _asked_for(
         weights, Path(out), plan, output_format=output_format, type_name=type_name, pre=pre,
-        shard_bytes=SHARD_BYTES, unknown_arrays=unknown_arrays, imatrix=imatrix,
+        shard_bytes=SHARD_BYTES, unknown_arrays=unknown_arrays, imatrix=None,
     )  # fmt: skip
     for path in asked.outputs:
         refuse_existing(path, force, asked.job.source.path, *inputs)

@@ -14,13 +14,13 @@ from tinysleb.commands.shortened import (
     finish,
     print_shortened,
     read_fitting_plan,
+    refuse_unwritable,
 )
 from tinysleb.commands.stopping_rule import stopping_rule
 from tinysleb.commands.stored_types import check_stored_type
 from tinysleb.errors import TinyslebError
 from tinysleb.export.gguf_copy import COPIED_ONLY, write_unmodelled
 from tinysleb.export.job import plan_beside
-from tinysleb.export.writers import check_writable, own_format
 from tinysleb.formats.files import refuse_existing
 from tinysleb.formats.gguf_file import GgufFile, is_gguf, read_gguf
 from tinysleb.plan import Plan, plan_to_json, read_plan
@@ -45,9 +45,9 @@ def apply_plan(options: PruneOptions, plan_path: Path) -> None:
     check_stored_type(weights, options.type_name)
     plan = read_fitting_plan(plan_path, weights, options.force, console)
     plan = _first_rounds(plan, plan_path, weights, options)
-    check_writable(
-        weights, options.out, plan, output_format=own_format(weights), type_name=options.type_name or "auto",
-        unknown_arrays=options.unknown_arrays, force=options.force, inputs=(options.model, plan_path),
+    refuse_unwritable(
+        weights, options.out, options, options.model, plan_path,
+        plan=plan, unknown_arrays=options.unknown_arrays,
     )  # fmt: skip
     heal = _prepare_heal(weights, options, console) if options.heal not in (None, NONE) else None
     plan = finish(weights, plan, options.out, options.unknown_arrays, heal, console, options.type_name)

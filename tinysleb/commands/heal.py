@@ -10,9 +10,8 @@ from tinysleb.commands.console import Console
 from tinysleb.commands.healing import forget_distillation, heal_with, prepare
 from tinysleb.commands.opening import opened
 from tinysleb.commands.options import HealingOptions
-from tinysleb.commands.shortened import finish, print_shortened, read_fitting_plan
+from tinysleb.commands.shortened import finish, print_shortened, read_fitting_plan, refuse_unwritable
 from tinysleb.commands.stored_types import check_stored_type
-from tinysleb.export.writers import check_writable, own_format
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +30,7 @@ def heal(options: HealOptions) -> None:
     weights = opened(options.model, console, options.pre)
     check_stored_type(weights, options.type_name)
     plan = read_fitting_plan(options.plan, weights, options.force, console)
-    check_writable(
-        weights, options.output, plan, output_format=own_format(weights),
-        type_name=options.type_name or "auto", force=options.force, inputs=(options.model, options.plan),
-    )  # fmt: skip
+    refuse_unwritable(weights, options.output, options, options.model, options.plan, plan=plan)
     compute = choose_compute(options)
     heal = heal_with(weights, prepare(weights, options, compute, options.output), compute, console)
     plan = finish(weights, plan, options.output, None, heal, console, options.type_name)

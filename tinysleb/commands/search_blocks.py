@@ -12,12 +12,12 @@ from tinysleb.commands.healing import forget_distillation, heal_with, prepare_un
 from tinysleb.commands.opening import open_as_given, tell_remarks
 from tinysleb.commands.options import refuse_unused
 from tinysleb.commands.prune_options import PruneOptions
-from tinysleb.commands.shortened import finish, print_shortened
+from tinysleb.commands.shortened import finish, print_shortened, refuse_unwritable
 from tinysleb.commands.stopping_rule import stopping_rule
 from tinysleb.commands.stored_types import check_stored_type, in_types
 from tinysleb.compute.distributed import Group, join_group
 from tinysleb.errors import TinyslebError
-from tinysleb.export.writers import GGUF, check_writable, own_format, without_first_block
+from tinysleb.export.writers import GGUF, own_format, without_first_block
 from tinysleb.formats.files import refuse_full_disk
 from tinysleb.heal.repair import STEPS_PART
 from tinysleb.heal.run import PreparedHealing
@@ -35,11 +35,8 @@ def search_blocks(options: PruneOptions) -> None:
     if own_format(weights) != GGUF:
         refuse_unused(options.given, ("unknown_arrays",), "MODEL is not a GGUF")
     check_stored_type(weights, options.type_name)
-    check_writable(
-        without_first_block(weights), options.out, output_format=own_format(weights),
-        type_name=options.type_name or "auto", unknown_arrays=options.unknown_arrays, force=options.force,
-        inputs=(options.model,),
-    )  # fmt: skip
+    shorter = without_first_block(weights)
+    refuse_unwritable(shorter, options.out, options, options.model, unknown_arrays=options.unknown_arrays)
     with join_group() as group:
         try:
             _search_and_write(weights, options, group)

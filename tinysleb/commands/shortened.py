@@ -13,9 +13,10 @@ from tinysleb.checkpoint.config import parameter_count
 from tinysleb.checkpoint.fingerprint import is_same_model
 from tinysleb.checkpoint.weights import Shortened, Weights
 from tinysleb.commands.console import Console, print_json, print_line
+from tinysleb.commands.options import HealingOptions
 from tinysleb.commands.stored_types import faster_type, in_types
 from tinysleb.errors import TinyslebError
-from tinysleb.export.writers import own_format, write
+from tinysleb.export.writers import check_writable, own_format, write
 from tinysleb.formats.files import temporary_folder
 from tinysleb.plan import Plan, perplexity, plan_to_json, read_plan
 
@@ -33,6 +34,21 @@ def default_output(model: Path, type_name: str | None = None) -> Path:
     if model.is_dir():
         return Path(f"{model.resolve().name}{end}")
     return Path(f"{model.stem}{end}{model.suffix if model.suffix == '.gguf' else ''}")
+
+
+def refuse_unwritable(
+    weights: Weights,
+    out: Path,
+    options: HealingOptions,
+    *inputs: Path,
+    plan: Plan | None = None,
+    unknown_arrays: str | None = None,
+) -> None:
+    """Before any slow work: `check_writable`, as `finish` will write. `inputs` must not be replaced."""
+    check_writable(
+        weights, out, plan, output_format=own_format(weights), type_name=options.type_name or "auto",
+        unknown_arrays=unknown_arrays, force=options.force, inputs=inputs,
+    )  # fmt: skip
 
 
 def read_fitting_plan(path: Path, weights: Weights, force: bool, console: Console) -> Plan:
