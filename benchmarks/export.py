@@ -41,6 +41,7 @@ from tinysleb.export.writers import GGUF, write
 from tinysleb.formats.gguf_file import GgufValue, read_gguf
 from tinysleb.formats.safetensors_file import write_safetensors
 from tinysleb.formats.units import format_bytes
+from tinysleb.sublayers import whole_blocks
 from tinysleb.text.windows import default_text
 
 RUNS = 3
@@ -133,7 +134,7 @@ def cut(model: Path, what: str) -> None:
 
     def in_process() -> tuple[float, int]:
         begin = time.perf_counter()
-        copy_gguf(shortened_gguf(read_gguf(model), kept), out, None)
+        copy_gguf(shortened_gguf(read_gguf(model), whole_blocks(kept)), out, None)
         return time.perf_counter() - begin, 0
 
     copying, program, peer = in_turn(
@@ -196,7 +197,7 @@ def cut_folder(folder: Path) -> None:
 
     def in_process() -> tuple[float, int]:
         begin = time.perf_counter()
-        write(Shortened(open_model(folder), kept), out)
+        write(Shortened(open_model(folder), whole_blocks(kept)), out)
         return time.perf_counter() - begin, 0
 
     def by_cp() -> tuple[float, int]:

@@ -23,22 +23,30 @@ from gguf.constants import GGMLQuantizationType
 from torch import Tensor
 from torch.nn import functional as F
 
-from tinysleb.checkpoint.config import block_prefix
+from tinysleb.checkpoint.config import DOWN, OUT, block_prefix
 from tinysleb.checkpoint.encoding import encode
 from tinysleb.checkpoint.open_model import open_model
 from tinysleb.checkpoint.weights import Shortened, Weights
 from tinysleb.compute.compute import Compute, compute_on
 from tinysleb.heal.choose_blocks import choose_healed
-from tinysleb.heal.healed_weights import DOWN, OUT, Healed, HealedTensors, unrounded
+from tinysleb.heal.healed_weights import Healed, HealedTensors, unrounded
 from tinysleb.heal.text import HealingText, Source, self_source, split_windows
 from tinysleb.heal.walk import heal
 from tinysleb.model.blocks import load_block
 from tinysleb.model.chunks import chunks
-from tinysleb.model.forward import advance, block_positions, down_inputs, embed, out_inputs, product
+from tinysleb.model.forward import (
+    advance,
+    down_inputs,
+    embed,
+    out_inputs,
+    product,
+)
+from tinysleb.model.positions import block_positions
 from tinysleb.plan import Plan, Round, perplexity
 from tinysleb.search.evaluate import evaluate
 from tinysleb.search.rounds import removable
 from tinysleb.search.run import search
+from tinysleb.sublayers import block_cut, sublayers_of, whole_blocks
 from tinysleb.text.tokenizer import open_tokenizer
 from tinysleb.text.windows import from_text
 
@@ -84,7 +92,7 @@ class Bench:
 
     def row(self, what: str, removed: Sequence[int], windows: Tensor | None, peer: bool = False) -> None:
         kept = [index for index in range(self.weights.config.blocks) if index not in removed]
-        shortened = Shortened(self.weights, tuple(kept))
+        shortened = Shortened(self.weights, whole_blocks(kept))
         before = self.perplexities(shortened)
         with tempfile.TemporaryDirectory() as folder:
             tensors = HealedTensors(Path(folder))
@@ -93,8 +101,8 @@ class Bench:
                 if peer:
                     replace_me(self.weights, kept, windows, self.compute, tensors)
                 else:
-                    parts = split_windows(windows)
-                    heal(self.weights, kept, *parts, self.compute, tensors, lambda _done: None)
+                    parts, stack = split_windows(windows), sublayers_of(shortened.kept)
+                    heal(self.weights, stack, *parts, self.compute, tensors, lambda _done: None)
             seconds = time.monotonic() - begin
             after = self.perplexities(Healed(shortened, tensors))
         cells = []
@@ -143,13 +151,13 @@ def contiguous(bench: Bench, count: int) -> list[int]:
     """The run of blocks whose input and output are nearest in angle, which is how ReplaceMe chooses."""
     windows = bench.fit["docs"][:SELECTION]
     plan = search(bench.weights, windows, remove=count, metric="cosine", compute=bench.compute)
-    return sorted(plan.removed)
+    return sorted(cut[0] // 2 for cut in plan.cuts)
 
 
 def by_healed_loss(bench: Bench, removed: Sequence[int]) -> list[int]:
     """The blocks that `--search healed` would choose after a search that found `removed`."""
     blocks, begin = bench.weights.config.blocks, time.monotonic()
-    plan = Plan(blocks, len(removed), {}, rounds=tuple(Round(index, 0.0, {}) for index in removed))
+    plan = Plan(blocks, len(removed), {}, rounds=tuple(Round(block_cut(index), 0.0, {}) for index in removed))
     sources = [
         Source(kind, bench.fit[kind][: count // LENGTH], bench.measured["docs"][:0])
         for kind, count in (("docs", 16 * KILO), ("sampled", 16 * KILO))
@@ -165,9 +173,9 @@ def by_healed_loss(bench: Bench, removed: Sequence[int]) -> list[int]:
             lambda _done: None,
         )
     for choice in finalists:
-        print(f"    {sorted(choice.removed)}: {perplexity(choice.loss):.2f} on docs and sampled text")
+        print(f"    {choice.removed}: {perplexity(choice.loss):.2f} on docs and sampled text")
     print(f"    chosen in {time.monotonic() - begin:.0f} s")
-    return sorted(chosen.removed)
+    return sorted(cut[0] // 2 for cut in chosen.cuts)
 
 
 def main() -> None:

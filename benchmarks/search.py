@@ -14,6 +14,7 @@ scaled to all: each costs the same. Needs the test extra.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import subprocess
@@ -37,9 +38,15 @@ from tinysleb.compute.compute import Compute
 from tinysleb.compute.memory import Budget, resident_bytes
 from tinysleb.formats.safetensors_file import write_safetensors
 from tinysleb.model.blocks import Block, load_block
-from tinysleb.model.forward import attention, block_forward, block_positions
+from tinysleb.model.forward import (
+    attention,
+    block_forward,
+)
+from tinysleb.model.positions import block_positions
 from tinysleb.plan import Plan
+from tinysleb.search.cuts import BLOCK, HALF
 from tinysleb.search.rounds import removable, search
+from tinysleb.sublayers import Cut, Pair, pairs_of
 from tinysleb.text.tokenizer import open_tokenizer
 from tinysleb.text.windows import from_text
 
@@ -63,22 +70,23 @@ def main() -> None:
     tokens = from_text(open_tokenizer(weights), [], LENGTH, WINDOWS, 0, vocabulary).tokens
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
     if "search" in options.parts:
-        compare(options.model, weights, tokens, options.naive_candidates)
+        for kind in (BLOCK, HALF):
+            compare(options.model, weights, tokens, options.naive_candidates, kind)
     if "growth" in options.parts:
         growth()
     if "floor" in options.parts:
         floor(weights)
 
 
-def compare(path: Path, weights: Weights, tokens: Tensor, naive_candidates: int) -> None:
+def compare(path: Path, weights: Weights, tokens: Tensor, naive_candidates: int, kind: str) -> None:
     """Seconds of the first round and of all, in each dtype, of the naive loop, exact and raced."""
-    print(f"\n{REMOVED} of {weights.config.blocks} blocks removed, {WINDOWS} x {LENGTH} tokens")
+    print(f"\n{REMOVED} of {weights.config.blocks} blocks removed, --cut {kind}, {WINDOWS} x {LENGTH} tokens")
     print(
         f"{'dtype':<10}{'rounds':<8}{'naive, s':>10}{'exact, s':>10}{'ratio':>7}{'racing, s':>11}{'ratio':>7}"
     )
     for dtype in DTYPES:
         (exact, exact_times), (raced, raced_times) = (
-            searched(weights, tokens, dtype, REMOVED, exact) for exact in (True, False)
+            searched(weights, tokens, dtype, REMOVED, exact, kind) for exact in (True, False)
         )
         model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=dtype)
         naive, difference = naive_search(model, exact, tokens, naive_candidates)
@@ -94,7 +102,7 @@ def compare(path: Path, weights: Weights, tokens: Tensor, naive_candidates: int)
 
 
 def searched(
-    weights: Weights, tokens: Tensor, dtype: torch.dtype, rounds: int, exact: bool
+    weights: Weights, tokens: Tensor, dtype: torch.dtype, rounds: int, exact: bool, kind: str
 ) -> tuple[Plan, list[float]]:
     """The plan, and the seconds that each round took."""
     blocks, seconds = weights.config.blocks, []
@@ -102,7 +110,7 @@ def searched(
     plan = Plan(blocks, rounds, {})
     following = search(
         weights, tokens, plan, compute,
-        allowed=removable(blocks, 1, 1), exact=exact, progress=lambda *_: None,
+        allowed=removable(blocks, 1, 1), kind=kind, exact=exact, progress=lambda *_: None,
     )  # fmt: skip
     while not plan.finished:
         begin = time.perf_counter()
@@ -113,29 +121,46 @@ def searched(
 
 def naive_search(model: Any, plan: Plan, tokens: Tensor, count: int) -> tuple[list[float], float]:
     """Seconds that the naive loop takes for each round of `plan`, and how far its losses are from them."""
-    layers, removed = model.model.layers, set[int]()
+    layers, stack = model.model.layers, Plan(plan.blocks, 0, {}).stack
     seconds, difference = [], 0.0
     for round_ in plan.rounds:
         candidates = sorted(round_.candidates)
         some = candidates[:: max(1, len(candidates) // count)][:count]
-        naive_loss(model, layers, removed, tokens[:1])
+        naive_loss(model, layers, stack, tokens[:1])
         begin = time.perf_counter()
-        losses = {index: naive_loss(model, layers, removed | {index}, tokens) for index in some}
+        losses = {cut: naive_loss(model, layers, without(stack, cut), tokens) for cut in some}
         seconds.append((time.perf_counter() - begin) * len(candidates) / len(some))
-        worst = max(abs(round_.candidates[i].loss - loss) for i, loss in losses.items())
+        worst = max(abs(round_.candidates[cut].loss - loss) for cut, loss in losses.items())
         difference = max(difference, worst)
-        removed.add(round_.removed)
+        stack = without(stack, round_.cut)
     return seconds, difference
 
 
-def naive_loss(model: Any, layers: Sequence[Any], removed: set[int], tokens: Tensor) -> float:
-    model.model.layers = torch.nn.ModuleList(b for i, b in enumerate(layers) if i not in removed)
+def without(stack: Cut, cut: Cut) -> Cut:
+    return tuple(sublayer for sublayer in stack if sublayer not in cut)
+
+
+def naive_loss(model: Any, layers: Sequence[Any], stack: Cut, tokens: Tensor) -> float:
+    model.model.layers = torch.nn.ModuleList(layer_of(pair, layers) for pair in pairs_of(stack))
     total = 0.0
     with torch.no_grad():
         for window in tokens[:, None]:
             logits = model(window, use_cache=False).logits[:, :-1]
             total += F.cross_entropy(logits.flatten(0, 1).float(), window[:, 1:].flatten()).item()
     return total / len(tokens)
+
+
+def layer_of(pair: Pair, layers: Sequence[Any]) -> Any:
+    """A layer of the transformers model, or one with the feed-forward, and its norm, of another."""
+    attention, feed_forward = pair
+    assert attention is not None
+    assert feed_forward is not None
+    if attention == feed_forward:
+        return layers[attention]
+    layer, other = copy.copy(layers[attention]), layers[feed_forward]
+    own = {"mlp": other.mlp, "post_attention_layernorm": other.post_attention_layernorm}
+    layer._modules = layer._modules | own
+    return layer
 
 
 def growth() -> None:
@@ -161,9 +186,9 @@ def growth_run(folder: Path) -> dict[str, float]:
 
     weights = open_model(folder)
     tokens = torch.randint(0, 1000, (WINDOWS, GROWTH_LENGTH), generator=torch.Generator().manual_seed(0))
-    searched(weights, tokens[:1], torch.float32, 1, exact=True)
+    searched(weights, tokens[:1], torch.float32, 1, exact=True, kind=BLOCK)
     before = resident_bytes()
-    _, seconds = searched(weights, tokens, torch.float32, 1, exact=True)
+    _, seconds = searched(weights, tokens, torch.float32, 1, exact=True, kind=BLOCK)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
     streams = (weights.config.blocks - 2) * tokens.numel() * weights.config.width * 4
     return {"seconds": seconds[0], "peak": peak, "streams": streams}

@@ -15,7 +15,7 @@ from gguf.utility import size_label
 
 from tinysleb.checkpoint.architectures import BY_GGUF_NAME
 from tinysleb.checkpoint.config import ModelConfig, check_rotation_pattern
-from tinysleb.checkpoint.gguf_names import gguf_name, interleaved, rotated_heads
+from tinysleb.checkpoint.gguf_names import gguf_name, interleaved, is_attention, rotated_heads
 from tinysleb.checkpoint.gguf_source import GgufWeights, plan_in_gguf
 from tinysleb.errors import TinyslebError
 from tinysleb.export.gguf_check import TensorTypes, check_loadable
@@ -27,6 +27,7 @@ from tinysleb.formats.finite import all_finite, not_finite
 from tinysleb.formats.gguf_file import GgufFile, GgufTensor, GgufValue
 from tinysleb.formats.input_file import read_parts
 from tinysleb.plan import Plan
+from tinysleb.sublayers import Pair
 
 COPY_BYTES = 1 << 18
 """Few enough to stay in the cache between reading, looking and writing; 4 MiB take twice as long."""
@@ -105,6 +106,11 @@ def write_unmodelled(file: GgufFile, out: Path, plan: Plan, unknown_arrays: str 
         )
     if plan.blocks != blocks:
         raise TinyslebError(f"the plan is for a model of {plan.blocks} blocks, {file.path} has {blocks}")
+    if halves := [str(pair) for pair in plan.kept if pair.attention != pair.feed_forward]:
+        raise TinyslebError(
+            f"{file.path}: its blocks are copied unread, and cannot be divided as the plan asks: {halves[0]}",
+            "remove whole blocks",
+        )
     values = stored_plan(plan, plan_in_gguf(file))
     shorter, notes = _loadable(shortened_gguf(file, plan.kept, unknown_arrays))
     metadata = copy_gguf(shorter, out, compact_json(values), plan.kept)
@@ -118,16 +124,23 @@ def _notes(source: GgufFile) -> tuple[str, ...]:
     return ()
 
 
-def shortened_gguf(source: GgufFile, kept: Sequence[int], unknown_arrays: str | None = None) -> GgufFile:
-    """`source` with only the blocks in `kept`, ascending, renumbered from 0; its tensors lie where they did.
+def shortened_gguf(source: GgufFile, kept: Sequence[Pair], unknown_arrays: str | None = None) -> GgufFile:
+    """`source` with only the blocks `kept`, renumbered from 0; its tensors lie where they did.
 
     `block_count`, `general.name`, `general.size_label` and every array with one entry a block follow
     the cut; all else stays as it is. `unknown_arrays` says what to do with arrays of that length whose
     meaning is not known: `cut` or `keep`. Raises TinyslebError for such an array if it says nothing.
     """
-    originals = {_renumbered(name, kept): name for name in source.tensors}
-    originals.pop(None, None)
-    tensors = {str(name): source.tensors[original] for name, original in originals.items()}
+    attentions, feed_forwards = ({pair[half]: i for i, pair in enumerate(kept)} for half in (0, 1))
+    tensors = {}
+    for original, tensor in source.tensors.items():
+        match = re.match(r"blk\.(\d+)\.(.*)", original)
+        if match is None:
+            tensors[original] = tensor
+            continue
+        new = (attentions if is_attention(match[2]) else feed_forwards).get(int(match[1]))
+        if new is not None:
+            tensors[f"blk.{new}.{match[2]}"] = tensor
     parameters = sum(prod(tensor.shape) for tensor in tensors.values())
     metadata = cut_metadata(source, kept, parameters, unknown_arrays)
     return replace(source, metadata=metadata, tensors=tensors)
@@ -153,11 +166,11 @@ def _in_gguf_order(tensor: GgufTensor, heads: int) -> GgufTensor:
 
 
 def copy_gguf(
-    source: GgufFile, out: Path, plan_text: str | None, kept: Sequence[int] | None = None
+    source: GgufFile, out: Path, plan_text: str | None, kept: Sequence[Pair] | None = None
 ) -> dict[str, GgufValue]:
     """Write a GGUF with the bytes of `source`'s tensors, wherever they lie. Returns the metadata written.
 
-    `kept`: the original indices of its blocks, for messages. Raises TinyslebError if `out` cannot be written,
+    `kept`: what its blocks were, for messages. Raises TinyslebError if `out` cannot be written,
     an input changed meanwhile, or a tensor holds numbers that are not finite.
     """
     tensors = source.tensors
@@ -185,7 +198,7 @@ def block_count(source: GgufFile) -> int:
 
 
 def cut_metadata(
-    source: GgufFile, kept: Sequence[int], parameters: int, unknown_arrays: str | None = None
+    source: GgufFile, kept: Sequence[Pair], parameters: int, unknown_arrays: str | None = None
 ) -> dict[str, GgufValue]:
     """The metadata of the shorter model."""
     architecture, blocks = source.metadata["general.architecture"].value, block_count(source)
@@ -195,7 +208,8 @@ def cut_metadata(
     for key, item in source.metadata.items():
         per_block = item.type == GGUFValueType.ARRAY and len(item.value) == blocks
         if per_block and _is_cut(source, key, f"{architecture}.", unknown_arrays):
-            metadata[key] = replace(item, value=[item.value[index] for index in kept])
+            half = 1 if "feed_forward" in key or "expert" in key else 0
+            metadata[key] = replace(item, value=[item.value[pair[half]] for pair in kept])
     _replace(metadata, f"{architecture}.block_count", len(kept))
     texts = {key for key, item in metadata.items() if item.type == GGUFValueType.STRING}
     if "general.name" in texts:
@@ -233,19 +247,13 @@ def _replace(metadata: dict[str, GgufValue], key: str, value: object) -> None:
     metadata[key] = replace(metadata[key], value=value)
 
 
-def _renumbered(name: str, kept: Sequence[int]) -> str | None:
-    """The tensor's name in the shorter model, or None if its block goes."""
-    match = re.match(r"blk\.(\d+)\.", name)
-    if match is None:
-        return name
-    index = int(match[1])
-    return f"blk.{kept.index(index)}.{name[match.end() :]}" if index in kept else None
-
-
-def original_name(name: str, kept: Sequence[int] | None) -> str:
+def original_name(name: str, kept: Sequence[Pair] | None) -> str:
     """What a tensor of a model with the blocks `kept` is called in the original."""
-    match = re.match(r"blk\.(\d+)\.", name)
-    return name if match is None or kept is None else f"blk.{kept[int(match[1])]}.{name[match.end() :]}"
+    match = re.match(r"blk\.(\d+)\.(.*)", name)
+    if match is None or kept is None:
+        return name
+    pair = kept[int(match[1])]
+    return f"blk.{pair.attention if is_attention(match[2]) else pair.feed_forward}.{match[2]}"
 
 
 def _copy_bytes(source: FileIO, target: FileIO, tensor: GgufTensor, name: str) -> None:

@@ -28,6 +28,7 @@ from tinysleb.formats.model_files import model_files, skipped_files
 from tinysleb.formats.safetensors_file import SafetensorsEntry, as_bytes, write_safetensors
 from tinysleb.formats.tensor_types import TENSOR_TYPES
 from tinysleb.model.chunks import chunks
+from tinysleb.sublayers import Pair
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -101,7 +102,7 @@ def _without_code(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def stored_entries(
-    source: HuggingfaceWeights, kept: Sequence[int], replaced: Container[str]
+    source: HuggingfaceWeights, kept: Sequence[Pair], replaced: Container[str]
 ) -> dict[str, SafetensorsEntry]:
     """The tensors of `source` that its blocks `kept` are written with, by their new names: not those that are
     `replaced`, nor those in FP8, which are written as bfloat16."""
@@ -110,8 +111,9 @@ def stored_entries(
     return {name: source.entries[name_] for name, name_ in names.items() if name_ not in source.scales}
 
 
-def cut_config(config: dict[str, Any], kept: Sequence[int], shape: ModelConfig) -> dict[str, Any]:
-    """`config.json` of the shorter model, whose shape is `shape`: per-block lists are cut to `kept`.
+def cut_config(config: dict[str, Any], kept: Sequence[Pair], shape: ModelConfig) -> dict[str, Any]:
+    """`config.json` of the shorter model, whose shape is `shape`: lists with an entry for
+    each block follow the attention of those `kept`.
 
     What follows from a block's position in the original is written out, since positions change. Weights
     are written unquantised, so `quantization_config` goes; and so does `auto_map`, since the code that it
@@ -120,7 +122,7 @@ def cut_config(config: dict[str, Any], kept: Sequence[int], shape: ModelConfig) 
     """
     blocks = config["num_hidden_layers"]
     cut: dict[str, Any] = {
-        key: [value[index] for index in kept]
+        key: [value[pair.attention or 0] for pair in kept]
         for key in PER_BLOCK_KEYS
         if isinstance(value := config.get(key), list) and len(value) == blocks
     }

@@ -16,10 +16,12 @@ from typing import Any, BinaryIO
 import numpy as np
 from gguf.constants import GGUFValueType
 
+from tinysleb.checkpoint.gguf_names import is_attention
 from tinysleb.errors import TinyslebError, shown
 from tinysleb.export.gguf_mixture import EMBEDDING, HEAD
 from tinysleb.formats.gguf_file import Floats, GgufFile, GgufValue, is_gguf, read_gguf
-from tinysleb.plan import plan_from_json
+from tinysleb.plan import Plan, plan_from_json
+from tinysleb.sublayers import Pair, whole_blocks
 
 SUMS, COUNTS = ".in_sum2", ".counts"
 LONGEST_NAME = 256
@@ -54,10 +56,10 @@ class Imatrix:
 
 @dataclass(frozen=True)
 class Importance:
-    """An importance matrix for a model: `positions` has, for each of its blocks, the index there."""
+    """An importance matrix for a model: `positions` has, for each of its blocks, what it is there."""
 
     imatrix: Imatrix
-    positions: Sequence[int]
+    positions: Sequence[Pair]
 
     def of(self, name: str, shape: tuple[int, ...]) -> Floats | None:
         """The importance of a matrix's columns; None for a vector, and if an embedding or a head has none.
@@ -66,8 +68,10 @@ class Importance:
         """
         if len(shape) == 1:
             return None
-        block = re.match(r"blk\.(\d+)(.*)", name)
-        original = f"blk.{self.positions[int(block[1])]}{block[2]}" if block else name
+        original = name
+        if block := re.match(r"blk\.(\d+)\.(.*)", name):
+            pair = self.positions[int(block[1])]
+            original = f"blk.{pair.attention if is_attention(block[2]) else pair.feed_forward}.{block[2]}"
         mean = self.imatrix.means.get(original)
         if mean is None:
             if name in (EMBEDDING, HEAD):
@@ -88,12 +92,12 @@ def importance_for(imatrix: Imatrix, blocks: int, plan: Mapping[str, Any]) -> Im
     The matrix may have been made of this model or of any that it was cut from: its number of blocks tells.
     Raises TinyslebError if it was made of another one.
     """
-    positions, sizes = list(range(blocks)), [blocks]
+    positions, sizes = list(whole_blocks(range(blocks))), [blocks]
     while imatrix.blocks != sizes[-1] and plan:
         cut = plan_from_json({**plan}, imatrix.path)
         if len(cut.kept) != sizes[-1]:
             break
-        positions = [cut.kept[position] for position in positions]
+        positions = [_before(cut, pair) for pair in positions]
         sizes.append(cut.blocks)
         earlier = plan.get("earlier")
         plan = earlier if isinstance(earlier, dict) else {}
@@ -103,6 +107,15 @@ def importance_for(imatrix: Imatrix, blocks: int, plan: Mapping[str, Any]) -> Im
             f"{imatrix.path} describes a model of {imatrix.blocks} blocks; this one has {models}", HINT
         )
     return Importance(imatrix, positions)
+
+
+def _before(plan: Plan, pair: Pair) -> Pair:
+    """What a block of a model was before a plan shortened it."""
+    attention, feed_forward = pair
+    return Pair(
+        None if attention is None else plan.kept[attention].attention,
+        None if feed_forward is None else plan.kept[feed_forward].feed_forward,
+    )
 
 
 def read_imatrix(path: Path) -> Imatrix:

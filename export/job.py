@@ -14,6 +14,7 @@ from tinysleb.checkpoint.weights import Weights
 from tinysleb.export.imatrix import Importance
 from tinysleb.formats.gguf_file import GgufTensor, GgufValue
 from tinysleb.plan import Plan, plan_to_json
+from tinysleb.sublayers import Pair
 
 SHARD_BYTES = 5 * 10**9
 Source = TypeVar("Source", GgufWeights, HuggingfaceWeights)
@@ -30,7 +31,7 @@ class Job(Generic[Source]):
 
     model: Weights
     source: Source
-    kept: tuple[int, ...]
+    kept: tuple[Pair, ...]
     replaced: Mapping[str, GgufTensor]
     out: Path
     plan: dict[str, Any]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -62,10 +62,10 @@ def _what_was_done(base_model: str, plan: Mapping[str, Any]) -> list[str]:
     healing = plan.get("healing") or {}
     trained = "" if healing else " Nothing was trained or healed."
     lines = [
-        f"# {base_model}, {blocks - len(removed)} of {blocks} blocks",
+        f"# {base_model}, {len(plan.get('kept') or range(blocks - len(removed)))} of {blocks} blocks",
         "",
-        f"tinysleb {__version__} removed the blocks {', '.join(map(str, removed))} (counted from 0, in this "
-        f"order), {_how_chosen(settings)}.{trained}",
+        f"tinysleb {__version__} removed {_what(removed)} (counted from 0, in this order), "
+        f"{_how_chosen(settings)}.{trained}",
     ]
     losses = [plan.get("loss"), *(round_.get("loss") for round_ in plan.get("rounds") or [])]
     if len(losses) > 1 and losses[0] is not None and losses[-1] is not None:
@@ -76,6 +76,13 @@ def _what_was_done(base_model: str, plan: Mapping[str, Any]) -> list[str]:
             f"{last} after. `plan.json` has every score.",
         ]
     return lines + _healing(healing)
+
+
+def _what(removed: Sequence[int | str]) -> str:
+    names = ", ".join(map(str, removed))
+    if all(isinstance(each, int) for each in removed):
+        return f"the blocks {names}"
+    return f"{names}: a number is a block, A and F are the attention and the feed-forward of one"
 
 
 def _how_chosen(settings: Mapping[str, Any]) -> str:
@@ -96,7 +103,7 @@ def _healing(healing: Mapping[str, Any]) -> list[str]:
     lines = [
         "",
         "`self_attn.o_proj` and `mlp.down_proj` of the blocks above the first gap were solved anew in closed "
-        f"form (healing){_healed_on(healing)}. Nothing was trained by gradient descent.",
+        f"form (healing){_healed_on(healing)}. {_trained(healing)}",
         "",
         "| perplexity on | original | shortened | healed |",
         "|---|---|---|---|",
@@ -107,6 +114,14 @@ def _healing(healing: Mapping[str, Any]) -> list[str]:
         shown = " | ".join(f"{math.exp(min(loss, 700)):.2f}" for loss in losses)
         lines.append(f"| {source['source']} | {shown} |")
     return lines
+
+
+def _trained(healing: Mapping[str, Any]) -> str:
+    distilled = healing.get("distilled")
+    if not distilled:
+        return "Nothing was trained by gradient descent."
+    tokens = distilled["tokens"] + (distilled.get("steps") or {"tokens": 0})["tokens"]
+    return f"Then these blocks were distilled from the original on {tokens} tokens."
 
 
 def _healed_on(healing: Mapping[str, Any]) -> str:

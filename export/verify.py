@@ -22,6 +22,7 @@ from tinysleb.formats.gguf_file import GgufValue, read_gguf
 from tinysleb.formats.gguf_header import pack_value
 from tinysleb.formats.tensor_types import tensor_type
 from tinysleb.model.forward import forward
+from tinysleb.sublayers import whole_blocks
 
 SMALLEST_STEP = 2**-24
 """Of float16, which scales are stored in."""
@@ -131,7 +132,7 @@ def _first_difference(model: GgufWeights, tokens: torch.Tensor, tolerance: float
         while high - low > 1:
             middle = (low + high) // 2
             cut = Path(folder) / "cut.gguf"
-            copy_gguf(shortened_gguf(model.file, range(middle)), cut, None)
+            copy_gguf(shortened_gguf(model.file, whole_blocks(range(middle))), cut, None)
             if _difference(open_gguf(cut), tokens) <= tolerance:
                 low = middle
             else:

@@ -5,6 +5,7 @@ A new output format is one file with the functions `write_job` and `check_job`, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -22,7 +23,9 @@ from tinysleb.formats.files import refuse_existing, write_json
 from tinysleb.formats.gguf_file import GgufTensor
 from tinysleb.formats.tensor_types import WRITABLE
 from tinysleb.heal.healed_weights import Healed
-from tinysleb.plan import Plan, plan_from_json
+from tinysleb.plan import Plan, Round
+from tinysleb.search.cuts import candidates
+from tinysleb.sublayers import Cut, Pair, pairs_of, sublayers_of, whole_blocks
 
 GGUF, HUGGINGFACE = "gguf", "huggingface"
 WRITERS: Mapping[tuple[str, type[Weights]], str] = {
@@ -88,7 +91,7 @@ def check_writable(
     all but the weights: the paths, the config, the tokenizer, the model card, the type.
 
     `inputs`: other files that the output must not replace. Before a search, ask about
-    `without_first_block(weights)`: what stands against leaving any block out is found.
+    `with_one_cut(weights, kind)`: what stands against any cut is found.
     """
     asked = _asked_for(
         weights, Path(out), plan, output_format=output_format, type_name=type_name, pre=pre,
@@ -126,6 +129,7 @@ def _asked_for(
     source, kept, replaced = _origin(weights)
     plan = plan or _plan_of(source, kept)
     _check_plan(plan, source, kept)
+    _check_whole(source, kept)
     output_format = output_format or (GGUF if out.suffix == ".gguf" else HUGGINGFACE)
     name = WRITERS.get((output_format, type(source)))
     if name == "gguf_copy" and type_name != "auto":
@@ -144,7 +148,7 @@ def _asked_for(
     return _Asked(import_module(f"tinysleb.export.{name}"), job, (out, *beside))
 
 
-def _importance(path: Path, type_name: str, kept: Sequence[int], plan: Mapping[str, Any]) -> Importance:
+def _importance(path: Path, type_name: str, kept: Sequence[Pair], plan: Mapping[str, Any]) -> Importance:
     """Raises TinyslebError for a file that is not sound, or cannot be used for this type and model."""
     if (file_type := WRITABLE.get(type_name)) is None or not file_type.matrices.few_bits:
         raise TinyslebError(
@@ -154,21 +158,40 @@ def _importance(path: Path, type_name: str, kept: Sequence[int], plan: Mapping[s
     return importance_for(read_imatrix(path), len(kept), plan)
 
 
-def _check_plan(plan: Plan | None, source: Weights, kept: tuple[int, ...]) -> None:
+def _check_plan(plan: Plan | None, source: Weights, kept: tuple[Pair, ...]) -> None:
     if plan is None:
         return
     blocks = source.config.blocks
     if plan.blocks != blocks:
         raise TinyslebError(f"the plan is for a model of {plan.blocks} blocks, {source.path} has {blocks}")
     if plan.kept != kept:
-        raise TinyslebError(f"the plan keeps the blocks {plan.kept}, the model to be written has {kept}")
+        asked, found = (", ".join(map(str, pairs)) for pairs in (plan.kept, kept))
+        raise TinyslebError(f"the plan keeps the blocks {asked}; the model to be written has {found}")
 
 
-def _plan_of(source: Weights, kept: tuple[int, ...]) -> Plan | None:
+def _check_whole(source: Weights, kept: tuple[Pair, ...]) -> None:
+    for number, pair in enumerate(kept):
+        if not pair.whole:
+            missing = "attention" if pair.attention is None else "feed-forward"
+            raise TinyslebError(
+                f"{source.path}: block {number} of the shortened model would be {pair}, without {missing}, "
+                "which its architecture cannot say",
+                "remove blocks, or pairs such as F6 A7",
+            )
+
+
+def _plan_of(source: Weights, kept: tuple[Pair, ...]) -> Plan | None:
     """What can be said of a model that was shortened without a plan; None for one that was not."""
     blocks = source.config.blocks
-    removed = [index for index in range(blocks) if index not in kept]
-    return plan_from_json({"blocks": blocks, "removed": removed}, source.path) if removed else None
+    gone = sorted(set(range(2 * blocks)) - set(sublayers_of(kept)))
+    cuts: list[Cut] = []
+    while gone:
+        size = 2 if gone[1:2] == [gone[0] + 1] else 1
+        cuts.append(tuple(gone[:size]))
+        gone = gone[size:]
+    return (
+        Plan(blocks, len(cuts), {}, rounds=tuple(Round(cut, math.nan, {}) for cut in cuts)) if cuts else None
+    )
 
 
 def own_format(weights: Weights) -> str:
@@ -176,18 +199,20 @@ def own_format(weights: Weights) -> str:
     return GGUF if isinstance(_origin(weights)[0], GgufWeights) else HUGGINGFACE
 
 
-def without_first_block(weights: Weights) -> Weights:
-    """A model that is shorter in any way, to ask `check_writable` about before a search."""
+def with_one_cut(weights: Weights, kind: str) -> Weights:
+    """The model without what a search of this kind may leave out, to ask `check_writable` about before."""
     blocks = weights.config.blocks
-    return Shortened(weights, tuple(range(1, blocks))) if blocks > 1 else weights
+    stack = Plan(blocks, 0, {}).stack
+    cut = candidates(stack, range(blocks), kind)[0]
+    return Shortened(weights, pairs_of([s for s in stack if s not in cut])) if blocks > 1 else weights
 
 
-def _origin(weights: Weights) -> tuple[Checkpoint, tuple[int, ...], Mapping[str, GgufTensor]]:
+def _origin(weights: Weights) -> tuple[Checkpoint, tuple[Pair, ...], Mapping[str, GgufTensor]]:
     """What a model was opened as, which of its blocks are left, and the tensors that were replaced."""
     replaced: Mapping[str, GgufTensor] = {}
     if isinstance(weights, Healed):
         replaced, weights = weights.healed.tensors, weights.source
-    kept = tuple(range(weights.config.blocks))
+    kept = whole_blocks(range(weights.config.blocks))
     if isinstance(weights, Shortened):
         kept, weights = weights.kept, weights.source
     if not isinstance(weights, GgufWeights | HuggingfaceWeights):

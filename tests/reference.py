@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from io import FileIO
 from pathlib import Path
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from tinysleb.export.gguf_writer import write_container
 from tinysleb.formats.gguf_file import GgufValue, read_gguf
+from tinysleb.sublayers import Cut, block_cut
 
 TEXT = (
     "def f(x):\n\treturn x ** 2  # größer, ß\n\n\n   spaces    and 7 42 123 4567 89012 numbers; "
@@ -218,6 +219,37 @@ def without_blocks(model: Any, removed: Sequence[int]) -> Any:
     if kinds := getattr(model.config, "layer_types", None):
         shorter.config.layer_types = [kind for i, kind in enumerate(kinds) if i not in removed]
     return shorter
+
+
+class _Nothing(torch.nn.Module):
+    """Stands for a sublayer that is left out: attention returns a pair."""
+
+    def __init__(self, attention: bool) -> None:
+        super().__init__()
+        self.attention = attention
+
+    def forward(self, hidden_states: torch.Tensor, **_rest: Any) -> Any:
+        nothing = torch.zeros_like(hidden_states)
+        return (nothing, None) if self.attention else nothing
+
+
+def without_sublayers(model: Any, cuts: Iterable[Cut]) -> Any:
+    """The same transformers model whose sublayers in `cuts` add nothing."""
+    import copy
+
+    shorter = copy.deepcopy(model)
+    for sublayer in (sublayer for cut in cuts for sublayer in cut):
+        layer = shorter.model.layers[sublayer // 2]
+        if sublayer % 2:
+            layer.mlp = _Nothing(attention=False)
+        else:
+            layer.self_attn = _Nothing(attention=True)
+    return shorter
+
+
+def block_cuts(blocks: Iterable[int]) -> list[Cut]:
+    """The cuts that leave out whole blocks."""
+    return [block_cut(index) for index in blocks]
 
 
 @cache

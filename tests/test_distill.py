@@ -34,6 +34,7 @@ from tinysleb.heal.divergence import divergence
 from tinysleb.heal.low_rank import Changed, zero_factors
 from tinysleb.heal.student import Student, teach
 from tinysleb.model.forward import forward
+from tinysleb.sublayers import whole_blocks
 
 Run = Callable[..., Result]
 COMPUTE = Compute(torch.device("cpu"), torch.float32, Budget(2**31, 0))
@@ -66,7 +67,7 @@ def test_gradients_equal_those_of_transformers(
     """Of a whole model with a whole graph; the gradients of the factors follow from those of the matrices."""
     folder = make_variant(name, tmp_path / "m")
     weights = open_model(folder)
-    student = Student(Shortened(weights, KEPT), 1, COMPUTE, FACTORS, resident=True, seed=0)
+    student = Student(Shortened(weights, whole_blocks(KEPT)), 1, COMPUTE, FACTORS, resident=True, seed=0)
     scattered(student)
     found: dict[int, list[Tensor]] = {}
 
@@ -141,7 +142,8 @@ def test_divergence_in_chunks_equals_autograd(
 @pytest.fixture
 def task(tiny_folder: Path) -> Task:
     weights = open_model(tiny_folder)
-    return Task(weights, Shortened(weights, KEPT), 1, FACTORS, windows, TOKENS[:8], 0, 2e-3, "a task")
+    shortened = Shortened(weights, whole_blocks(KEPT))
+    return Task(weights, shortened, 1, FACTORS, windows, TOKENS[:8], 0, 2e-3, "a task")
 
 
 def windows(start: int, count: int) -> Tensor:
@@ -297,7 +299,7 @@ def test_damaged_weights_are_named(tmp_path: Path) -> None:
         model.model.layers[4].mlp.up_proj.weight[0, 0] = torch.nan
     model.save_pretrained(folder)
     weights = open_model(folder)
-    task = Task(weights, Shortened(weights, KEPT), 1, FACTORS, windows, TOKENS[:8], 0, 2e-3)
+    task = Task(weights, Shortened(weights, whole_blocks(KEPT)), 1, FACTORS, windows, TOKENS[:8], 0, 2e-3)
     with pytest.raises(
         TinyslebError, match=r"layers\..\.mlp\.up_proj\.weight holds values that are not finite"
     ):
@@ -320,7 +322,7 @@ def test_a_longer_window_than_a_step(tmp_path: Path) -> None:
     """One window is a step then."""
     weights = open_model(make_llama(tmp_path / "m"))
     tokens = torch.randint(3, 400, (4, 200), generator=torch.Generator().manual_seed(5))
-    shortened = Shortened(weights, KEPT)
+    shortened = Shortened(weights, whole_blocks(KEPT))
     task = Task(weights, shortened, 1, FACTORS, lambda _start, count: tokens[:count], tokens[:1], 0, 2e-3)
     assert distilled(task, Limits(600), COMPUTE)[1].tokens == 600
 

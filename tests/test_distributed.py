@@ -20,10 +20,10 @@ from tinysleb.cli import main
 
 real, calls = search.sweep, []
 
-def sweep(weights, kept, *args, **named):
-    if os.environ["RANK"] == "1" and len(kept) == 5:
+def sweep(weights, stack, *args, **named):
+    if os.environ["RANK"] == "1" and len(stack) == 10:
         os._exit(3)
-    return real(weights, kept, *args, **named)
+    return real(weights, stack, *args, **named)
 
 search.sweep = sweep
 main(sys.argv[1:])

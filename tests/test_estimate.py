@@ -10,7 +10,7 @@ import pytest
 import torch
 from click.testing import Result
 
-from reference import make_llama
+from reference import block_cuts, make_llama
 from tinysleb.checkpoint.open_model import open_model
 from tinysleb.commands.describe import describe
 from tinysleb.compute.compute import Compute
@@ -34,7 +34,7 @@ def test_work_and_reading_by_hand(tiny_folder: Path, monkeypatch: pytest.MonkeyP
     config = weights.config
     window = streams_bytes(config, 4, 40)
     total = RESIDENT + working_bytes(config, 40, 4) + block_bytes(config, 4) + 2 * window
-    needs = estimate(weights, compute_with(total), range(1, 5), 5, 40)
+    needs = estimate(weights, compute_with(total), block_cuts(range(1, 5)), 5, 40)
     assert (needs.windows, needs.window_length, needs.windows_in_a_sweep, needs.sweeps) == (5, 40, 2, 3)
     tensors = (tiny_folder / "model.safetensors").stat().st_size
     header = 8 + int.from_bytes((tiny_folder / "model.safetensors").read_bytes()[:8], "little")
@@ -53,13 +53,13 @@ def test_what_is_left_is_for_states(tiny_folder: Path) -> None:
     weights = open_model(tiny_folder)
     everything = working_bytes(weights.config, 40, 4) + block_bytes(weights.config, 4)
     everything += 5 * streams_bytes(weights.config, 4, 40)
-    needs = estimate(weights, compute_with(RESIDENT + everything + 1234), range(1, 5), 5, 40)
+    needs = estimate(weights, compute_with(RESIDENT + everything + 1234), block_cuts(range(1, 5)), 5, 40)
     assert (needs.windows_in_a_sweep, needs.sweeps, needs.state_bytes) == (5, 1, 1234)
 
 
 def test_too_little_memory_is_an_error_before_anything_is_computed(tiny_folder: Path) -> None:
     with pytest.raises(TinyslebError, match="too little for one window"):
-        estimate(open_model(tiny_folder), compute_with(RESIDENT), range(1, 5), 5, 40)
+        estimate(open_model(tiny_folder), compute_with(RESIDENT), block_cuts(range(1, 5)), 5, 40)
 
 
 def test_the_least_memory_that_inspect_names_is_what_the_search_needs(tiny_folder: Path) -> None:

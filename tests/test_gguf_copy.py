@@ -21,6 +21,7 @@ from tinysleb.export.writers import write
 from tinysleb.formats.gguf_file import GgufValue, read_gguf
 from tinysleb.heal.healed_weights import Healed, HealedTensors
 from tinysleb.model.forward import forward
+from tinysleb.sublayers import whole_blocks
 
 
 def split(source: Path, folder: Path) -> list[Path]:
@@ -106,7 +107,7 @@ def test_arrays_with_one_entry_a_block_are_cut(tiny_gguf: Path, run: Run, tmp_pa
         "llama.rope.dimension_sections": integers(0, 1, 2, 3, 4, 5),
     }
     path = with_metadata(tiny_gguf, tmp_path / "arrays.gguf", changes)
-    cut = cut_metadata(read_gguf(path), (0, 2, 5), 1000)
+    cut = cut_metadata(read_gguf(path), whole_blocks((0, 2, 5)), 1000)
     assert cut["llama.feed_forward_length"].value == [96, 96, 96]
     assert cut["llama.block_count"].value == 3
     for key in ("tokenizer.ggml.six", "llama.rope.dimension_sections"):

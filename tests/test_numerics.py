@@ -26,7 +26,7 @@ from click.testing import Result
 from torch import Tensor
 from torch.nn import functional as F
 
-from reference import make_variant, transformers_logits, transformers_sample, without_blocks
+from reference import block_cuts, make_variant, transformers_logits, transformers_sample, without_sublayers
 from tinysleb.checkpoint.open_model import open_model
 from tinysleb.compute.compute import Compute
 from tinysleb.compute.memory import Budget
@@ -34,7 +34,8 @@ from tinysleb.heal import walk
 from tinysleb.heal.healed_weights import HealedTensors
 from tinysleb.heal.walk import heal
 from tinysleb.model.forward import mixed_in_chunks
-from tinysleb.plan import Plan
+from tinysleb.plan import Plan, Round
+from tinysleb.search.cuts import KINDS
 from tinysleb.search.kept_states import BASE, KeptStates
 from tinysleb.search.rounds import search
 from tinysleb.search.sweep import sweep
@@ -90,9 +91,9 @@ def test_losses_are_no_further_from_float32_than_transformers(
 ) -> None:
     """Of the whole model, and of it less each block."""
     model, tokens = exact_model(name, tmp_path), random_tokens(4, 100)
-    losses = sweep(open_model(tmp_path), range(6), range(1, 5), tokens, dtype)
+    losses = sweep(open_model(tmp_path), range(12), block_cuts(range(1, 5)), tokens, dtype)
     for removed, found in losses.items():
-        shorter = model if removed == BASE else without_blocks(model, [removed])
+        shorter = model if removed == BASE else without_sublayers(model, [removed])
         expected, bound = reference_and_bound(shorter, tokens, dtype)
         assert root_mean_square(found - expected) <= bound
 
@@ -112,17 +113,18 @@ def test_the_residual_stream_is_not_rounded(dtype: torch.dtype, tmp_path: Path) 
     transformers_logits(model, tokens)
     begin, expected = kept
     states = KeptStates(10**9)
-    states.want([5], 1)
-    sweep(open_model(tmp_path), range(6), range(1, 5), tokens, dtype, states=states)
-    error = root_mean_square(states.stream(range(4), BASE, 5) - expected)
+    states.want([10], 1)
+    sweep(open_model(tmp_path), range(12), block_cuts(range(1, 5)), tokens, dtype, states=states)
+    error = root_mean_square(states.stream(range(4), BASE, 10) - expected)
     bound = 16 * u * root_mean_square(expected - begin)
     assert bound < u / 12**0.5 * root_mean_square(expected), "or rounding would not be seen"
     assert error <= bound
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_candidates_come_in_order_where_their_losses_differ_by_more_than_the_error(
-    dtype: torch.dtype, tmp_path: Path
+    dtype: torch.dtype, kind: str, tmp_path: Path
 ) -> None:
     """On text that the model predicts, so that it matters which block goes."""
     model = exact_model("llama", tmp_path)
@@ -130,24 +132,24 @@ def test_candidates_come_in_order_where_their_losses_differ_by_more_than_the_err
     compute = Compute(torch.device("cpu"), dtype, Budget(2**33, 0))
     *_, plan = search(
         open_model(tmp_path), tokens, Plan(6, 3, {}), compute,
-        allowed=range(1, 5), exact=True, progress=lambda *_: None,
+        allowed=range(1, 5), kind=kind, exact=True, progress=lambda *_: None,
     )  # fmt: skip
     decided = 0
     for number, round_ in enumerate(plan.rounds):
         known = {
-            index: reference_and_bound(without_blocks(model, [*plan.removed[:number], index]), tokens, dtype)
-            for index in round_.candidates
+            cut: reference_and_bound(without_sublayers(model, [*plan.cuts[:number], cut]), tokens, dtype)
+            for cut in round_.candidates
         }
-        for index, score in round_.candidates.items():
-            expected, bound = known[index]
+        for cut, score in round_.candidates.items():
+            expected, bound = known[cut]
             assert abs(score.loss - expected.mean().item()) <= bound
-        ordered = sorted(known, key=lambda index: known[index][0].mean())
+        ordered = sorted(known, key=lambda cut: known[cut][0].mean())
         for lower, higher in pairwise(ordered):
             gap = (known[higher][0].mean() - known[lower][0].mean()).item()
             if gap > known[lower][1] + known[higher][1]:
                 decided += 1
                 assert round_.candidates[lower].loss < round_.candidates[higher].loss
-                assert round_.removed != higher
+                assert round_.cut != higher
     assert decided >= 3
 
 
@@ -187,10 +189,8 @@ def test_the_healed_matrix_is_the_solution_in_float64(dtype: torch.dtype, tmp_pa
     tokens = random_tokens(40, 48)
     folder.mkdir()
     compute, tensors = Compute(torch.device("cpu"), dtype, Budget(2**31, 0)), HealedTensors(folder)
-    heal(
-        open_model(tmp_path / "m"), [0, 1, 3, 4, 5], tokens, random_tokens(8, 48, seed=2), compute, tensors,
-        lambda _part: None,
-    )  # fmt: skip
+    stack, check = Plan(6, 1, {}, rounds=(Round((4, 5), 0.0, {}),)).stack, random_tokens(8, 48, seed=2)
+    heal(open_model(tmp_path / "m"), stack, tokens, check, compute, tensors, lambda _part: None)
     found = tensors.tensors["model.layers.1.mlp.down_proj.weight"].read_floats()
     expected = ridge_solution(model, tokens, 0)
     bound = np.linalg.norm(ridge_solution(model, tokens, 16 * torch.finfo(dtype).eps / 2) - expected)

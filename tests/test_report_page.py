@@ -10,15 +10,17 @@ from typing import Any
 
 from tinysleb.commands.report_page import report_html
 from tinysleb.plan import Plan, Round, Score
+from tinysleb.sublayers import block_cut
 
+ONE, TWO, THREE = map(block_cut, (1, 2, 3))
 PLAN = Plan(
     blocks=5,
     target=2,
     settings={"model": "a <b> & c"},
     loss=2.0,
     rounds=(
-        Round(3, 2.1, {1: Score(2.5, 1), 2: Score(2.2, 4), 3: Score(2.1, 4)}),
-        Round(1, 2.3, {1: Score(2.3, 4), 2: Score(2.4, 4)}),
+        Round(THREE, 2.1, {ONE: Score(2.5, 1), TWO: Score(2.2, 4), THREE: Score(2.1, 4)}),
+        Round(ONE, 2.3, {ONE: Score(2.3, 4), TWO: Score(2.4, 4)}),
     ),
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from statistics import NormalDist
 
@@ -14,12 +15,14 @@ from click.testing import CliRunner
 from torch import Tensor
 
 from reference import (
+    block_cuts,
     make_llama,
     make_variant,
     transformers_loss,
     transformers_model,
     transformers_sample,
     without_blocks,
+    without_sublayers,
 )
 from tinysleb.checkpoint.config import ModelConfig, block_parameter_count
 from tinysleb.checkpoint.open_model import open_model
@@ -29,10 +32,12 @@ from tinysleb.compute.compute import Compute
 from tinysleb.compute.memory import SPARE_STREAMS, Budget, MemoryPlan, plan_memory, rounded_up, working_bytes
 from tinysleb.errors import TinyslebError
 from tinysleb.formats.units import format_bytes
-from tinysleb.plan import Plan, read_plan
+from tinysleb.plan import Plan, Round, read_plan
+from tinysleb.search.cuts import ATTENTION, BLOCK, HALF, KINDS
 from tinysleb.search.kept_states import BASE
 from tinysleb.search.rounds import TIE, cheapest, heats, paired_z, removable, search
 from tinysleb.search.sweep import sweep
+from tinysleb.sublayers import Cut
 from tinysleb.text.tokenizer import open_tokenizer
 from tinysleb.text.windows import from_text
 
@@ -48,61 +53,79 @@ def run_search(
     exact: bool = True,
     memory: int = 2**33,
     allowed: range | None = None,
+    kind: str = BLOCK,
 ) -> Plan:
     blocks = weights.config.blocks
     compute = Compute(torch.device("cpu"), torch.float32, Budget(memory, 0))
     *_, plan = search(
-        weights, tokens, Plan(blocks, target, {}), compute,
-        allowed=allowed or removable(blocks, 1, 1), exact=exact, progress=lambda _what, _part: None,
+        weights, tokens, Plan(blocks, target, {}), compute, kind=kind, exact=exact,
+        allowed=allowed or removable(blocks, 1, 1), progress=lambda _what, _part: None,
     )  # fmt: skip
     return plan
 
 
-def brute_force(folder: Path, tokens: Tensor, target: int) -> tuple[list[int], list[dict[int, float]]]:
-    """SLEB as plainly as it can be written, on transformers' own model."""
+def losses_by_block(round_: Round) -> dict[int, float]:
+    return {cut[0] // 2: score.loss for cut, score in round_.candidates.items()}
+
+
+def brute_force(
+    folder: Path, tokens: Tensor, target: int, kind: str = BLOCK
+) -> tuple[list[Cut], list[dict[Cut, float]]]:
+    """SLEB as plainly as it can be written, on transformers' own model, whose sublayers are left out."""
     model = transformers_model(folder)
-    removed: list[int] = []
+    stack = [(half, block) for block in range(len(model.model.layers)) for half in "AF"]
+    first, last = 0, len(model.model.layers) - 1
+    removed: list[Cut] = []
     rounds = []
     for _ in range(target):
-        losses = {
-            index: transformers_loss(without_blocks(model, [*removed, index]), tokens)
-            for index in range(1, len(model.model.layers) - 1)
-            if index not in removed
-        }
-        removed.append(min(losses, key=lambda index: (losses[index], index)))
+        candidates = [[one] for one in stack] if kind == ATTENTION else list(map(list, pairwise(stack)))
+        candidates = [each for each in candidates if not {first, last} & {block for _, block in each}]
+        if kind == ATTENTION:
+            candidates = [each for each in candidates if each[0][0] == "A"]
+        if kind == BLOCK:
+            candidates = [each for each in candidates if each[0][0] == "A" and each[0][1] == each[1][1]]
+        numbered = [tuple(2 * block + "AF".index(half) for half, block in each) for each in candidates]
+        losses = {c: transformers_loss(without_sublayers(model, [*removed, c]), tokens) for c in numbered}
+        removed.append(min(losses, key=lambda cut: (losses[cut], cut)))
+        stack = [one for one in stack if 2 * one[1] + "AF".index(one[0]) not in removed[-1]]
         rounds.append(losses)
     return removed, rounds
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize("fitting", [3, 2, 1])
-def test_same_removals_and_losses_as_brute_force(seed: int, fitting: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fitting", ["all", 2, 1])
+def test_same_removals_and_losses_as_brute_force(
+    kind: str, seed: int, fitting: int | str, tmp_path: Path
+) -> None:
     """With memory for all three windows and kept states, for two windows at a time, and for one."""
     folder = make_llama(tmp_path, seed=seed, num_hidden_layers=8, tie_word_embeddings=seed == 1)
     tokens, weights = windows(seed), open_model(folder)
-    removed, rounds = brute_force(folder, tokens, 3)
-    memory = 2**33 if fitting == 3 else memory_for(fitting, weights.config)
-    plan = run_search(weights, tokens, 3, memory=memory)
-    assert list(plan.removed) == removed
+    removed, rounds = brute_force(folder, tokens, 3, kind)
+    most = 11 if kind == HALF else 6
+    memory = memory_for(fitting, weights.config, most) if isinstance(fitting, int) else 2**33
+    plan = run_search(weights, tokens, 3, memory=memory, kind=kind)
+    assert list(plan.cuts) == removed
     for found, expected in zip(plan.rounds, rounds, strict=True):
-        losses = {index: score.loss for index, score in found.candidates.items()}
+        losses = {cut: score.loss for cut, score in found.candidates.items()}
         assert losses == pytest.approx(expected, abs=1e-4)
         assert {score.windows for score in found.candidates.values()} == {len(tokens)}
     assert plan.loss == pytest.approx(transformers_loss(transformers_model(folder), tokens), abs=1e-4)
 
 
-def memory_for(count: int, config: ModelConfig) -> int:
+def memory_for(count: int, config: ModelConfig, candidates: int = 6) -> int:
     """Just enough bytes for sweeps over `count` windows of 40 tokens and all candidates."""
-    streams = (6 + SPARE_STREAMS) * count * 40 * 64 * 4
+    streams = (candidates + SPARE_STREAMS) * count * 40 * 64 * 4
     following = 4 * block_parameter_count(config) if count > 1 else 0
     total = working_bytes(config, 40, 4) + streams + following
-    assert plan_memory(config, 6, (3, 40), 4, Budget(total, 0)).windows == count
+    assert plan_memory(config, candidates, (3, 40), 4, Budget(total, 0)).windows == count
     return total
 
 
+@pytest.mark.parametrize("kind", [BLOCK, HALF])
 @pytest.mark.parametrize("name", ["qwen3", "phi3", "granite", "olmo2", "smollm3"])
 def test_every_kind_of_block_is_searched_as_by_brute_force(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Through the command line: what a family's block is made of must not matter to it."""
     folder, tokens = make_variant(name, tmp_path / "m"), windows(3)
@@ -120,10 +143,10 @@ def test_every_kind_of_block_is_searched_as_by_brute_force(
         "--exact",
         "--no-heal",
     ]
-    result = CliRunner().invoke(main, [*words, "--dtype", "float32"])
+    result = CliRunner().invoke(main, [*words, "--dtype", "float32", "--cut", kind])
     assert result.exit_code == 0, result.output
-    removed, _ = brute_force(folder, tokens, 2)
-    assert list(read_plan(tmp_path / "out" / "plan.json").removed) == removed
+    removed, _ = brute_force(folder, tokens, 2, kind)
+    assert list(read_plan(tmp_path / "out" / "plan.json").cuts) == removed
 
 
 def test_memory_is_divided_in_order(tiny_folder: Path) -> None:
@@ -183,19 +206,21 @@ def test_paired_z_by_hand() -> None:
 
 
 def test_the_cheapest_is_the_lowest_index_of_those_that_tie() -> None:
-    assert cheapest({1: 2.0000006, 2: 2.5, 3: 2.0000004}) == 1, "though they round to different numbers"
-    assert cheapest({1: 2.000002, 3: 2.0}) == 3
+    one, two, three = block_cuts((1, 2, 3))
+    scores = {one: 2.0000006, two: 2.5, three: 2.0000004}
+    assert cheapest(scores) == one, "though they round to different numbers"
+    assert cheapest({one: 2.000002, three: 2.0}) == three
 
 
 def test_losses_are_means_in_float64(tiny_folder: Path) -> None:
     weights, tokens = open_model(tiny_folder), windows(5)
     plan = run_search(weights, tokens, 1)
-    losses = sweep(weights, range(6), range(1, 5), tokens, torch.float32)
+    losses = sweep(weights, range(12), block_cuts(range(1, 5)), tokens, torch.float32)
     means = {key: math.fsum(values.flatten().tolist()) / values.numel() for key, values in losses.items()}
     assert plan.loss == pytest.approx(means.pop(BASE), rel=1e-14)
-    found = {index: score.loss for index, score in plan.rounds[0].candidates.items()}
+    found = {cut: score.loss for cut, score in plan.rounds[0].candidates.items()}
     assert found == pytest.approx(means, rel=1e-14)
-    assert plan.rounds[0].loss == found[plan.rounds[0].removed]
+    assert plan.rounds[0].loss == found[plan.rounds[0].cut]
 
 
 @pytest.mark.parametrize("fitting", [1, 2, 3])
@@ -228,11 +253,11 @@ def test_a_loss_that_is_not_finite_names_the_block(
     from tinysleb.search import rounds
     from tinysleb.search import sweep as module
 
-    real: Callable[..., dict[int, Tensor]] = module.sweep
+    real: Callable[..., dict[Cut, Tensor]] = module.sweep
 
-    def broken(*args: object, **named: object) -> dict[int, Tensor]:
+    def broken(*args: object, **named: object) -> dict[Cut, Tensor]:
         losses = real(*args, **named)
-        return losses | {3: losses[3] * math.nan}
+        return losses | {(6, 7): losses[6, 7] * math.nan}
 
     monkeypatch.setattr(rounds, "sweep", broken)
     with pytest.raises(TinyslebError, match="without block 3 is not a finite number, though all weights are"):
@@ -248,8 +273,7 @@ def test_smollm2_first_round_equals_brute_force(smollm2: Path) -> None:
     losses = {i: transformers_loss(without_blocks(model, [i]), tokens) for i in range(1, 29)}
     plan = run_search(open_model(smollm2), tokens, 1)
     assert plan.removed == (min(losses, key=lambda index: losses[index]),)
-    found = {index: score.loss for index, score in plan.rounds[0].candidates.items()}
-    assert found == pytest.approx(losses, abs=1e-4)
+    assert losses_by_block(plan.rounds[0]) == pytest.approx(losses, abs=1e-4)
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ from tinysleb.heal import repair as repair_module
 from tinysleb.heal.change import parameters
 from tinysleb.heal.step_factors import StepFactors, unit_factors, with_steps
 from tinysleb.heal.student import Student, teach
+from tinysleb.sublayers import whole_blocks
 
 Run = Callable[..., Result]
 COMPUTE = Compute(torch.device("cpu"), torch.float32, Budget(2**31, 0))
@@ -56,7 +57,7 @@ def test_gradients_are_sums_of_those_of_the_matrices(tmp_path: Path, monkeypatch
     """Of transformers' whole graph: Σ over a block's columns of gradient · weight."""
     folder = make_llama(tmp_path / "m")
     weights = open_model(folder)
-    shortened = Shortened(weights, KEPT)
+    shortened = Shortened(weights, whole_blocks(KEPT))
     types = dict.fromkeys(shortened.tensors, GGMLQuantizationType.Q4_0)
     student = Student(shortened, 1, COMPUTE, unit_factors(types, 64), resident=True, seed=0)
     found: dict[int, list[Tensor]] = {}

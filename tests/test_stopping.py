@@ -16,13 +16,14 @@ from tinysleb.checkpoint.open_model import open_model
 from tinysleb.errors import TinyslebError
 from tinysleb.plan import Plan, Round, plan_to_json
 from tinysleb.search.stopping import by_count, by_perplexity, by_ratio, by_size, by_speedup, finished_plan
+from tinysleb.sublayers import block_cut
 
 Run = Callable[..., Result]
 
 
 def plan_of(*perplexities: float) -> Plan:
     first, *rest = map(math.log, perplexities)
-    rounds = tuple(Round(index, loss, {}) for index, loss in enumerate(rest, 1))
+    rounds = tuple(Round(block_cut(index), loss, {}) for index, loss in enumerate(rest, 1))
     return Plan(6, len(rest), {}, first, rounds)
 
 
@@ -63,7 +64,7 @@ def test_perplexity_stops_before_it_is_too_high() -> None:
     with pytest.raises(TinyslebError, match="allows no removal: without block 1, the cheapest"):
         finished_plan(rule, plan_of(10, 13))
     with pytest.raises(TinyslebError, match="does not say which perplexity"):
-        finished_plan(rule, Plan(6, 1, {}, None, (Round(1, math.nan, {}),)))
+        finished_plan(rule, Plan(6, 1, {}, None, (Round(block_cut(1), math.nan, {}),)))
     with pytest.raises(TinyslebError, match=r"increase 0\.15 is not a percentage"):
         by_perplexity("0.15", 4, "increase 0.15")
 

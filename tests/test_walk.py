@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from reference import (
+    block_cuts,
     llama_cpp_logits,
     make_llama,
     make_variant,
@@ -23,6 +24,7 @@ from reference import (
     transformers_model,
     without_blocks,
 )
+from tinysleb.checkpoint.config import DOWN, OUT
 from tinysleb.checkpoint.encoding import decode, encode
 from tinysleb.checkpoint.open_model import open_model
 from tinysleb.checkpoint.weights import Shortened, Weights
@@ -35,12 +37,13 @@ from tinysleb.heal import choose_blocks as healed_search
 from tinysleb.heal import text as healing_text
 from tinysleb.heal import walk as heal_module
 from tinysleb.heal.choose_blocks import Choice, choose_healed
-from tinysleb.heal.healed_weights import DOWN, OUT, Healed, HealedTensors, encoding_for
+from tinysleb.heal.healed_weights import Healed, HealedTensors, encoding_for
 from tinysleb.heal.run import Outcome
 from tinysleb.heal.text import Source
 from tinysleb.heal.walk import HealedMatrix, heal, plan_healing_memory
 from tinysleb.model.forward import forward
 from tinysleb.plan import plan_from_json
+from tinysleb.sublayers import sublayers_of, whole_blocks
 from tinysleb.text.windows import default_text
 
 Run = Callable[..., Result]
@@ -54,8 +57,9 @@ def healed(
 ) -> tuple[Healed, list[HealedMatrix]]:
     tensors = HealedTensors(folder)
     folder.mkdir(exist_ok=True)
-    blocks = heal(weights, kept, FIT, CHECK[:8], compute, tensors, lambda _part: None)
-    return Healed(Shortened(weights, tuple(kept)), tensors), blocks
+    pairs = whole_blocks(kept)
+    blocks = heal(weights, sublayers_of(pairs), FIT, CHECK[:8], compute, tensors, lambda _part: None)
+    return Healed(Shortened(weights, pairs), tensors), blocks
 
 
 def test_what_can_be_reproduced_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +117,7 @@ def test_what_enters_a_block_above_a_gap_is_scaled(
     tokens = CHECK[8:12]
     wanted = transformers_logits(model, tokens)
     torch.testing.assert_close(forward(found, tokens), wanted, rtol=0, atol=2e-4)
-    plain = forward(Shortened(open_model(folder), tuple(kept)), tokens)
+    plain = forward(Shortened(open_model(folder), whole_blocks(kept)), tokens)
     assert (plain - wanted).abs().max() > 1e-2
 
 
@@ -301,13 +305,14 @@ def test_blocks_chosen_by_the_healed_loss(tmp_path: Path, monkeypatch: pytest.Mo
     judge, fit = FIT[-10:], FIT[:-10]  # a quarter, since that is less than JUDGES
 
     def loss(removed: tuple[int, ...], windows: Tensor, name: str) -> float:
-        kept = [index for index in range(6) if index not in removed]
+        kept = whole_blocks(index for index in range(6) if index not in removed)
         tensors = HealedTensors(tmp_path / name)
         tensors.folder.mkdir()
         checked = [i for i in range(len(windows)) if i % 8 == 7]
         fitted = [i for i in range(len(windows)) if i % 8 != 7]
-        heal(weights, kept, windows[fitted], windows[checked], COMPUTE, tensors, lambda _part: None)
-        logits = forward(Healed(Shortened(weights, tuple(kept)), tensors), judge)[:, :-1]
+        stack, fitted_to, checked_on = sublayers_of(kept), windows[fitted], windows[checked]
+        heal(weights, stack, fitted_to, checked_on, COMPUTE, tensors, lambda _part: None)
+        logits = forward(Healed(Shortened(weights, kept), tensors), judge)[:, :-1]
         return F.cross_entropy(logits.flatten(0, 1), judge[:, 1:].flatten()).item()
 
     removals = [(3, 1), (2, 1), (3, 2), (4, 3)]
@@ -322,7 +327,7 @@ def test_blocks_chosen_by_the_healed_loss(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_plan_says_what_the_healed_loss_chose() -> None:
     plan = plan_from_json({"blocks": 6, "removed": [3, 1], "settings": {"metric": "cosine"}}, Path("p.json"))
-    same, run_ = (healed_search._plan_of(plan, removed) for removed in ((3, 1), (4, 3)))
+    same, run_ = (healed_search._plan_of(plan, tuple(block_cuts(removed))) for removed in ((3, 1), (4, 3)))
     assert same.settings == {"metric": "cosine", "search": "healed", "chosen": "sleb"}
     assert run_.settings == {"metric": "cosine", "search": "healed", "chosen": "run"}
     assert (same.removed, run_.removed) == ((3, 1), (4, 3))
@@ -330,8 +335,9 @@ def test_a_plan_says_what_the_healed_loss_chose() -> None:
 
 def test_finalists_share_at_most_half_of_their_blocks() -> None:
     losses = {(3, 2, 1): 1.0, (4, 3, 2): 1.1, (6, 5, 4): 1.3, (5, 4, 3): 1.2, (9, 8, 7): 1.4}
-    choices = [Choice(removed, loss) for removed, loss in losses.items()]
-    assert healed_search._finalists(choices) == [(3, 2, 1), (5, 4, 3), (9, 8, 7)]
+    choices = [Choice(tuple(block_cuts(removed)), loss) for removed, loss in losses.items()]
+    expected = [tuple(block_cuts(blocks)) for blocks in ((3, 2, 1), (5, 4, 3), (9, 8, 7))]
+    assert healed_search._finalists(choices) == expected
 
 
 def test_a_search_for_what_heals(run: Run, tiny_gguf: Path) -> None:

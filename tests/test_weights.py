@@ -28,6 +28,7 @@ from tinysleb.formats.gguf_file import GgufValue, read_gguf
 from tinysleb.formats.safetensors_file import SafetensorsEntry
 from tinysleb.heal.healed_weights import Healed, HealedTensors
 from tinysleb.model.forward import forward
+from tinysleb.sublayers import whole_blocks
 
 
 def same_tensors(one: Weights, other: Weights) -> bool:
@@ -88,7 +89,7 @@ def test_rope_scaling_survives_a_gguf(rope: str, tmp_path: Path, run: Callable[.
 
 def test_shortened_renumbers_lazily(tiny_folder: Path) -> None:
     source = open_model(tiny_folder)
-    shorter = Shortened(source, (0, 2, 5))
+    shorter = Shortened(source, whole_blocks((0, 2, 5)))
     assert list(shorter.tensors) == list(tensor_shapes(shorter.config))
     assert shorter.config.blocks == 3
     name = "mlp.up_proj.weight"
@@ -288,10 +289,14 @@ class CountedEntries(dict[str, SafetensorsEntry]):
 def test_writing_a_folder_asks_once_what_tensors_there_are(tiny_folder: Path, tmp_path: Path) -> None:
     """Once for every model in the chain, and not once for every tensor."""
     source = Counted(open_model(tiny_folder))
-    write_shards(Retyped(Shortened(source, (0, 2, 5)), lambda _name, info: info), tmp_path, 10**9)
+    write_shards(
+        Retyped(Shortened(source, whole_blocks((0, 2, 5))), lambda _name, info: info), tmp_path, 10**9
+    )
     assert source.asked == 1
     healed = Counted(open_model(tiny_folder))
-    write_shards(Healed(Shortened(healed, (0, 2, 5)), HealedTensors(tmp_path)), tmp_path, 50_000)
+    write_shards(
+        Healed(Shortened(healed, whole_blocks((0, 2, 5))), HealedTensors(tmp_path)), tmp_path, 50_000
+    )
     assert healed.asked == 1
 
 

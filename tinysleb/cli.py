@@ -14,6 +14,7 @@ from tinysleb.commands.parsing import CommandGroup, HealingCommand, options_give
 from tinysleb.compute.threads import limit_spinning
 from tinysleb.formats.tensor_types import WRITABLE
 from tinysleb.plan import PERPLEXITY
+from tinysleb.search.cuts import DEFAULT_KIND, KINDS
 from tinysleb.search.metrics import METRICS
 
 path_type = click.Path(path_type=Path)
@@ -175,6 +176,14 @@ def main() -> None:
 @pre_option
 @window_options
 @seed_option
+@click.option(
+    "--cut",
+    type=click.Choice(list(KINDS)),
+    default=DEFAULT_KIND,
+    show_default=True,
+    help="What may go together: whole blocks; also a feed-forward and the attention above it; or attention "
+    "alone.",
+)
 @click.option(
     "--metric",
     type=click.Choice(list(METRICS)),

@@ -10,40 +10,50 @@ from typing import Any
 
 from tinysleb.errors import TinyslebError, shown
 from tinysleb.formats.files import read_json_object
+from tinysleb.sublayers import Cut, Pair, cut_name, cut_named, pairs_of, sublayers_of
 
 MOST_BLOCKS = 10_000
 PERPLEXITY = "perplexity"
-BY_HAND = 'a plan can be written by hand: {"blocks": 30, "removed": [3, 7]}'
+BY_HAND = 'a plan can be written by hand: {"blocks": 30, "removed": [3, "F6 A7"]}'
 SOURCE_NUMBERS = ("tokens", "original", "shortened", "healed", "closed")
 """What a plan says of each text that was healed on; losses are those of windows held back."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """A candidate's mean loss per token, in nats, and on how many calibration windows it was measured."""
+    """A candidate's mean loss per token, in nats, and on how many calibration windows it was measured.
+
+    `first`: the loss on the first of them; None if that is not known.
+    """
 
     loss: float
     windows: int
+    first: float | None = None
 
 
 @dataclass(frozen=True)
 class Round:
-    """One round: the block it removed, the loss it left (nan if unknown), and every candidate's score."""
+    """One round: the cut it made, the loss it left (nan if unknown), and the scores of the candidates that
+    were looked at.
 
-    removed: int
+    `before`: the loss on the first window before the cut; None if that is not known.
+    """
+
+    cut: Cut
     loss: float
-    candidates: Mapping[int, Score]
+    candidates: Mapping[Cut, Score]
+    before: float | None = None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which blocks to leave out, in order, and what the choice was made from.
+    """Which sublayers to leave out, in order, and what the choice was made from.
 
     `settings` holds what the search was given: model fingerprint, text hash, windows, seed, dtype, …
-    `target` is how many blocks are to go at most; fewer rounds than that is an unfinished search. `stopped`
-    says why a finished one ended. `loss` is the original model's. `scores`: a metric's value for each block,
-    where the metric is not a loss. `healing`: what was healed on and what it did (`heal/run.py`); empty if
-    nothing was healed. No times are kept: the same search gives the same bytes.
+    `target` is how many cuts are to be made at most; fewer rounds than that is an unfinished search.
+    `stopped` says why a finished one ended. `loss` is the original model's. `scores`: a metric's value for
+    each cut, where the metric is not a loss. `healing`: what was healed on and what it did (`heal/run.py`);
+    empty if nothing was healed. No times are kept: the same search gives the same bytes.
     """
 
     blocks: int
@@ -52,38 +62,62 @@ class Plan:
     loss: float | None = None
     rounds: tuple[Round, ...] = ()
     stopped: str | None = None
-    scores: Mapping[int, float] = field(default_factory=dict)
+    scores: Mapping[Cut, float] = field(default_factory=dict)
     healing: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def removed(self) -> tuple[int, ...]:
-        """Original block indices in order of removal."""
-        return tuple(round_.removed for round_ in self.rounds)
+    def cuts(self) -> tuple[Cut, ...]:
+        """What is left out, in order."""
+        return tuple(round_.cut for round_ in self.rounds)
 
     @property
-    def kept(self) -> tuple[int, ...]:
-        """Original block indices that stay, ascending."""
-        return tuple(index for index in range(self.blocks) if index not in self.removed)
+    def removed(self) -> tuple[int | str, ...]:
+        """The same by name: indices of whole blocks, and sublayers such as "F5 A6"."""
+        return tuple(map(cut_name, self.cuts))
+
+    @property
+    def stack(self) -> Cut:
+        """The sublayers that stay, ascending."""
+        gone = {sublayer for cut in self.cuts for sublayer in cut}
+        return tuple(sublayer for sublayer in range(2 * self.blocks) if sublayer not in gone)
+
+    @property
+    def kept(self) -> tuple[Pair, ...]:
+        """The blocks that stay, or that two halves make."""
+        return pairs_of(self.stack)
 
     @property
     def finished(self) -> bool:
-        """Whether the search removed as many blocks as it was asked for."""
+        """Whether the search made as many cuts as it was asked for."""
         return len(self.rounds) == self.target
 
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:
     """The plan as `plan.json` has it; `removed` comes first, for people and programs alike."""
-    rounds = [asdict(round_) | _with_perplexity(round_.loss) for round_ in plan.rounds]
     return {
         "removed": list(plan.removed),
         "blocks": plan.blocks,
+        "kept": [cut_name(sublayers_of([pair])) for pair in plan.kept],
         "target": plan.target,
         "stopped": plan.stopped,
         **_with_perplexity(plan.loss),
         "settings": dict(plan.settings),
-        **({"scores": dict(plan.scores)} if plan.scores else {}),
+        **({"scores": _by_name(plan.scores)} if plan.scores else {}),
         **({"healing": dict(plan.healing)} if plan.healing else {}),
-        "rounds": rounds,
+        "rounds": [_round_to_json(round_) for round_ in plan.rounds],
+    }
+
+
+def _by_name(values: Mapping[Cut, Any]) -> dict[str, Any]:
+    return {str(cut_name(cut)): value for cut, value in values.items()}
+
+
+def _round_to_json(round_: Round) -> dict[str, Any]:
+    return {
+        "removed": cut_name(round_.cut),
+        **_with_perplexity(round_.loss),
+        "before": round_.before,
+        "candidates": {name: asdict(score) for name, score in _by_name(round_.candidates).items()},
     }
 
 
@@ -114,11 +148,17 @@ def plan_from_json(value: dict[str, Any], path: Path) -> Plan:
         raise TinyslebError(
             f"{path}: `blocks` should be the model's number of blocks, found {shown(blocks)}", BY_HAND
         )
-    if not isinstance(removed, list) or any(type(item) is not int for item in removed):
+    if not isinstance(removed, list):
+        raise TinyslebError(f"{path}: `removed` should be a list of blocks, found {shown(removed)}", BY_HAND)
+    cuts = [cut_named(item) for item in removed]
+    if None in cuts:
         raise TinyslebError(
-            f"{path}: `removed` should be a list of block indices, found {shown(removed)}", BY_HAND
+            f"{path}: `removed` has {shown(removed[cuts.index(None)])}; it should have indices of blocks, or "
+            'names of sublayers such as "F6 A7"',
+            BY_HAND,
         )
-    if len(removed) >= blocks or len(set(removed)) < len(removed) or not set(removed) <= set(range(blocks)):
+    gone = [sublayer for cut in cuts for sublayer in cut or ()]
+    if len(set(gone)) < len(gone) or not set(gone) < set(range(2 * blocks)):
         raise TinyslebError(
             f"{path}: `removed` is {shown(removed)}; it should name some of the blocks 0 … {blocks - 1}, "
             "each once"
@@ -129,17 +169,17 @@ def plan_from_json(value: dict[str, Any], path: Path) -> Plan:
     if loss is not None and type(loss) not in (int, float):
         raise TinyslebError(f"{path}: `loss` should be a number or null, found {loss!r}")
     try:
-        return _from_json(value, blocks, removed, target)
+        return _from_json(value, blocks, [cut for cut in cuts if cut], target)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise TinyslebError(
             f"{path}: `rounds`, `scores` or `healing` is not as tinysleb writes it ({error!r})"
         ) from error
 
 
-def _from_json(value: dict[str, Any], blocks: int, removed: list[int], target: int) -> Plan:
+def _from_json(value: dict[str, Any], blocks: int, cuts: list[Cut], target: int) -> Plan:
     rounds = [_round(item) for item in value.get("rounds") or []]
-    if [round_.removed for round_ in rounds] != removed:
-        rounds = [Round(index, math.nan, {}) for index in removed]
+    if [round_.cut for round_ in rounds] != cuts:
+        rounds = [Round(cut, math.nan, {}) for cut in cuts]
     return Plan(
         blocks=blocks,
         target=target,
@@ -147,7 +187,7 @@ def _from_json(value: dict[str, Any], blocks: int, removed: list[int], target: i
         loss=value.get("loss"),
         rounds=tuple(rounds),
         stopped=None if value.get("stopped") is None else str(value["stopped"]),
-        scores={int(index): float(score) for index, score in (value.get("scores") or {}).items()},
+        scores={_cut(name): float(score) for name, score in (value.get("scores") or {}).items()},
         healing=_healing(value.get("healing") or {}),
     )
 
@@ -179,8 +219,18 @@ def _with_original(source: dict[str, Any]) -> dict[str, Any]:
 
 def _round(item: dict[str, Any]) -> Round:
     scores = {
-        int(index): Score(float(score["loss"]), int(score["windows"]))
-        for index, score in item["candidates"].items()
+        _cut(name): Score(float(score["loss"]), int(score["windows"]), _number(score.get("first")))
+        for name, score in item["candidates"].items()
     }
     loss = math.nan if item["loss"] is None else float(item["loss"])
-    return Round(int(item["removed"]), loss, scores)
+    return Round(_cut(item["removed"]), loss, scores, _number(item.get("before")))
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def _cut(name: object) -> Cut:
+    if (cut := cut_named(name)) is None:
+        raise ValueError(f"{name!r} names no sublayers")
+    return cut

@@ -18,6 +18,12 @@ from tinysleb.checkpoint.rotary import Rotary, rotary_from_gguf, rotary_from_hug
 from tinysleb.checkpoint.settings import SettingsReader, not_modelled
 from tinysleb.errors import TinyslebError
 from tinysleb.plan import MOST_BLOCKS
+from tinysleb.sublayers import Cut, Pair
+
+HALVES = ATTENTION, FEED_FORWARD = "attention", "feed-forward"
+"""Of a block, in order."""
+OUT, DOWN = "self_attn.o_proj", "mlp.down_proj"
+"""The last product of each."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +56,27 @@ class ModelConfig:
     attention_windows: tuple[int, ...] = ()
     """For each block, how many tokens back it sees, itself included; 0 for all. Empty if all see all."""
 
-    def shortened(self, kept: Sequence[int]) -> ModelConfig:
-        """The shape with only the blocks `kept`; per-block values follow them."""
+    without: tuple[frozenset[str], ...] = ()
+    """For each block, which of `ATTENTION` and `FEED_FORWARD` it lacks; empty if all have both."""
+
+    def shortened(self, kept: Sequence[Pair]) -> ModelConfig:
+        """The shape with only the blocks `kept`; rotation and windows follow their attention, which is as
+        any in a block without."""
+        attentions = [pair.attention or 0 for pair in kept]
+        without = tuple(map(self._lacking, kept))
         return replace(
             self,
             blocks=len(kept),
-            unrotated=tuple(self.unrotated[index] for index in kept if self.unrotated),
-            attention_windows=tuple(self.attention_windows[i] for i in kept if self.attention_windows),
+            unrotated=tuple(self.unrotated[index] for index in attentions if self.unrotated),
+            attention_windows=tuple(self.attention_windows[i] for i in attentions if self.attention_windows),
+            without=without if any(without) else (),
+        )
+
+    def _lacking(self, pair: Pair) -> frozenset[str]:
+        """The halves that a block made of two of this model's lacks."""
+        halves = zip(HALVES, pair, strict=True)
+        return frozenset(
+            half for half, block in halves if block is None or (self.without and half in self.without[block])
         )
 
 
@@ -183,7 +203,7 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Every tensor the model needs, by its Hugging Face name, with its shape (rows first)."""
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, config.width)}
     for index in range(config.blocks):
-        for name, shape in block_shapes(config).items():
+        for name, shape in shapes_of_block(config, index).items():
             shapes[block_prefix(index) + name] = shape
     shapes["model.norm.weight"] = (config.width,)
     if not config.tied:
@@ -196,15 +216,30 @@ def block_prefix(index: int) -> str:
     return f"model.layers.{index}."
 
 
+def half_of(name: str, architecture: Architecture) -> str:
+    """Which half of a block a tensor is part of, by its name within the block."""
+    norm = "post_attention" if architecture.post_norm else "input"
+    return ATTENTION if name.startswith(("self_attn.", f"{norm}_layernorm.")) else FEED_FORWARD
+
+
+def shapes_of_block(config: ModelConfig, index: int) -> dict[str, tuple[int, ...]]:
+    """The tensors of block `index`, which may lack a half, by their names within it."""
+    shapes = block_shapes(config)
+    if not config.without:
+        return shapes
+    lacking, architecture = config.without[index], config.architecture
+    return {name: shape for name, shape in shapes.items() if half_of(name, architecture) not in lacking}
+
+
 def block_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The tensors of one block, by their names within it."""
+    """The tensors of one whole block, by their names within it."""
     queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
     width, intermediate = config.width, config.intermediate
     architecture = config.architecture
     shapes: dict[str, tuple[int, ...]] = {
         "post_attention_layernorm.weight": (width,),
-        "self_attn.o_proj.weight": (width, queries),
-        "mlp.down_proj.weight": (width, intermediate),
+        f"{OUT}.weight": (width, queries),
+        f"{DOWN}.weight": (width, intermediate),
     }
     if architecture.fused:
         shapes["self_attn.qkv_proj.weight"] = (queries + 2 * keys, width)
@@ -220,9 +255,16 @@ def block_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         shapes["self_attn.q_norm.weight"] = (queries if whole else config.head_dim,)
         shapes["self_attn.k_norm.weight"] = (keys if whole else config.head_dim,)
     biased = [f"self_attn.{name}_proj" for name in "qkv"] if config.qkv_bias else []
-    biased += ["self_attn.o_proj"] if config.output_bias else []
+    biased += [OUT] if config.output_bias else []
     biased += [f"mlp.{name}_proj" for name in ("gate", "up", "down")] if config.mlp_bias else []
     return shapes | {f"{name}.bias": shapes[f"{name}.weight"][:1] for name in biased}
+
+
+def stack_of(config: ModelConfig) -> Cut:
+    """The sublayers that a model has."""
+    without = config.without or [frozenset[str]()] * config.blocks
+    halves = ((index, slot, half) for index in range(config.blocks) for slot, half in enumerate(HALVES))
+    return tuple(2 * index + slot for index, slot, half in halves if half not in without[index])
 
 
 def parameter_count(config: ModelConfig) -> int:
@@ -231,7 +273,7 @@ def parameter_count(config: ModelConfig) -> int:
 
 
 def block_parameter_count(config: ModelConfig) -> int:
-    """The number of weights in one block."""
+    """The number of weights in one whole block."""
     return sum(math.prod(shape) for shape in block_shapes(config).values())
 
 

@@ -49,6 +49,11 @@ def huggingface_name(name: str, architecture: Architecture) -> str:
     return _renamed(name, r"blk\.(\d+)\.", "model.layers.{}.", names)
 
 
+def is_attention(name: str) -> bool:
+    """Whether a tensor of a block belongs to its attention, by its name within the block in a GGUF."""
+    return name.startswith(("attn_", "post_attention_norm."))
+
+
 @cache
 def _names(architecture: Architecture) -> Mapping[str, str]:
     norms = POST_NORM_NAMES if architecture.post_norm else PRE_NORM_NAMES

@@ -13,11 +13,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tinysleb.checkpoint.config import ModelConfig, block_prefix, tensor_shapes
+from tinysleb.checkpoint.config import ATTENTION, ModelConfig, block_prefix, half_of, tensor_shapes
 from tinysleb.checkpoint.gguf_vocabulary import GgufVocabulary
 from tinysleb.checkpoint.tokenizer_folder import TokenizerFolder
 from tinysleb.errors import TinyslebError, listed
 from tinysleb.plan import Plan
+from tinysleb.sublayers import Pair
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,10 +77,10 @@ class Checkpoint(Weights, Protocol):
 
 @dataclass(frozen=True)
 class Shortened:
-    """`source` with only the blocks in `kept` (original indices, ascending), renumbered from 0."""
+    """`source` with only the blocks `kept`, or those that halves of its blocks make, numbered from 0."""
 
     source: Weights
-    kept: tuple[int, ...]
+    kept: tuple[Pair, ...]
 
     @property
     def path(self) -> Path:
@@ -104,11 +105,18 @@ class Shortened:
     def original_name(self, name: str) -> str:
         """What a tensor is called in the original model."""
         match = re.match(r"model\.layers\.(\d+)\.", name)
-        return block_prefix(self.kept[int(match[1])]) + name[match.end() :] if match else name
+        if match is None:
+            return name
+        pair, rest = self.kept[int(match[1])], name[match.end() :]
+        attention = half_of(rest, self.source.config.architecture) == ATTENTION
+        block = pair.attention if attention else pair.feed_forward
+        if block is None:
+            raise KeyError(name)
+        return block_prefix(block) + rest
 
 
 def shorten(weights: Weights, plan: Plan) -> Weights:
-    """`weights` without the blocks that `plan` removes. Nothing is copied."""
+    """`weights` without what `plan` removes. Nothing is copied."""
     return Shortened(weights, plan.kept)
 
 

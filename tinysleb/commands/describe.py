@@ -10,6 +10,7 @@ from tinysleb.checkpoint.rotary import Rotary
 from tinysleb.checkpoint.weights import Checkpoint
 from tinysleb.compute.compute import Compute
 from tinysleb.compute.memory import least_bytes, rounded_up
+from tinysleb.search.cuts import DEFAULT_KIND, candidates
 from tinysleb.search.estimate import first_round_passes
 from tinysleb.search.rounds import removable
 
@@ -26,9 +27,9 @@ def describe(weights: Checkpoint, window_length: int, compute: Compute) -> dict[
     types: Counter[str] = Counter()
     for info in weights.tensors.values():
         types[info.type] += info.nbytes
-    candidates = removable(blocks, 1, 1)
+    cuts = candidates(range(2 * blocks), removable(blocks, 1, 1), DEFAULT_KIND)
     length = min(window_length, config.context_length)
-    least = least_bytes(config, len(candidates), length, compute.dtype.itemsize, compute.memory.resident)
+    least = least_bytes(config, len(cuts), length, compute.dtype.itemsize, compute.memory.resident)
     return {
         "path": str(weights.path),
         "architecture": config.architecture.huggingface,
@@ -51,7 +52,7 @@ def describe(weights: Checkpoint, window_length: int, compute: Compute) -> dict[
         "bytes_by_type": dict(types.most_common()),
         "tokenizer": weights.tokenizer_files().kind,
         "prune_memory_bytes": rounded_up(least),
-        "prune_block_passes": first_round_passes(blocks, candidates),
+        "prune_block_passes": first_round_passes(blocks, cuts),
     }
 
 

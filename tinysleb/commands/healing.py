@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from math import inf
@@ -108,7 +107,7 @@ def heal_with(
     prepared: PreparedHealing,
     compute: Compute,
     console: Console,
-    runs_among: Sequence[int] | None = None,
+    runs_among: range | None = None,
 ) -> Heal:
     """What heals `weights` shortened by a plan; `runs_among` as in `heal_plan`."""
 

@@ -56,6 +56,7 @@ def inspect(options: InspectOptions) -> None:
 
 def _print_estimate(weights: Checkpoint, options: InspectOptions, memory: str) -> None:
     from tinysleb.compute.threads import use_threads
+    from tinysleb.search.cuts import DEFAULT_KIND, candidates
     from tinysleb.search.estimate import estimate
     from tinysleb.search.rounds import removable
     from tinysleb.text.windows import DEFAULT_WINDOWS, WindowSource, read_windows
@@ -65,8 +66,9 @@ def _print_estimate(weights: Checkpoint, options: InspectOptions, memory: str) -
     with suppress(TinyslebError):  # prune holds these when it begins, unless there is no tokenizer
         read_windows(weights, WindowSource((), None, count, length), seed=0)
     use_threads(options.threads)
-    allowed = removable(weights.config.blocks, 1, 1)
-    needs = estimate(weights, compute_on(memory=memory), allowed, count, length)
+    blocks = weights.config.blocks
+    cuts = candidates(range(2 * blocks), removable(blocks, 1, 1), DEFAULT_KIND)
+    needs = estimate(weights, compute_on(memory=memory), cuts, count, length)
     if options.as_json:
         print_json(asdict(needs))
         return

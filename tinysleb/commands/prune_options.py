@@ -9,10 +9,12 @@ from tinysleb.commands.options import NONE, ComputeOptions, HealingOptions, refu
 from tinysleb.commands.shortened import default_output
 from tinysleb.errors import TinyslebError
 from tinysleb.plan import PERPLEXITY
+from tinysleb.search.cuts import ATTENTION
 
 STOPPING = ("remove", "ratio", "max_perplexity_increase", "fit", "speedup")
 SEARCH_ONLY = (
-    "exact", "resume", "windows", "window_length", "keep_first", "keep_last", "metric", "search",
+    "exact", "resume", "windows", "window_length", "keep_first", "keep_last", "cut", "metric",
+    "search",
 )  # fmt: skip
 HEALING_ONLY = ("heal_tokens", "self_text", "distill_tokens", "minutes")
 COMPUTING = ("texts", "token_file", "seed", *ComputeOptions.__annotations__)
@@ -33,6 +35,7 @@ class PruneOptions(HealingOptions):
     keep_last: int
     windows: int | None
     window_length: int
+    cut: str
     metric: str
     search: str
     exact: bool
@@ -57,6 +60,10 @@ class PruneOptions(HealingOptions):
             refuse_unused(self.given, sizes, why)
             if self.heal == NONE:
                 raise TinyslebError("--search healed needs healing, and --heal none leaves it out")
+            if self.cut == ATTENTION:
+                raise TinyslebError(
+                    "--search healed compares runs of blocks, and --cut attention leaves none out"
+                )
 
     def _check_with_plan(self) -> None:
         refuse_unused(self.given, SEARCH_ONLY, "With --plan there is no search")

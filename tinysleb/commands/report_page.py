@@ -6,6 +6,7 @@ import math
 from html import escape
 
 from tinysleb.plan import Plan, Round, perplexity
+from tinysleb.sublayers import Cut, cut_name, cut_title
 
 CELL, LEFT, CURVE_WIDTH, CURVE_HEIGHT = 22, 44, 640, 220
 STYLE = """
@@ -27,8 +28,8 @@ def report_html(plan: Plan) -> str:
         f"<style>{STYLE}</style><h1>{escape(title)}</h1>"
         f"<h2>Perplexity on the calibration text</h2>{_curve(plan)}{_table(plan)}"
         "<h2>What leaving out each block would have cost</h2>"
-        "<p>One row a round, one column a block. Darker is worse; the dot marks the block that went; "
-        "white blocks were gone or had to stay.</p>"
+        "<p>One row a round, one column a block; what straddles two lies between them. Darker is worse; "
+        "the dot marks what went; what is white was gone or had to stay.</p>"
         f"{_rounds(plan)}{_healing(plan)}<h2>How it was made</h2><table>{settings}</table></html>\n"
     )
 
@@ -44,8 +45,8 @@ def _table(plan: Plan) -> str:
     losses = _losses(plan)
     rows = [f"<tr><td>0<td>–<td>{perplexity(loss):.2f}" for loss in losses[:1]]
     for number, (round_, loss) in enumerate(zip(plan.rounds, losses[1:], strict=False), 1):
-        rows.append(f"<tr><td>{number}<td>{round_.removed}<td>{perplexity(loss):.2f}")
-    return f"<table><tr><th>removed<th>block<th>perplexity{''.join(rows)}</table>"
+        rows.append(f"<tr><td>{number}<td>{cut_name(round_.cut)}<td>{perplexity(loss):.2f}")
+    return f"<table><tr><th>removed<th>what<th>perplexity{''.join(rows)}</table>"
 
 
 def _healing(plan: Plan) -> str:
@@ -109,17 +110,22 @@ def _rounds(plan: Plan) -> str:
 def _row(round_: Round, number: int) -> str:
     y = CELL * (number + 1)
     cells = [f"<text x='0' y='{y + 15}'>{number + 1}</text>"]
-    for index, score in round_.candidates.items():
-        x = LEFT + CELL * index
+    halved = any(cut[0] % 2 or len(cut) == 1 for cut in round_.candidates)
+    width = CELL / 2 if halved else CELL
+    for cut, score in round_.candidates.items():
         cells.append(
-            f"<rect x='{x}' y='{y}' width='{CELL - 1}' height='{CELL - 1}' "
-            f"fill='{_shade(score.loss - round_.loss)}'><title>block {index}: perplexity "
+            f"<rect x='{_middle(cut) - width / 2:g}' y='{y}' width='{width - 1:g}' height='{CELL - 1}' "
+            f"fill='{_shade(score.loss - round_.loss)}'><title>{cut_title(cut)}: perplexity "
             f"{perplexity(score.loss):.2f} on {score.windows} windows</title></rect>"
         )
-    cells.append(
-        f"<circle cx='{LEFT + CELL * (round_.removed + 0.5)}' cy='{y + CELL / 2}' r='4' fill='#c2410c'/>"
-    )
+    x, middle = _middle(round_.cut), y + CELL / 2
+    cells.append(f"<circle cx='{x:g}' cy='{middle:g}' r='4' fill='#c2410c'/>")
     return "".join(cells)
+
+
+def _middle(cut: Cut) -> float:
+    """Where a cut lies: a block in the middle of its column, what straddles two between them."""
+    return LEFT + CELL * (cut[0] + 1) / 2
 
 
 def _shade(cost: float) -> str:

@@ -17,12 +17,12 @@ from tinysleb.commands.stopping_rule import stopping_rule
 from tinysleb.commands.stored_types import check_stored_type, in_types
 from tinysleb.compute.distributed import Group, join_group
 from tinysleb.errors import TinyslebError
-from tinysleb.export.writers import GGUF, own_format, without_first_block
+from tinysleb.export.writers import GGUF, own_format, with_one_cut
 from tinysleb.formats.files import refuse_full_disk
 from tinysleb.heal.repair import STEPS_PART
 from tinysleb.heal.run import PreparedHealing
+from tinysleb.search.cuts import HALF
 from tinysleb.search.run import SearchRequest, check_request, read_unfinished, run_search
-from tinysleb.search.stopping import StoppingRule
 from tinysleb.text.windows import Calibration, WindowSource, read_windows
 
 RACING, SAMPLING, HEALING, DISTILLING = 0.35, 2.0, 1.0, 7.0
@@ -35,7 +35,7 @@ def search_blocks(options: PruneOptions) -> None:
     if own_format(weights) != GGUF:
         refuse_unused(options.given, ("unknown_arrays",), "MODEL is not a GGUF")
     check_stored_type(weights, options.type_name)
-    shorter = without_first_block(weights)
+    shorter = with_one_cut(weights, options.cut)
     refuse_unwritable(shorter, options.out, options, options.model, unknown_arrays=options.unknown_arrays)
     with join_group() as group:
         try:
@@ -60,7 +60,7 @@ def _search_and_write(weights: Checkpoint, options: PruneOptions, group: Group) 
     prepared = prepare_unless(weights, options, compute, options.out, options.fit)
     if isinstance(prepared, str) and options.search == "healed":
         raise TinyslebError(f"--search healed needs healing: {prepared}")
-    console = Console(_works(weights, calibration, request.rule, prepared), silent=group.rank > 0)
+    console = Console(_works(weights, calibration, request, prepared), silent=group.rank > 0)
     tell_remarks(weights, console)
     if options.resume and saved is None:
         console.say(f"there is no {unfinished} to resume: the search starts from the beginning")
@@ -99,17 +99,21 @@ def _request(weights: Checkpoint, options: PruneOptions) -> SearchRequest:
         kept = 1 - rule.most * block_parameter_count(weights.config) / parameter_count(weights.config)
         refuse_full_disk(options.out, int(kept * total_bytes(in_types(weights, options.type_name))))
     return SearchRequest(
-        rule, options.metric, options.seed, options.keep_first, options.keep_last, options.exact
+        rule, options.metric, options.seed, options.keep_first, options.keep_last, options.exact, options.cut
     )
 
 
 def _works(
-    weights: Checkpoint, calibration: Calibration, rule: StoppingRule, prepared: PreparedHealing | str
+    weights: Checkpoint,
+    calibration: Calibration,
+    request: SearchRequest,
+    prepared: PreparedHealing | str,
 ) -> list[float]:
     """How much work each stage is, in tokens that pass a block; a search of n candidates is n²/2 passes."""
     blocks = weights.config.blocks
-    rounds = range(blocks, max(blocks - rule.most, 1), -1)
-    works = [RACING * calibration.tokens.numel() * sum(candidates**2 / 2 for candidates in rounds)]
+    rounds = range(blocks, max(blocks - request.rule.most, 1), -1)
+    scored = calibration.tokens.numel() * sum(candidates**2 / 2 for candidates in rounds)
+    works = [RACING * scored * (2 if request.kind == HALF else 1)]
     if isinstance(prepared, PreparedHealing):
         text = prepared.text
         works += [SAMPLING * text.sampled * blocks] if text.sampled else []

@@ -19,6 +19,7 @@ from tinysleb.errors import TinyslebError
 from tinysleb.export.writers import check_writable, own_format, write
 from tinysleb.formats.files import temporary_folder
 from tinysleb.plan import Plan, perplexity, plan_to_json, read_plan
+from tinysleb.sublayers import block_cut
 
 if TYPE_CHECKING:
     from tinysleb.heal.healed_weights import HealedTensors
@@ -70,7 +71,7 @@ def read_fitting_plan(path: Path, weights: Weights, force: bool, console: Consol
             "search again without --plan, or apply it all the same with --force",
         )
     for block, where in ((0, "first"), (plan.blocks - 1, "last")):
-        if block in plan.removed:
+        if not set(block_cut(block)) & set(plan.stack):
             console.say(f"warning: the plan removes the {where} block, which few models survive")
     return plan
 

@@ -6,11 +6,14 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed
 
 from tinysleb.errors import TinyslebError
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Group:
         received = bytes(buffer.tolist())
         return received[1:].decode() if received else None
 
-    def share(self, windows: range, candidates: Sequence[int]) -> tuple[range, list[int]]:
+    def share(self, windows: range, candidates: Sequence[Item]) -> tuple[range, list[Item]]:
         """This process's share of a heat: a slice of the windows and, where there are fewer windows than
         processes, every k-th candidate on it."""
         slices = min(self.size, len(windows))

@@ -23,7 +23,9 @@ from tinysleb.heal.healed_weights import Healed, HealedTensors, unrounded
 from tinysleb.heal.text import Source, split_windows
 from tinysleb.heal.walk import heal
 from tinysleb.plan import Plan, Round
+from tinysleb.search.cuts import HALF
 from tinysleb.search.evaluate import evaluate
+from tinysleb.sublayers import Cut, cut_name
 
 FEW_TOKENS = 4096
 JUDGES = 12
@@ -33,22 +35,33 @@ FINALISTS = 3
 
 @dataclass(frozen=True)
 class Choice:
-    """Blocks to leave out, and the mean loss of the healed model over all sources."""
+    """Cuts to make, and the mean loss of the healed model over all sources."""
 
-    removed: tuple[int, ...]
+    cuts: tuple[Cut, ...]
     loss: float
+
+    @property
+    def removed(self) -> tuple[int | str, ...]:
+        """The cuts by name."""
+        return tuple(map(cut_name, self.cuts))
+
+    @property
+    def sublayers(self) -> set[int]:
+        """All that goes."""
+        return {sublayer for cut in self.cuts for sublayer in cut}
 
 
 def choose_healed(
     weights: Weights,
     plan: Plan,
-    allowed: Sequence[int],
+    allowed: range,
     sources: Sequence[Source],
     compute: Compute,
     folder: Path,
     progress: Callable[[float], None],
 ) -> tuple[Plan, list[Choice]]:
-    """The plan whose healed model is best: `plan`, or one that leaves out a run of `allowed` blocks.
+    """The plan whose healed model is best: `plan`, or one that leaves out a run of neighbours among the
+    blocks `allowed`; where the plan's cuts may straddle two blocks, the run may begin in the middle of one.
 
     Its settings gain `search`, which is `healed`, and `chosen`: `sleb` for the blocks of `plan`, or `run`.
     Temporary files go into `folder`. Returns the finalists' losses, too, the best first.
@@ -56,43 +69,56 @@ def choose_healed(
     counts = [min(JUDGES, max(1, len(source.fit) // 4)) for source in sources]
     fit = _interleave([source.fit[:-count] for source, count in zip(sources, counts, strict=True)])
     judges = [source.fit[-count:] for source, count in zip(sources, counts, strict=True)]
-    removals = [plan.removed, *_runs(allowed, len(plan.removed), plan.removed)]
+    step = 1 if plan.settings.get("cut") == HALF else 2
+    removals = [plan.cuts, *_runs(allowed, plan.cuts, step)]
 
-    def judge(removed: tuple[int, ...], windows: Tensor) -> Choice:
-        kept = tuple(index for index in range(plan.blocks) if index not in removed)
+    def judge(cuts: tuple[Cut, ...], windows: Tensor) -> Choice:
+        shorter = _with_cuts(plan, cuts)
         with tempfile.TemporaryDirectory(dir=folder) as name:
             tensors = HealedTensors(Path(name))
-            heal(unrounded(weights), kept, *split_windows(windows), compute, tensors, lambda _done: None)
-            model = Healed(Shortened(weights, kept), tensors)
+            heal(
+                unrounded(weights),
+                shorter.stack,
+                *split_windows(windows),
+                compute,
+                tensors,
+                lambda _done: None,
+            )
+            model = Healed(Shortened(weights, shorter.kept), tensors)
             losses = [evaluate(model, each, compute, lambda _done: None).loss for each in judges]
-        return Choice(removed, sum(losses) / len(losses))
+        return Choice(cuts, sum(losses) / len(losses))
 
     few = fit[: max(2, FEW_TOKENS // fit.shape[1])]
     work = len(removals) * len(few) + FINALISTS * len(fit)
     choices = []
-    for number, removed in enumerate(removals, 1):
-        choices.append(judge(removed, few))
+    for number, cuts in enumerate(removals, 1):
+        choices.append(judge(cuts, few))
         progress(number * len(few) / work)
-    finalists = sorted((judge(removed, fit) for removed in _finalists(choices)), key=attrgetter("loss"))
-    return _plan_of(plan, finalists[0].removed), finalists
+    finalists = sorted((judge(cuts, fit) for cuts in _finalists(choices)), key=attrgetter("loss"))
+    return _plan_of(plan, finalists[0].cuts), finalists
 
 
-def _finalists(choices: Sequence[Choice]) -> list[tuple[int, ...]]:
-    """The best few that share at most half of their blocks: few tokens tell kinds of choices apart, and
-    neighbours of the best would take all places."""
-    finalists: list[tuple[int, ...]] = []
+def _finalists(choices: Sequence[Choice]) -> list[tuple[Cut, ...]]:
+    """The best few that share at most half of what they leave out: few tokens tell kinds of choices apart,
+    and neighbours of the best would take all places."""
+    finalists: list[Choice] = []
     for choice in sorted(choices, key=attrgetter("loss")):
-        shared = (len(set(choice.removed) & set(other)) for other in finalists)
-        if all(2 * count <= len(choice.removed) for count in shared):
-            finalists.append(choice.removed)
-    return finalists[:FINALISTS]
+        shared = (len(choice.sublayers & other.sublayers) for other in finalists)
+        if all(2 * count <= len(choice.sublayers) for count in shared):
+            finalists.append(choice)
+    return [choice.cuts for choice in finalists[:FINALISTS]]
 
 
-def _runs(allowed: Sequence[int], length: int, known: Sequence[int]) -> list[tuple[int, ...]]:
-    """All runs of `length` neighbours among `allowed`, from the top down, but for the one known already."""
-    starts = range(len(allowed) - length + 1)
-    runs = [tuple(allowed[start : start + length])[::-1] for start in starts]
-    return [run for run in runs if run[0] - run[-1] == length - 1 and sorted(run) != sorted(known)]
+def _runs(allowed: range, known: Sequence[Cut], step: int) -> list[tuple[Cut, ...]]:
+    """All runs of as many pairs of neighbours as `known` has, from the top down, but for those known; they
+    begin at every `step`-th sublayer of the blocks `allowed`."""
+    length, gone = 2 * len(known), {sublayer for cut in known for sublayer in cut}
+    begins = range(2 * allowed.start, 2 * allowed.stop - length + 1, step)
+    return [
+        tuple((first, first + 1) for first in range(begin, begin + length, 2))[::-1]
+        for begin in begins
+        if set(range(begin, begin + length)) != gone
+    ]
 
 
 def _interleave(windows: Sequence[Tensor]) -> Tensor:
@@ -101,11 +127,14 @@ def _interleave(windows: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(windows))[turns.argsort(stable=True)]
 
 
-def _plan_of(plan: Plan, removed: tuple[int, ...]) -> Plan:
-    """The plan that removes these blocks; its settings say that the healed loss chose, and what it chose."""
+def _plan_of(plan: Plan, cuts: tuple[Cut, ...]) -> Plan:
+    """The plan that makes these cuts; its settings say that the healed loss chose, and what it chose."""
     settings = {**plan.settings, "search": "healed"}
-    if removed == plan.removed:
+    if cuts == plan.cuts:
         return replace(plan, settings=settings | {"chosen": "sleb"})
     reason = f"{plan.stopped or ''}; a run of blocks heals better".lstrip("; ")
-    rounds = tuple(Round(index, math.nan, {}) for index in removed)
-    return replace(plan, settings=settings | {"chosen": "run"}, rounds=rounds, stopped=reason)
+    return replace(_with_cuts(plan, cuts), settings=settings | {"chosen": "run"}, stopped=reason)
+
+
+def _with_cuts(plan: Plan, cuts: tuple[Cut, ...]) -> Plan:
+    return plan if cuts == plan.cuts else replace(plan, rounds=tuple(Round(c, math.nan, {}) for c in cuts))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
+from tinysleb.checkpoint.config import DOWN, OUT
 from tinysleb.checkpoint.gguf_source import half_rows
 from tinysleb.checkpoint.weights import Derived, Retyped, TensorInfo, Weights
 from tinysleb.formats.gguf_file import Bytes, GgufTensor
@@ -21,9 +22,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-OUT, DOWN = "self_attn.o_proj", "mlp.down_proj"
-"""The last product of each half of a block: what healing solves anew."""
 HEALED = (f"{OUT}.weight", f"{DOWN}.weight")
+"""What healing solves anew."""
 
 
 def encoding_for(stored: str, columns: int) -> GGMLQuantizationType:

@@ -65,8 +65,8 @@ class Repair:
 
     @property
     def first(self) -> int:
-        """The lowest block that is changed: the one below the first gap."""
-        return max(min(self.plan.removed) - 1, 0)
+        """The lowest block that is changed: the one that has the sublayer below the first gap."""
+        return max(min(min(cut) for cut in self.plan.cuts) - 1, 0) // 2
 
     def solve(self, healed: HealedTensors) -> list[HealedMatrix]:
         """The closed form, its tensors in `healed`, as they are to be stored."""
@@ -81,7 +81,7 @@ class Repair:
     def _solve(self, weights: Weights, healed: HealedTensors) -> list[HealedMatrix]:
         """The closed form, in the types that `weights` reports."""
         progress = partial(self.progress, "healing")
-        return walk.heal(weights, self.plan.kept, self.fit, self.check, self.compute, healed, progress)
+        return walk.heal(weights, self.plan.stack, self.fit, self.check, self.compute, healed, progress)
 
     def solve_and_distil(
         self, distilling: Distilling, lessons: Lessons, healed: HealedTensors

@@ -32,14 +32,13 @@ from tinysleb.heal.rounding import encode_fed_forward
 from tinysleb.model.blocks import Block, load_blocks
 from tinysleb.model.chunks import chunks, windows_in_call
 from tinysleb.model.forward import (
-    Position,
-    block_positions,
     embed_stream,
     gated,
     half_inputs,
     mixed_values,
     product,
 )
+from tinysleb.model.positions import Position, block_positions
 
 DAMPING = 0.5
 """What is added to the diagonal of a Gram matrix, as a fraction of its mean. With GPTQ's 0.01, errors on
@@ -146,7 +145,7 @@ class _Half:
 
     def entering(self, block: Block, config: ModelConfig, states: Tensor) -> Tensor:
         """The inputs of the first matrices, `[n, T, in]`."""
-        return half_inputs(states, block, config, self.norm_before)
+        return half_inputs(states, block, config, self.last, self.norm_before)
 
     def leaving(
         self, block: Block, config: ModelConfig, position: Position, states: Tensor

@@ -150,7 +150,7 @@ def heal_plan(
     compute: Compute,
     healed: HealedTensors,
     *,
-    runs_among: Sequence[int] | None = None,
+    runs_among: range | None = None,
     say: Say,
     progress: Progress,
 ) -> Plan:
@@ -191,7 +191,7 @@ def _gather_sources(
 def _choose(
     weights: Checkpoint,
     plan: Plan,
-    allowed: Sequence[int],
+    allowed: range,
     sources: Sequence[Source],
     compute: Compute,
     folder: Path,
@@ -205,7 +205,7 @@ def _choose(
     for choice in finalists:
         blocks = ", ".join(map(str, choice.removed))
         say(f"healed without {blocks}: perplexity {perplexity(choice.loss):.2f} on other windows")
-    return plan, [asdict(choice) for choice in finalists]
+    return plan, [{"removed": list(choice.removed), "loss": choice.loss} for choice in finalists]
 
 
 def _heal_and_judge(

@@ -21,16 +21,15 @@ from tinysleb.heal.divergence import divergence
 from tinysleb.model.blocks import Block, load_blocks
 from tinysleb.model.chunks import VOCABULARY_CHUNK, chunks, windows_in_call
 from tinysleb.model.forward import (
-    Position,
     advance,
     block_forward,
-    block_positions,
     embed,
     final_norm,
     head_name,
     head_norm,
     rms_norm,
 )
+from tinysleb.model.positions import Position, block_positions
 
 BETAS = (0.9, 0.95)
 """Of Adam: steps are few, so that the second moment forgets sooner than by default."""

@@ -1,12 +1,11 @@
 """Healing: one walk up two stacks, the original model and the shortened one, repairing the latter on the way.
 
-Leaving blocks out shifts the hidden states. In each kept block from the first gap on, the last matrix of
-attention, then that of the feed-forward, becomes the ridge solution that brings the shortened model's states
-nearest to the original's: after the same block's attention, and just before the next kept block. Rows are
-weighted by the inverse mean square of the original's state. Above a gap, states are smaller than the
-original's; since norms come first, it is as good to shrink what the blocks above add to them. Nothing is
-trained. Related: ReplaceMe (arXiv 2505.02819), which fits one linear map at one cut; RCPU, which solves for
-both matrices in turn; Prune&Comp (arXiv 2507.18212), which scales.
+Leaving sublayers out shifts the hidden states. From the first gap on, the last matrix of each sublayer that
+is kept becomes the ridge solution that brings the shortened model's states nearest to the original's just
+before the next one that is kept. Rows are weighted by the inverse mean square of the original's state. Above
+a gap, states are smaller than the original's; since norms come first, it is as good to shrink what the blocks
+above add to them. Nothing is trained. Related: ReplaceMe (arXiv 2505.02819), which fits one linear map at one
+cut; RCPU, which solves for both matrices in turn; Prune&Comp (arXiv 2507.18212), which scales.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from gguf.constants import GGMLQuantizationType
 from torch import Tensor
 from torch.nn import functional as F
 
-from tinysleb.checkpoint.config import ModelConfig, block_parameter_count, block_prefix
+from tinysleb.checkpoint.config import DOWN, OUT, ModelConfig, block_parameter_count, block_prefix
 from tinysleb.checkpoint.damage import not_finite
 from tinysleb.checkpoint.encoding import decode, encode
 from tinysleb.checkpoint.weights import Weights
@@ -28,13 +27,21 @@ from tinysleb.compute.compute import Compute
 from tinysleb.compute.memory import Allowance, working_bytes
 from tinysleb.errors import TinyslebError
 from tinysleb.formats.tensor_types import tensor_type
-from tinysleb.heal.healed_weights import DOWN, OUT, HealedTensors, encoding_for
+from tinysleb.heal.healed_weights import HealedTensors, encoding_for
 from tinysleb.heal.ridge import OUTPUTS, NormalEquations, solve
 from tinysleb.heal.rounding import encode_fed_forward
 from tinysleb.model.blocks import Block, load_blocks
 from tinysleb.model.chunks import chunks, windows_in_call
-from tinysleb.model.forward import advance, block_positions, down_inputs, embed_stream, out_inputs, product
+from tinysleb.model.forward import (
+    advance_half,
+    down_inputs,
+    embed_stream,
+    out_inputs,
+    product,
+)
+from tinysleb.model.positions import block_positions
 from tinysleb.model.streams import FileStream
+from tinysleb.sublayers import block_cut, pairs_of, sublayers_of
 
 RIDGE, STEP = 0.07, 0.5
 """How strongly the solution is pulled to the old weights, and how far to go towards it: half of the way. The
@@ -106,44 +113,47 @@ def plan_healing_memory(config: ModelConfig, shape: tuple[int, int], compute: Co
 @torch.inference_mode()
 def heal(
     weights: Weights,
-    kept: Sequence[int],
+    stack: Sequence[int],
     fit: Tensor,
     check: Tensor,
     compute: Compute,
     healed: HealedTensors,
     progress: Callable[[float], None],
 ) -> list[HealedMatrix]:
-    """Heal the model made of the blocks `kept` (ascending) of `weights`, storing tensors in `healed`.
+    """Heal the model made of the sublayers `stack` (ascending) of `weights`, storing tensors in `healed`.
 
     `fit` `[n, T]` are the windows to solve for, `check` `[m, T]` those held back. Blocks are read one after
     the other. Raises TinyslebError if there is too little memory, if a family's feed-forward is not the
     last thing added to the states, or if a number is not finite; then `healed` is of no use.
     """
-    config = weights.config
+    config, top = weights.config, 2 * weights.config.blocks
     check_healable(config, weights)
     tokens = torch.cat([fit, check]).to(compute.device)
     walk = _Walk(weights, tokens, len(fit), compute, healed)
-    first_gap = next((index for index in range(config.blocks) if index not in kept), config.blocks)
+    first_gap = min(set(range(top)) - set(stack), default=top)
+    prefixes = {
+        sublayer: block_prefix(index)
+        for index, pair in enumerate(pairs_of(stack))
+        for sublayer in sublayers_of([pair])
+    }
     blocks = load_blocks(weights, range(config.blocks), compute.dtype, compute.device, walk.memory.ahead)
     results: list[HealedMatrix] = []
     pending: _Student | None = None
     for index in range(config.blocks):
         block = next(blocks)
-        if index == max(first_gap - 1, 0):
-            walk.fork()
-        if index in kept and walk.forked:
-            if index > first_gap and index - 1 not in kept:
-                walk.rescale()
-            pending = walk.enter(index, block, block_prefix(kept.index(index)))
-            if index > first_gap:
-                results.append(walk.heal_attention(pending, block))
-            else:
-                walk.attend(pending)
-        advance(walk.teacher, block, config, walk.positions[index])
-        del block
-        if pending is not None and (index + 1 in kept or index + 1 == config.blocks):
-            results.append(walk.heal_feed_forward(pending))
-            pending = None
+        for sublayer in block_cut(index):
+            if sublayer == max(first_gap - 1, 0):
+                walk.fork()
+            if sublayer in prefixes and walk.forked:
+                if sublayer > first_gap and sublayer - 1 not in prefixes:
+                    walk.rescale()
+                pending = walk.enter(sublayer, block, prefixes[sublayer])
+            advance_half(walk.teacher, block, config, walk.positions[index], sublayer)
+            if sublayer % 2:
+                del block
+            if pending is not None and (sublayer + 1 in prefixes or sublayer + 1 == top):
+                results.append(walk.heal(pending))
+                pending = None
         progress((index + 1) / config.blocks)
     return results
 
@@ -158,21 +168,21 @@ def check_healable(config: ModelConfig, weights: Weights) -> None:
 
 @dataclass
 class _Student:
-    """A kept block as it is being healed: its original index, its weights, its prefix in the new model."""
+    """A kept sublayer as it is being healed: its block's weights, and its block's prefix in the new model."""
 
-    index: int
+    sublayer: int
     block: Block
     prefix: str
 
+    @property
+    def index(self) -> int:
+        """The block that it belonged to."""
+        return self.sublayer // 2
 
-@dataclass(frozen=True)
-class _Half:
-    """One half of a block: its last product, and how to get, for some windows, that product's inputs and the
-    teacher's states to reach with it."""
-
-    product: str
-    inputs: Callable[[Group], Tensor]
-    target: Callable[[Group], Tensor]
+    @property
+    def product(self) -> str:
+        """Its last product."""
+        return DOWN if self.sublayer % 2 else OUT
 
 
 class _Walk:
@@ -215,55 +225,28 @@ class _Walk:
             total, rows = total + squares.double().sum().item(), rows + squares.numel()
         self.scale = math.sqrt(rows / max(total, 1e-30))
 
-    def enter(self, index: int, block: Block, prefix: str) -> _Student:
-        """The student's block, whose last matrices and their biases are divided by `scale`."""
+    def enter(self, sublayer: int, block: Block, prefix: str) -> _Student:
+        """The student's sublayer, whose last matrix and its bias are divided by `scale`."""
+        student = _Student(sublayer, block, prefix)
         if self.scale == 1:
-            return _Student(index, block, prefix)
-        names = [f"{name}.{kind}" for name in (OUT, DOWN) for kind in ("weight", "bias")]
-        scaled = {name: block[name] / self.scale for name in names if name in block}
-        for name, values in scaled.items():
-            if name.endswith(".bias"):
-                type_ = self._encoding(index, name)
-                self.healed.add(prefix + name, values.shape, encode(values, type_), type_)
-        return _Student(index, block | scaled, prefix)
+            return student
+        scaled = {f"{student.product}.{kind}" for kind in ("weight", "bias")} & set(block)
+        student.block = block | {name: block[name] / self.scale for name in scaled}
+        if (bias := f"{student.product}.bias") in scaled:
+            values, type_ = student.block[bias], self._encoding(student.index, bias)
+            self.healed.add(prefix + bias, values.shape, encode(values, type_), type_)
+        return student
 
-    def attend(self, student: _Student) -> None:
-        """Send the student's states through a block's attention as it is."""
-        self._add(student, self._attention(student, student.block), {})
-
-    def heal_attention(self, student: _Student, original: Block) -> HealedMatrix:
-        """Solve for `self_attn.o_proj`, given the block as it was and the teacher's states that enter it."""
-        return self._heal(student, self._attention(student, original))
-
-    def heal_feed_forward(self, student: _Student) -> HealedMatrix:
-        """Solve for `mlp.down_proj`, given the teacher's states that enter the next block."""
-
-        def inputs(group: Group) -> Tensor:
-            return down_inputs(self.student[slice(*group)], student.block, self.config)
-
-        return self._heal(student, _Half(DOWN, inputs, lambda group: self.teacher[slice(*group)]))
-
-    def _attention(self, student: _Student, original: Block) -> _Half:
-        config, position = self.config, self.positions[student.index]
-
-        def inputs(group: Group) -> Tensor:
-            return out_inputs(self.student[slice(*group)], student.block, config, position)
-
-        def target(group: Group) -> Tensor:
-            states = self.teacher[slice(*group)]
-            return states + product(out_inputs(states, original, config, position), original, OUT, config)
-
-        return _Half(OUT, inputs, target)
-
-    def _heal(self, student: _Student, half: _Half) -> HealedMatrix:
-        """Solve for a last product, store it, and send the student's states through."""
-        name = half.product + ".weight"
+    def heal(self, student: _Student) -> HealedMatrix:
+        """Solve for a sublayer's last product, given the teacher's states that enter the next one which is
+        kept; store it, and send the student's states through."""
+        name = student.product + ".weight"
         old = student.block[name].float()
         equations = NormalEquations(old.shape[1], old.shape[0], old.device)
         inputs: dict[Group, Tensor] = {}
         for group in self.fit_groups:
-            x = half.inputs(group)
-            missing, weight = self._missing(group, student, half)
+            x = self._inputs(group, student)
+            missing, weight = self._missing(group, student)
             equations.add(x.flatten(0, 1), missing, weight)
             if self.memory.inputs:
                 inputs[group] = x
@@ -278,40 +261,47 @@ class _Walk:
             data = encode_fed_forward(solution, factor, type_)
         del equations, factor
         stored = decode(data, type_).to(old.device)
-        before, after, as_stored = self._errors(student, half, (old, solution, stored))
+        before, after, as_stored = self._errors(student, (old, solution, stored))
         better = as_stored < before
         if better or self.scale != 1:
             data = data if better else encode(old, type_)
             self.healed.add(student.prefix + name, old.shape, data, type_)
             stored = decode(data, type_).to(old.device)
             student.block = student.block | {name: stored.to(student.block[name].dtype)}
-        self._add(student, half, inputs)
-        return HealedMatrix(student.index, half.product, before, after, as_stored, type_.name, better)
+        self._add(student, inputs)
+        return HealedMatrix(student.index, student.product, before, after, as_stored, type_.name, better)
 
     def _encoding(self, index: int, name: str) -> GGMLQuantizationType:
         info = self.weights.tensors[block_prefix(index) + name]
         return encoding_for(info.type, info.shape[-1])
 
-    def _add(self, student: _Student, half: _Half, inputs: dict[Group, Tensor]) -> None:
-        """Add a half's product to the student's states; `inputs` that are known are used up."""
-        for group in (*self.fit_groups, *self.check_groups):
-            x = inputs.pop(group) if group in inputs else half.inputs(group)
-            self.student[slice(*group)] += product(x, student.block, half.product, self.config)
+    def _inputs(self, group: Group, student: _Student) -> Tensor:
+        """What a sublayer's last product is applied to."""
+        states, block = self.student[slice(*group)], student.block
+        if student.sublayer % 2:
+            return down_inputs(states, block, self.config)
+        return out_inputs(states, block, self.config, self.positions[student.index])
 
-    def _missing(self, group: Group, student: _Student, half: _Half) -> tuple[Tensor, Tensor]:
+    def _add(self, student: _Student, inputs: dict[Group, Tensor]) -> None:
+        """Add a sublayer's product to the student's states; `inputs` that are known are used up."""
+        for group in (*self.fit_groups, *self.check_groups):
+            x = inputs.pop(group) if group in inputs else self._inputs(group, student)
+            self.student[slice(*group)] += product(x, student.block, student.product, self.config)
+
+    def _missing(self, group: Group, student: _Student) -> tuple[Tensor, Tensor]:
         """What the product should add to reach the teacher's states, `[rows, width]`; rows' weights."""
-        target = half.target(group)
+        target = self.teacher[slice(*group)]
         missing = (target / self.scale - self.student[slice(*group)]) / self.config.residual_scale
-        if (bias := student.block.get(half.product + ".bias")) is not None:
+        if (bias := student.block.get(student.product + ".bias")) is not None:
             missing -= bias.float()
         return missing.flatten(0, 1), _weight(target).flatten()
 
-    def _errors(self, student: _Student, half: _Half, weights: Sequence[Tensor]) -> list[float]:
+    def _errors(self, student: _Student, weights: Sequence[Tensor]) -> list[float]:
         """The relative error with each of `weights` on the windows held back."""
         totals, rows = [0.0] * len(weights), 0
         for group in self.check_groups:
-            missing, weight = self._missing(group, student, half)
-            x = half.inputs(group).flatten(0, 1).float()
+            missing, weight = self._missing(group, student)
+            x = self._inputs(group, student).flatten(0, 1).float()
             rows += len(x)
             for slot, each in enumerate(weights):
                 square = (missing - F.linear(x, each)).square().mean(1) * weight

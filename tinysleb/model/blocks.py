@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from tinysleb.checkpoint.config import ModelConfig, block_prefix, block_shapes
+from tinysleb.checkpoint.config import ModelConfig, block_prefix, shapes_of_block
 from tinysleb.checkpoint.weights import Weights
 
 Block = dict[str, Tensor]
@@ -18,7 +18,7 @@ Block = dict[str, Tensor]
 def load_block(weights: Weights, index: int, dtype: torch.dtype, device: torch.device) -> Block:
     """The weights of one block, matrices in `dtype`, norms in float32; fused matrices come apart."""
     block: Block = {}
-    for name in block_shapes(weights.config):
+    for name in shapes_of_block(weights.config, index):
         kind = torch.float32 if name.endswith("norm.weight") else dtype
         block[name] = _upload(weights.tensor(block_prefix(index) + name).to(kind), device)
     return _unfused(block, weights.config) if weights.config.architecture.fused else block
@@ -69,13 +69,10 @@ def _hand_over(block: Block, uploaded: torch.cuda.Event) -> None:
 
 def _unfused(block: Block, config: ModelConfig) -> Block:
     keys = config.kv_heads * config.head_dim
-    fused = block.pop("self_attn.qkv_proj.weight")
-    queries = fused.shape[0] - 2 * keys
-    gate, up = block.pop("mlp.gate_up_proj.weight").chunk(2)
-    return block | {
-        "self_attn.q_proj.weight": fused[:queries],
-        "self_attn.k_proj.weight": fused[queries:-keys],
-        "self_attn.v_proj.weight": fused[-keys:],
-        "mlp.gate_proj.weight": gate,
-        "mlp.up_proj.weight": up,
-    }
+    parts: Block = {}
+    if (fused := block.pop("self_attn.qkv_proj.weight", None)) is not None:
+        rows = torch.split(fused, [fused.shape[0] - 2 * keys, keys, keys])
+        parts |= {f"self_attn.{name}_proj.weight": part for name, part in zip("qkv", rows, strict=True)}
+    if (fused := block.pop("mlp.gate_up_proj.weight", None)) is not None:
+        parts["mlp.gate_proj.weight"], parts["mlp.up_proj.weight"] = fused.chunk(2)
+    return block | parts

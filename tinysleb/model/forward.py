@@ -17,36 +17,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tinysleb.checkpoint.config import ModelConfig
+from tinysleb.checkpoint.config import DOWN, OUT, ModelConfig
 from tinysleb.checkpoint.weights import Weights
 from tinysleb.model.blocks import Block, load_block
 from tinysleb.model.chunks import QUERY_CHUNK, TOKEN_CHUNK, VOCABULARY_CHUNK, chunks, windows_in_call
+from tinysleb.model.positions import Position, block_positions, rotate
 from tinysleb.model.streams import FileStream, Stream
 
-NORM_AFTER = {
-    "self_attn.o_proj": "post_attention_layernorm",
-    "mlp.down_proj": "post_feedforward_layernorm",
-}
+NORM_AFTER = {OUT: "post_attention_layernorm", DOWN: "post_feedforward_layernorm"}
 """The norm that follows a half's last product, where norms come after it."""
-
-
-@dataclass(frozen=True)
-class RotaryTable:
-    """Cosines and sines of the rotation angles, float32 `[T, rotated dimensions]`, halves repeated."""
-
-    cos: Tensor
-    sin: Tensor
-
-
-@dataclass(frozen=True)
-class Position:
-    """What depends on where in the stack a block is: its rotation (None for none), and how far it sees.
-
-    `mask` is True where a query (row) sees a key (column), `[T, T]`; None for plain causal attention.
-    """
-
-    table: RotaryTable | None
-    mask: Tensor | None
 
 
 @dataclass
@@ -73,64 +52,14 @@ def empty_cache(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
     return KeyValueCache(keys.view(*shape[:2], shape[3], shape[2]), values)
 
 
-def block_positions(config: ModelConfig, length: int, device: torch.device) -> list[Position]:
-    """The position of every block, for windows of `length` tokens. Tables and masks are shared."""
-    table = rotary_table(config, length, device)
-    masks = {size: _window_mask(size, length, device) for size in {0, *config.attention_windows}}
-    unrotated = config.unrotated or (False,) * config.blocks
-    windows = config.attention_windows or (0,) * config.blocks
-    return [
-        Position(None if still else table, masks[window])
-        for still, window in zip(unrotated, windows, strict=True)
-    ]
-
-
-def _window_mask(window: int, length: int, device: torch.device) -> Tensor | None:
-    if not 0 < window < length:
-        return None
-    ones = torch.ones(length, length, dtype=torch.bool, device=device)
-    return ones.tril() & ones.triu(1 - window)
-
-
-def rotary_table(config: ModelConfig, length: int, device: torch.device) -> RotaryTable:
-    """The rotation of positions 0 … length-1 (see `rotary.Rotary`)."""
-    rotary = config.rotary
-    exponents = torch.arange(0, rotary.dimensions, 2, dtype=torch.float32) / rotary.dimensions
-    frequencies = 1.0 / rotary.theta**exponents
-    beyond = rotary.long_factors and length > rotary.original_context
-    factors = rotary.long_factors if beyond else rotary.frequency_factors
-    if factors:
-        frequencies = frequencies / torch.tensor(factors)
-    positions = torch.arange(length, dtype=torch.float32) / rotary.linear_factor
-    angles = torch.outer(positions, frequencies).repeat(1, 2).to(device)
-    return RotaryTable(angles.cos() * rotary.attention_factor, angles.sin() * rotary.attention_factor)
-
-
 def rms_norm(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Root-mean-square norm over the last dimension, in float32 (arXiv 1910.07467)."""
     return F.rms_norm(hidden, weight.shape, weight, eps)
 
 
-def rotate(heads: Tensor, table: RotaryTable) -> Tensor:
-    """Turn `[…, T, head_dim]` by position; the halves of the rotated dimensions turn together."""
-    dimensions = table.cos.shape[-1]
-    turning, still = heads[..., :dimensions].float(), heads[..., dimensions:]
-    first, second = turning.chunk(2, dim=-1)
-    turned = turning * table.cos + torch.cat((-second, first), dim=-1) * table.sin
-    return torch.cat((turned, still), dim=-1) if still.shape[-1] else turned
-
-
 def linear(hidden: Tensor, block: Mapping[str, Tensor], name: str) -> Tensor:
     """`block[name]` applied to `[…, in]`; bias added if the block has one. Result in the weight's dtype."""
     return F.linear(hidden, block[name + ".weight"], block.get(name + ".bias"))
-
-
-def at_token(position: Position, index: int) -> Position:
-    """The position of a block for the one token at `index`, which sees those before it in a cache."""
-    table, mask = position.table, position.mask
-    if table is not None:
-        table = RotaryTable(table.cos[index : index + 1], table.sin[index : index + 1])
-    return Position(table, None if mask is None else mask[index : index + 1, : index + 1])
 
 
 def attention(
@@ -144,7 +73,7 @@ def attention(
 
     With a `cache`, `hidden` is of one new token (T = 1), which sees all that the cache holds.
     """
-    return linear(mixed_values(hidden, block, config, position, cache), block, "self_attn.o_proj")
+    return linear(mixed_values(hidden, block, config, position, cache), block, OUT)
 
 
 def mixed_values(
@@ -232,10 +161,12 @@ def gated(hidden: Tensor, block: Mapping[str, Tensor]) -> Tensor:
     return gate.mul_(linear(hidden, block, "mlp.up_proj"))
 
 
-def half_inputs(hidden: Tensor, block: Mapping[str, Tensor], config: ModelConfig, norm: str) -> Tensor:
-    """What a half of a block is applied to, in the dtype of the products: the states `[…, width]`, normed
-    where `norm` comes before that half."""
-    dtype = block["self_attn.o_proj.weight"].dtype
+def half_inputs(
+    hidden: Tensor, block: Mapping[str, Tensor], config: ModelConfig, last: str, norm: str
+) -> Tensor:
+    """What a half of a block, whose last product is `last`, is applied to, in the dtype of the products: the
+    states `[…, width]`, normed where `norm` comes before that half."""
+    dtype = block[f"{last}.weight"].dtype
     if config.architecture.post_norm:
         return hidden.to(dtype)
     return rms_norm(hidden.float(), block[f"{norm}.weight"], config.norm_eps).to(dtype)
@@ -257,18 +188,34 @@ def out_inputs(
     cache: KeyValueCache | None = None,
 ) -> Tensor:
     """The inputs `[B, T, heads · head_dim]` of a block's `self_attn.o_proj`."""
-    normed = half_inputs(hidden, block, config, "input_layernorm")
+    normed = half_inputs(hidden, block, config, OUT, "input_layernorm")
     return mixed_values(normed, block, config, position, cache)
 
 
 def down_inputs(hidden: Tensor, block: Mapping[str, Tensor], config: ModelConfig) -> Tensor:
     """The inputs `[B, T, intermediate]` of its `mlp.down_proj`, from the states after its attention."""
-    return gated(half_inputs(hidden, block, config, "post_attention_layernorm"), block)
+    return gated(half_inputs(hidden, block, config, DOWN, "post_attention_layernorm"), block)
 
 
 def product(inputs: Tensor, block: Mapping[str, Tensor], name: str, config: ModelConfig) -> Tensor:
     """What `self_attn.o_proj` or `mlp.down_proj` adds to the states."""
     return half_added(linear(inputs, block, name), block, config, NORM_AFTER[name])
+
+
+def attend(
+    hidden: Tensor,
+    block: Mapping[str, Tensor],
+    config: ModelConfig,
+    position: Position,
+    cache: KeyValueCache | None = None,
+) -> Tensor:
+    """The attention of a block and what it adds to: `[B, T, width]` float32 → the same, as a new tensor."""
+    return hidden + product(out_inputs(hidden, block, config, position, cache), block, OUT, config)
+
+
+def feed_forward(hidden: Tensor, block: Mapping[str, Tensor], config: ModelConfig) -> Tensor:
+    """The same of its feed-forward."""
+    return hidden + product(down_inputs(hidden, block, config), block, DOWN, config)
 
 
 def block_forward(
@@ -278,16 +225,28 @@ def block_forward(
     position: Position,
     cache: KeyValueCache | None = None,
 ) -> Tensor:
-    """One transformer block: `[B, T, width]` float32 → the same, as a new tensor; `cache` as there."""
-    mixed = out_inputs(hidden, block, config, position, cache)
-    hidden = hidden + product(mixed, block, "self_attn.o_proj", config)
-    return hidden + product(down_inputs(hidden, block, config), block, "mlp.down_proj", config)
+    """One transformer block, or the half of it that is there: `[B, T, width]` float32 → the same, as a new
+    tensor; `cache` as there."""
+    if f"{OUT}.weight" in block:
+        hidden = attend(hidden, block, config, position, cache)
+    return feed_forward(hidden, block, config) if f"{DOWN}.weight" in block else hidden
 
 
 def advance(streams: Stream, block: Block, config: ModelConfig, position: Position) -> None:
     """Send streams `[m, T, width]` through a block, in place, a few windows of them at a time."""
     for first, last in chunks(len(streams), windows_in_call(streams.shape[1])):
         streams[first:last] = block_forward(streams[first:last], block, config, position)
+
+
+def advance_half(
+    streams: Stream, block: Block, config: ModelConfig, position: Position, sublayer: int
+) -> None:
+    """The same through that half of a block which `sublayer` is: its attention if even."""
+    for first, last in chunks(len(streams), windows_in_call(streams.shape[1])):
+        if sublayer % 2:
+            streams[first:last] = feed_forward(streams[first:last], block, config)
+        else:
+            streams[first:last] = attend(streams[first:last], block, config, position)
 
 
 def embed(weights: Weights, tokens: Tensor) -> Tensor:

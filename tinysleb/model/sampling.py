@@ -19,14 +19,13 @@ from tinysleb.errors import TinyslebError
 from tinysleb.model.blocks import Block, load_block
 from tinysleb.model.chunks import DRAWN_AT_ONCE, DRAWN_FROM
 from tinysleb.model.forward import (
-    at_token,
     block_forward,
-    block_positions,
     empty_cache,
     head_name,
     head_norm,
     rms_norm,
 )
+from tinysleb.model.positions import at_token, block_positions
 
 
 @dataclass(frozen=True)

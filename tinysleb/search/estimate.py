@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tinysleb.checkpoint.config import ModelConfig, block_parameter_count
@@ -9,6 +10,7 @@ from tinysleb.checkpoint.weights import Weights, total_bytes
 from tinysleb.compute.compute import Compute
 from tinysleb.compute.device import dtype_name, product_rate
 from tinysleb.search.rounds import sweeps_in_a_round
+from tinysleb.sublayers import Cut
 
 PRODUCT_SHARE = 0.6
 """The share of a search's time that goes into matrix products, about (docs/performance.md)."""
@@ -37,16 +39,16 @@ class Estimate:
     seconds: float
 
 
-def estimate(weights: Weights, compute: Compute, allowed: range, windows: int, length: int) -> Estimate:
-    """What scoring all of `allowed` on `windows` of `length` tokens needs.
+def estimate(weights: Weights, compute: Compute, cuts: Sequence[Cut], windows: int, length: int) -> Estimate:
+    """What scoring all of `cuts` on `windows` of `length` tokens needs.
 
     Raises TinyslebError if memory is too little.
     """
     config = weights.config
-    plan = compute.memory_plan(weights, len(allowed), windows, length)
+    plan = compute.memory_plan(weights, len(cuts), windows, length)
     sweeps = sweeps_in_a_round(windows, plan.windows, exact=True)
-    passes = windows * first_round_passes(config.blocks, allowed)
-    heads = windows * (len(allowed) + 1)
+    passes = windows * first_round_passes(config.blocks, cuts)
+    heads = windows * (len(cuts) + 1)
     operations = (passes * block_operations(config) + heads * head_operations(config)) * length
     rate = product_rate(compute.dtype, compute.device) * PRODUCT_SHARE
     return Estimate(
@@ -64,10 +66,10 @@ def estimate(weights: Weights, compute: Compute, allowed: range, windows: int, l
     )
 
 
-def first_round_passes(blocks: int, allowed: range) -> int:
-    """How often a window goes through a block when all of `allowed` are scored: the whole stack once, and
-    for each candidate the blocks above it."""
-    return blocks + sum(blocks - 1 - block for block in allowed)
+def first_round_passes(blocks: int, cuts: Sequence[Cut]) -> int:
+    """How often a window goes through a block when all of `cuts` are scored: the whole stack once, and for
+    each candidate what lies above its cut; two sublayers are a block."""
+    return blocks + sum(2 * blocks - 1 - cut[-1] for cut in cuts) // 2
 
 
 def block_operations(config: ModelConfig) -> int:

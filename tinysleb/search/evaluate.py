@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tinysleb.checkpoint.config import stack_of
 from tinysleb.checkpoint.damage import not_finite
 from tinysleb.checkpoint.weights import Weights
 from tinysleb.compute.compute import Compute, compute_on, scaled
@@ -46,14 +47,14 @@ def evaluate(
     """
     compute = compute or compute_on(dtype_name="float32")
     begin = time.monotonic()
-    kept = range(weights.config.blocks)
+    stack = stack_of(weights.config)
     memory = compute.memory_plan(weights, 0, *tokens.shape)
     obey(memory)
     total = 0.0
     for start, stop in chunks(len(tokens), memory.windows):
         windows = tokens[start:stop].to(compute.device)
         report = scaled(progress, start / len(tokens), stop / len(tokens))
-        losses = sweep(weights, kept, (), windows, compute.dtype, ahead=memory.ahead, progress=report)
+        losses = sweep(weights, stack, (), windows, compute.dtype, ahead=memory.ahead, progress=report)
         total += losses[BASE].double().sum().item()
     seconds = time.monotonic() - begin
     count = tokens.shape[0] * (tokens.shape[1] - 1)

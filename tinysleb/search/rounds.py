@@ -1,4 +1,4 @@
-"""The search: in each round, score the current model less each block, and drop the cheapest.
+"""The search: in each round, score the current model less each candidate, and make the cheapest cut.
 
 SLEB (arXiv 2402.09025, section 3): the score of a candidate is the loss of the already shortened model.
 Windows come in heats. With racing, a candidate leaves after a heat in which its loss is worse than the
@@ -23,8 +23,11 @@ from tinysleb.compute.memory import obey
 from tinysleb.errors import TinyslebError
 from tinysleb.model.chunks import chunks
 from tinysleb.plan import Plan, Round, Score
+from tinysleb.search.cuts import candidates
 from tinysleb.search.kept_states import BASE, KeptStates, spread
+from tinysleb.search.lazy import Expected, expectations
 from tinysleb.search.sweep import sweep
+from tinysleb.sublayers import Cut, cut_title
 
 ERROR_LEVEL = 0.01
 """The chance, per round, that racing drops a candidate as good as the leader."""
@@ -42,10 +45,10 @@ def removable(blocks: int, keep_first: int, keep_last: int) -> range:
     return range(keep_first, blocks - keep_last)
 
 
-def cheapest(scores: Mapping[int, float]) -> int:
-    """The block with the lowest score; of those within `TIE` of it, the one with the lowest index."""
+def cheapest(scores: Mapping[Cut, float]) -> Cut:
+    """The cut with the lowest score; of those within `TIE` of it, the lowest in the stack."""
     least = min(scores.values())
-    return min(index for index, score in scores.items() if score <= least + TIE)
+    return min(cut for cut, score in scores.items() if score <= least + TIE)
 
 
 def search(
@@ -54,30 +57,32 @@ def search(
     plan: Plan,
     compute: Compute,
     *,
-    allowed: Sequence[int],
+    allowed: range,
+    kind: str,
     exact: bool,
     progress: Progress,
 ) -> Iterator[Plan]:
     """Run the rounds that `plan` still lacks, yielding the plan after each.
 
-    `tokens`: calibration windows `[n, T]`. `allowed`: blocks that may go. Of candidates within `TIE`, the one
-    with the lower index goes.
-    Raises TinyslebError if more blocks are asked for than may go, or if a loss is not finite.
+    `tokens`: calibration windows `[n, T]`. `allowed`: blocks whose sublayers may go. `kind`: one of `KINDS`.
+    Of candidates within `TIE`, the one that is lower in the stack goes.
+    Raises TinyslebError if more is asked for than may go, or if a loss is not finite.
     """
     check_target(plan.target, plan.blocks, allowed)
-    states = KeptStates(compute.memory_plan(weights, len(allowed), *tokens.shape).states)
+    most = len(candidates(Plan(plan.blocks, 0, {}).stack, allowed, kind))
+    states = KeptStates(compute.memory_plan(weights, most, *tokens.shape).states)
     while not plan.finished:
         number, target = len(plan.rounds) + 1, plan.target
-        kept = set(plan.kept)
-        candidates = [index for index in allowed if index in kept]
-        positions = promising(plan, candidates) if number < target else []
-        states.want(positions, tokens.numel() * weights.config.width * 4 * len(candidates))
-        race = _Race(weights, tokens, plan, candidates, compute, states)
+        cuts = candidates(plan.stack, allowed, kind)
+        positions = promising(plan, cuts) if number < target else []
+        states.want(positions, tokens.numel() * weights.config.width * 4 * len(cuts))
+        race = _Race(weights, tokens, plan, cuts, compute, states)
         report = partial(progress, f"round {number} of {target}")
-        race.run(exact, scaled(report, (number - 1) / target, number / target))
-        removed = race.leader
-        states.remove(removed)
-        round_ = Round(removed, race.means[removed], race.scores())
+        expected = expectations(plan, cuts)
+        race.run(expected, exact, scaled(report, (number - 1) / target, number / target))
+        cut = race.leader
+        states.remove(cut)
+        round_ = Round(cut, race.means[cut], race.scores(), race.before)
         loss = race.means[BASE] if plan.loss is None else plan.loss
         plan = replace(plan, loss=loss, rounds=(*plan.rounds, round_))
         yield plan
@@ -92,13 +97,15 @@ def check_target(target: int, blocks: int, allowed: Sequence[int]) -> None:
         )
 
 
-def promising(plan: Plan, candidates: Sequence[int]) -> list[int]:
-    """Candidates in the order in which they may win: the last round's, or spread evenly if there is none."""
+def promising(plan: Plan, cuts: Sequence[Cut]) -> list[int]:
+    """The sublayers that candidates begin with, in the order in which these may win: the last round's, or
+    spread evenly if there is none."""
     scores = plan.rounds[-1].candidates if plan.rounds else {}
     if not scores:
-        return spread(candidates)
-    known = [index for index in candidates if index in scores]
-    return sorted(known, key=lambda index: (-scores[index].windows, scores[index].loss))
+        return spread(sorted({cut[0] for cut in cuts}))
+    known = [cut for cut in cuts if cut in scores]
+    known.sort(key=lambda cut: (-scores[cut].windows, scores[cut].loss))
+    return list(dict.fromkeys(cut[0] for cut in known))
 
 
 class _Race:
@@ -112,49 +119,74 @@ class _Race:
         weights: Weights,
         tokens: Tensor,
         plan: Plan,
-        candidates: list[int],
+        cuts: list[Cut],
         compute: Compute,
         states: KeptStates,
     ) -> None:
-        self.weights, self.tokens, self.kept = weights, tokens, plan.kept
+        self.weights, self.tokens, self.stack = weights, tokens, plan.stack
         self.compute, self.states = compute, states
-        self.alive = candidates
-        self.variants = len(candidates) + 1
+        self.alive = cuts
+        self.variants = len(cuts) + 1
         self.with_base = plan.loss is None
-        self.losses: dict[int, Tensor] = {}
-        self.means: dict[int, float] = {}
+        self.earlier = plan.rounds[-1].candidates.get(plan.cuts[-1]) if plan.rounds else None
+        self.losses: dict[Cut, Tensor] = {}
+        self.means: dict[Cut, float] = {}
+        self.first: dict[Cut, float] = {}
 
-    def run(self, exact: bool, progress: Callable[[float], None]) -> None:
-        """Score window after window until all are seen."""
+    def run(self, expected: Mapping[Cut, Expected], exact: bool, progress: Callable[[float], None]) -> None:
+        """Score window after window until all are seen. Unless `exact`, candidates leave that have lost, and
+        those are not scored of which it is `expected`."""
         seen, count = 0, len(self.tokens)
         for size in heats(count, growing=not exact):
-            self._heat(range(seen, seen + size), scaled(progress, seen / count, (seen + size) / count))
+            windows = range(seen, seen + size)
+            report = scaled(progress, seen / count, (seen + size) / count)
+            if seen == 0 and not exact:
+                self._first_heat(windows, expected, report)
+            else:
+                self._heat(windows, self.alive, report)
             seen += size
             if not exact and seen < count:
                 self._drop_losers()
 
-    @property
-    def leader(self) -> int:
-        """The `cheapest` candidate on all windows seen."""
-        return cheapest({index: self.means[index] for index in self.alive})
+    def _first_heat(
+        self, windows: range, expected: Mapping[Cut, Expected], progress: Callable[[float], None]
+    ) -> None:
+        """Score candidates that may win: first those that may be as good as what was best, then those that
+        may be as good as what is."""
+        waiting, best, self.alive = self.alive, min(each.last for each in expected.values()), []
+        while called := [cut for cut in waiting if expected[cut].least <= best]:
+            self.alive = sorted([*self.alive, *called])
+            waiting = [cut for cut in waiting if cut not in called]
+            self._heat(windows, called, progress)
+            best = math.inf if self.before is None else self.means[self.leader] - self.before
 
-    def scores(self) -> dict[int, Score]:
+    @property
+    def before(self) -> float | None:
+        """The loss on the first window of the model that candidates are cut from; None if not known."""
+        return self.first.get(BASE) if self.earlier is None else self.earlier.first
+
+    @property
+    def leader(self) -> Cut:
+        """The `cheapest` candidate on all windows seen."""
+        return cheapest({cut: self.means[cut] for cut in self.alive})
+
+    def scores(self) -> dict[Cut, Score]:
         """Every candidate's score, those that left early included."""
         return {
-            index: Score(self.means[index], len(losses))
-            for index, losses in self.losses.items()
-            if index != BASE
+            cut: Score(self.means[cut], len(losses), self.first[cut])
+            for cut, losses in self.losses.items()
+            if cut != BASE
         }
 
-    def _heat(self, windows: range, progress: Callable[[float], None]) -> None:
-        """Score the candidates that are left on `windows`, each process its share."""
-        keys = [*self.alive, *([BASE] if self.with_base else [])]
+    def _heat(self, windows: range, cuts: Sequence[Cut], progress: Callable[[float], None]) -> None:
+        """Score candidates on `windows`, each process its share."""
+        keys = [*cuts, *([BASE] if self.with_base else [])]
         length = self.tokens.shape[1]
         losses = torch.zeros(len(keys), len(windows), length - 1)
         share, mine = self.compute.group.share(windows, keys)
-        candidates = sum(key != BASE for key in mine)
+        count = sum(key != BASE for key in mine)
         held = self.states.held
-        memory = self.compute.memory_plan(self.weights, candidates, len(share), length, held)
+        memory = self.compute.memory_plan(self.weights, count, len(share), length, held)
         obey(memory)
         for first, last in chunks(len(share) if mine else 0, memory.windows):
             report = scaled(progress, first / len(share), last / len(share))
@@ -166,11 +198,11 @@ class _Race:
             self._record(key, values)
 
     def _sweep(
-        self, windows: range, keys: Sequence[int], ahead: bool, progress: Callable[[float], None]
-    ) -> dict[int, Tensor]:
+        self, windows: range, keys: Sequence[Cut], ahead: bool, progress: Callable[[float], None]
+    ) -> dict[Cut, Tensor]:
         return sweep(
             self.weights,
-            self.kept,
+            self.stack,
             [key for key in keys if key != BASE],
             self.tokens[windows.start : windows.stop].to(self.compute.device),
             self.compute.dtype,
@@ -181,11 +213,13 @@ class _Race:
             progress=progress,
         )
 
-    def _record(self, key: int, values: Tensor) -> None:
+    def _record(self, key: Cut, values: Tensor) -> None:
         if not values.isfinite().all():
-            what = "the model itself" if key == BASE else f"the model without block {key}"
+            what = "the model itself" if key == BASE else f"the model without {cut_title(key)}"
             raise not_finite(self.weights, f"the loss of {what}")
         earlier = self.losses.get(key)
+        if earlier is None:
+            self.first[key] = values[0].double().mean().item()
         losses = values if earlier is None else torch.cat([earlier, values])
         self.losses[key], self.means[key] = losses, losses.double().mean().item()
 
@@ -194,7 +228,7 @@ class _Race:
         threshold = NormalDist().inv_cdf(1 - ERROR_LEVEL / comparisons)
         best = self.losses[self.leader]
         seen = len(best) / len(self.tokens)
-        self.alive = [index for index in self.alive if paired_z(self.losses[index], best, seen) <= threshold]
+        self.alive = [cut for cut in self.alive if paired_z(self.losses[cut], best, seen) <= threshold]
 
 
 def heats(windows: int, growing: bool) -> Iterator[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,19 +24,25 @@ from tinysleb.errors import TinyslebError
 from tinysleb.formats.files import valid_text, write_json
 from tinysleb.plan import PERPLEXITY, Plan, Round, perplexity, plan_from_json, plan_to_json, read_plan
 from tinysleb.search import rounds
+from tinysleb.search.cuts import BLOCK, DEFAULT_KIND
 from tinysleb.search.evaluate import evaluate
-from tinysleb.search.metrics import METRICS, Scoring, check_metric, order_blocks
+from tinysleb.search.metrics import METRICS, Scoring, check_metric, order_cuts
 from tinysleb.search.rounds import check_target, removable, sweeps_in_a_round
 from tinysleb.search.stopping import StoppingRule, by_count, finished_plan
+from tinysleb.sublayers import Cut, cut_title
 from tinysleb.text.windows import Calibration
+
+EARLIER = {"cut": BLOCK}
+"""What settings were before plans had them."""
 
 
 @dataclass(frozen=True)
 class SearchRequest:
-    """What a search is asked to do: until when, by which metric, over which blocks.
+    """What a search is asked to do: until when, by which metric, over which cuts.
 
-    `keep_first` and `keep_last`: how many blocks at the bottom and at the top stay. `exact`: score all
-    candidates on all windows. `seed`: chose the windows, and chooses blocks where the metric is `random`.
+    `keep_first` and `keep_last`: how many blocks at the bottom and at the top stay. `kind`: what a cut is,
+    one of `cuts.KINDS`. `exact`: score all candidates on all windows. `seed`: chose the windows, and chooses
+    cuts where the metric is `random`.
     """
 
     rule: StoppingRule
@@ -45,6 +51,7 @@ class SearchRequest:
     keep_first: int = 1
     keep_last: int = 1
     exact: bool = False
+    kind: str = DEFAULT_KIND
 
 
 def search(
@@ -52,6 +59,7 @@ def search(
     windows: Tensor,
     *,
     remove: int,
+    cut: str = DEFAULT_KIND,
     metric: str = PERPLEXITY,
     exact: bool = False,
     keep_first: int = 1,
@@ -60,11 +68,15 @@ def search(
     compute: Compute | None = None,
     progress: Progress = lambda _what, _done: None,
 ) -> Plan:
-    """The plan that removes `remove` blocks of `weights`, found on `windows` `[n, T]`.
+    """The plan that removes `remove` blocks of `weights`, or as many halves, found on `windows` `[n, T]`.
+
+    `cut`: what may go together, one of `cuts.KINDS`.
 
     Raises TinyslebError if so many blocks cannot go, memory is too little, or a loss is not finite.
     """
-    request = SearchRequest(by_count(remove, f"remove={remove}"), metric, seed, keep_first, keep_last, exact)
+    request = SearchRequest(
+        by_count(remove, f"remove={remove}"), metric, seed, keep_first, keep_last, exact, cut
+    )
     calibration = Calibration(windows, "windows given by the caller")
     compute = compute or compute_on()
     return run_search(weights, calibration, request, compute, say=lambda _line: None, progress=progress)
@@ -92,9 +104,10 @@ def run_search(
     _check_same_everywhere(plan, group)
     if saved is not None:
         plan = _continue(plan, saved, unfinished)
-    for line in _announcement(plan, calibration, rule, compute, weights, len(allowed)):
+    scoring = Scoring(weights, calibration.tokens, plan, compute, allowed, request.kind, progress)
+    for line in _announcement(scoring, calibration, rule):
         say(line)
-    following = _rounds(Scoring(weights, calibration.tokens, plan, compute, allowed, progress), request)
+    following = _rounds(scoring, request)
     while (finished := finished_plan(rule, plan)) is None:
         begin = time.monotonic()
         plan = next(following)
@@ -108,7 +121,7 @@ def check_request(request: SearchRequest, blocks: int) -> range:
     """The blocks that may go, of a model of so many. Raises TinyslebError if the request cannot be met."""
     allowed = removable(blocks, request.keep_first, request.keep_last)
     check_target(request.rule.most, blocks, allowed)
-    check_metric(request.metric, request.rule.by_count_alone)
+    check_metric(request.metric, request.kind, request.rule.by_count_alone)
     return allowed
 
 
@@ -137,28 +150,28 @@ def _rounds(scoring: Scoring, request: SearchRequest) -> Iterator[Plan]:
         return _rounds_by_score(score, scoring, request)
     return rounds.search(
         scoring.weights, scoring.tokens, scoring.plan, scoring.compute,
-        allowed=scoring.allowed, exact=request.exact, progress=scoring.progress,
+        allowed=scoring.allowed, kind=scoring.kind, exact=request.exact, progress=scoring.progress,
     )  # fmt: skip
 
 
 def _rounds_by_score(
-    score: Callable[[Scoring], dict[int, float]], scoring: Scoring, request: SearchRequest
+    score: Callable[[Scoring], dict[Cut, float]], scoring: Scoring, request: SearchRequest
 ) -> Iterator[Plan]:
-    """Rounds of a metric that scores blocks once. The loss is measured of the original model and at the end,
+    """Rounds of a metric that scores cuts once. The loss is measured of the original model and at the end,
     or after every round where the stopping rule asks for it."""
     scores, plan = score(scoring), scoring.plan
-    order = order_blocks(METRICS[request.metric], scores, plan.target)
+    order = order_cuts(METRICS[request.metric], scores, plan.target)
 
-    def loss(kept: Sequence[int]) -> float:
-        shorter = Shortened(scoring.weights, tuple(kept))
+    def loss(plan: Plan) -> float:
+        shorter = Shortened(scoring.weights, plan.kept)
         progress = partial(scoring.progress, "evaluating")
         return evaluate(shorter, scoring.tokens, scoring.compute, progress).loss
 
-    plan = replace(plan, scores=scores, loss=loss(range(plan.blocks)))
-    for number, block in enumerate(order, 1):
-        kept = [index for index in plan.kept if index != block]
+    plan = replace(plan, scores=scores, loss=loss(plan))
+    for number, cut in enumerate(order, 1):
+        following = replace(plan, rounds=(*plan.rounds, Round(cut, math.nan, {})))
         measured = request.rule.increase is not None or number == plan.target
-        round_ = Round(block, loss(kept) if measured else math.nan, {})
+        round_ = Round(cut, loss(following) if measured else math.nan, {})
         plan = replace(plan, rounds=(*plan.rounds, round_))
         yield plan
 
@@ -177,7 +190,7 @@ def _check_same_everywhere(plan: Plan, group: Group) -> None:
 def _continue(plan: Plan, saved: Plan, where: Path | None) -> Plan:
     """The saved rounds, as many as are wanted, if they come from the same settings."""
     for key, value in plan.settings.items():
-        if saved.settings.get(key) != value:
+        if saved.settings.get(key, EARLIER.get(key)) != value:
             raise TinyslebError(
                 f"{where} was made with {key} {saved.settings.get(key)!r}, now it is {value!r}",
                 "resume with the same settings, or start again with --force",
@@ -195,6 +208,7 @@ def _settings(
         "model_fingerprint": model_fingerprint(weights),
         "types": stored_types(weights),
         "metric": request.metric,
+        "cut": request.kind,
         "exact": request.exact,
         "seed": request.seed,
         "text": calibration.source,
@@ -208,9 +222,8 @@ def _settings(
     }
 
 
-def _announcement(
-    plan: Plan, calibration: Calibration, rule: StoppingRule, compute: Compute, weights: Weights, allowed: int
-) -> Iterator[str]:
+def _announcement(scoring: Scoring, calibration: Calibration, rule: StoppingRule) -> Iterator[str]:
+    plan, compute, weights = scoring.plan, scoring.compute, scoring.weights
     count, length = calibration.tokens.shape
     windows = f"{count} window" if count == 1 else f"{count} windows"
     removing = f"removing {rule.most} of" if rule.by_count_alone else f"removing blocks until {rule.name}, of"
@@ -219,14 +232,14 @@ def _announcement(
         f"{removing} {plan.blocks} blocks; calibrating on {windows} of {length} tokens of "
         f"{calibration.source}; {plan.settings['dtype']} products on {plan.settings['device']}{processes}"
     )
-    memory = compute.memory_plan(weights, allowed, count, length)
+    memory = compute.memory_plan(weights, len(scoring.cuts), count, length)
     sweeps = sweeps_in_a_round(count, memory.windows, bool(plan.settings["exact"]))
     yield describe_memory(memory, count, sweeps, total_bytes(weights))
 
 
 def _round_line(plan: Plan) -> str:
     *earlier, round_ = plan.rounds
-    line = f"round {len(plan.rounds)}/{plan.target}: block {round_.removed} removed"
+    line = f"round {len(plan.rounds)}/{plan.target}: {cut_title(round_.cut)} removed"
     before = earlier[-1].loss if earlier else plan.loss
     if before is not None and not math.isnan(before + round_.loss):
         line += f", perplexity {perplexity(before):.2f} -> {perplexity(round_.loss):.2f}"

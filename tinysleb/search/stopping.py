@@ -13,6 +13,7 @@ from tinysleb.checkpoint.weights import Checkpoint, Shortened, Weights, total_by
 from tinysleb.errors import TinyslebError
 from tinysleb.formats.units import format_bytes, parse_bytes
 from tinysleb.plan import Plan, perplexity, plan_to_json
+from tinysleb.sublayers import Pair, cut_title, whole_blocks
 
 HEALING_BYTES_PER_BLOCK = 300
 """What a plan says of a healed block."""
@@ -95,7 +96,7 @@ def by_size(
     """
     limit, blocks = parse_bytes(text), range(weights.config.blocks)
     original, least = (
-        output_bytes(weights, Plan(len(blocks), 0, {}), tuple(kept), stored)
+        output_bytes(weights, Plan(len(blocks), 0, {}), whole_blocks(kept), stored)
         for kept in (blocks, [index for index in blocks if index not in removable] or blocks[:1])
     )
     if original <= limit:
@@ -147,16 +148,16 @@ def _before_last(plan: Plan, rule: StoppingRule, growth: float) -> Plan:
     *rounds, last = plan.rounds
     if not rounds:
         raise TinyslebError(
-            f"{rule.name} allows no removal: without block {last.removed}, the cheapest, perplexity is "
+            f"{rule.name} allows no removal: without {cut_title(last.cut)}, the cheapest, perplexity is "
             f"{growth:.1%} higher",
             "allow more; with --resume, the finished round is not repeated",
         )
-    reason = f"{rule.name}: without block {last.removed} too, perplexity would be {growth:.1%} higher"
+    reason = f"{rule.name}: without {cut_title(last.cut)} too, perplexity would be {growth:.1%} higher"
     return replace(plan, target=len(rounds), rounds=tuple(rounds), stopped=reason)
 
 
 def output_bytes(
-    weights: Checkpoint, plan: Plan, kept: tuple[int, ...], stored: Stored = lambda weights: weights
+    weights: Checkpoint, plan: Plan, kept: tuple[Pair, ...], stored: Stored = lambda weights: weights
 ) -> int:
     """The size of the output with only the blocks `kept`, all of its files: at most a few kB too much."""
     shorter = stored(Shortened(weights, kept))
