@@ -67,7 +67,7 @@ def test_older_config_keys_mean_the_same(tmp_path: Path) -> None:
 
 def test_losses_in_chunks_equal_cross_entropy(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tinysleb.model.forward.VOCABULARY_CHUNK", 100)
-    monkeypatch.setattr("tinysleb.model.forward.TOKEN_CHUNK", 7)
+    monkeypatch.setattr("tinysleb.model.forward.CACHED_TOKENS", 7)
     weights = open_model(tiny_folder)
     tokens = torch.randint(0, 512, (3, 20), generator=torch.Generator().manual_seed(2))
     hidden = torch.randn(3, 20, 64, generator=torch.Generator().manual_seed(3)) * 3

@@ -8,7 +8,9 @@ VOCABULARY_CHUNK = 2048
 """Rows of the head (or the embedding) read at a time."""
 TOKEN_CHUNK = 1024
 """Tokens whose logits over one chunk of the vocabulary are held at a time."""
-QUERY_CHUNK = 128
+CACHED_TOKENS = 256
+"""The same on a CPU, where so few logits stay in the cache until their exponentials are summed."""
+QUERY_CHUNK = 64
 """Queries whose attention scores are held at a time, where attention is computed in chunks."""
 DRAWN_AT_ONCE = 8
 """Sequences whose probabilities are held at a time while tokens are drawn: few enough for a cache."""
