@@ -35,7 +35,7 @@ from tinysleb.formats.units import format_bytes
 from tinysleb.plan import Plan, Round, read_plan
 from tinysleb.search.cuts import ATTENTION, BLOCK, HALF, KINDS
 from tinysleb.search.kept_states import BASE
-from tinysleb.search.rounds import TIE, cheapest, heats, paired_z, removable, search
+from tinysleb.search.rounds import TIE, cheapest, excess, heats, removable, search
 from tinysleb.search.sweep import sweep
 from tinysleb.sublayers import Cut
 from tinysleb.text.tokenizer import open_tokenizer
@@ -191,7 +191,7 @@ def student_cdf(t: float, freedom: int) -> float:
     return 0.5 + scale * float(np.trapezoid(density, points))
 
 
-def test_paired_z_by_hand() -> None:
+def test_a_sure_excess_by_hand() -> None:
     generator = torch.Generator().manual_seed(0)
     best = torch.rand(2, 1000, generator=generator)
     worse = best + 0.1 + torch.rand(2, 1000, generator=generator)
@@ -199,10 +199,15 @@ def test_paired_z_by_hand() -> None:
     sums = (worse - best).numpy().astype(np.float64)[:, :992].reshape(-1, 32).sum(1)
     t = sums.mean() / (sums.std(ddof=1) * math.sqrt(1 - 0.25) / math.sqrt(len(sums)))
     assert 2 < t < 4
-    expected = NormalDist().inv_cdf(student_cdf(t, len(sums) - 1))
-    assert paired_z(worse, best, 0.25) == pytest.approx(expected, abs=2e-3)
-    assert paired_z(worse[:1, :180], best[:1, :180], 0.25) == 0, "too few observations to judge"
-    assert paired_z(best, best, 0.25) == 0
+    deviates, mean = NormalDist().inv_cdf(student_cdf(t, len(sums) - 1)), sums.mean() / 32
+    error = mean / t
+    average, least = excess(worse, best, 0.25, deviates)
+    assert average == pytest.approx((worse - best).double().mean().item())
+    assert least == pytest.approx(0, abs=2e-3 * error), "as many deviates as it is away from zero"
+    assert excess(worse, best, 0.25, 0.0)[1] == pytest.approx(mean)
+    few = slice(None, 1), slice(None, 180)
+    assert excess(worse[few], best[few], 0.25, 1.0)[1] == -math.inf, "too few observations to judge"
+    assert excess(best, best, 0.25, 3.0) == (0, 0)
 
 
 def test_the_cheapest_is_the_lowest_index_of_those_that_tie() -> None:

@@ -15,6 +15,7 @@ from tinysleb.sublayers import Cut, Pair, cut_name, cut_named, pairs_of, sublaye
 MOST_BLOCKS = 10_000
 PERPLEXITY = "perplexity"
 BY_HAND = 'a plan can be written by hand: {"blocks": 30, "removed": [3, "F6 A7"]}'
+RELATIVE = ("excess", "margin")
 SOURCE_NUMBERS = ("tokens", "original", "shortened", "healed", "closed")
 """What a plan says of each text that was healed on; losses are those of windows held back."""
 
@@ -23,26 +24,24 @@ SOURCE_NUMBERS = ("tokens", "original", "shortened", "healed", "closed")
 class Score:
     """A candidate's mean loss per token, in nats, and on how many calibration windows it was measured.
 
-    `first`: the loss on the first of them; None if that is not known.
+    `excess`: how much larger it was, on these windows, than that of the best candidate then; `margin`: how
+    much larger it is on all windows at the least, beyond doubt. None if not known.
     """
 
     loss: float
     windows: int
-    first: float | None = None
+    excess: float | None = None
+    margin: float | None = None
 
 
 @dataclass(frozen=True)
 class Round:
     """One round: the cut it made, the loss it left (nan if unknown), and the scores of the candidates that
-    were looked at.
-
-    `before`: the loss on the first window before the cut; None if that is not known.
-    """
+    were looked at."""
 
     cut: Cut
     loss: float
     candidates: Mapping[Cut, Score]
-    before: float | None = None
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,6 @@ def _round_to_json(round_: Round) -> dict[str, Any]:
     return {
         "removed": cut_name(round_.cut),
         **_with_perplexity(round_.loss),
-        "before": round_.before,
         "candidates": {name: asdict(score) for name, score in _by_name(round_.candidates).items()},
     }
 
@@ -219,11 +217,13 @@ def _with_original(source: dict[str, Any]) -> dict[str, Any]:
 
 def _round(item: dict[str, Any]) -> Round:
     scores = {
-        _cut(name): Score(float(score["loss"]), int(score["windows"]), _number(score.get("first")))
+        _cut(name): Score(
+            float(score["loss"]), int(score["windows"]), *(_number(score.get(key)) for key in RELATIVE)
+        )
         for name, score in item["candidates"].items()
     }
     loss = math.nan if item["loss"] is None else float(item["loss"])
-    return Round(_cut(item["removed"]), loss, scores, _number(item.get("before")))
+    return Round(_cut(item["removed"]), loss, scores)
 
 
 def _number(value: Any) -> float | None:

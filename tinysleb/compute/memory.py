@@ -59,13 +59,14 @@ class MemoryPlan:
 
     `windows`: how many at a time; each group of them costs a sweep. `ahead`: whether the next block is read
     while one computes. `states`: bytes left for hidden states kept between rounds. `tight`: there is no room
-    for freed buffers that the allocator keeps, see `obey`.
+    for freed buffers that the allocator keeps, see `obey`. `resident`: whether all blocks are kept once read.
     """
 
     windows: int
     ahead: bool
     states: int
     tight: bool = True
+    resident: bool = False
 
 
 def plan_memory(
@@ -75,7 +76,8 @@ def plan_memory(
     `item_bytes` a value.
 
     First comes what a sweep over one window needs, then reading ahead, then more windows, then freed buffers
-    that the allocator keeps; what is left is for states. Raises TinyslebError with the least that would do.
+    that the allocator keeps, then all blocks; what is left is for states. Raises TinyslebError with the least
+    that would do.
     """
     count, length = shape
     least = least_bytes(config, candidates, length, item_bytes, budget.resident)
@@ -94,8 +96,12 @@ def plan_memory(
         return MemoryPlan(fitting, ahead, 0)
     spare -= (count - 1) * window
     kept_by_allocator = working_bytes(config, length, item_bytes)
-    tight = spare < kept_by_allocator
-    return MemoryPlan(fitting, ahead, spare if tight else spare - kept_by_allocator, tight)
+    if spare < kept_by_allocator:
+        return MemoryPlan(fitting, ahead, spare)
+    spare -= kept_by_allocator
+    blocks = config.blocks * block_bytes(config, item_bytes)
+    resident = spare >= blocks
+    return MemoryPlan(fitting, ahead, spare - blocks if resident else spare, tight=False, resident=resident)
 
 
 def obey(plan: MemoryPlan) -> None:
@@ -130,11 +136,12 @@ def describe_memory(plan: MemoryPlan, windows: int, sweeps: int, model_bytes: in
     """What a plan for so many windows and sweeps a round means, in a line."""
     groups = "all windows" if plan.windows == windows else f"{plan.windows} of {windows} windows"
     times = "once" if sweeps == 1 else f"up to {sweeps} times"
+    reading = "are read once, and kept" if plan.resident else f"are read {times} to choose a block"
     ahead = "the next block is read while one computes" if plan.ahead else "one block at a time"
     states = f"; up to {format_bytes(plan.states)} for states kept between rounds" if plan.states else ""
     return (
-        f"memory: {groups} fit into a sweep; {format_bytes(model_bytes)} of weights are read {times} "
-        f"to choose a block; {ahead}{states}"
+        f"memory: {groups} fit into a sweep; {format_bytes(model_bytes)} of weights {reading}; "
+        f"{ahead}{states}"
     )
 
 

@@ -24,6 +24,26 @@ def load_block(weights: Weights, index: int, dtype: torch.dtype, device: torch.d
     return _unfused(block, weights.config) if weights.config.architecture.fused else block
 
 
+def read_blocks(
+    weights: Weights,
+    indices: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device,
+    ahead: bool,
+    kept: dict[int, Block] | None,
+) -> Iterator[Block]:
+    """`load_blocks`, but for those that are in `kept`, if there is that; the others are added to it."""
+    if kept is None:
+        yield from load_blocks(weights, indices, dtype, device, ahead)
+        return
+    missing = [index for index in indices if index not in kept]
+    coming = load_blocks(weights, missing, dtype, device, ahead)
+    for index in indices:
+        if index not in kept:
+            kept[index] = next(coming)
+        yield kept[index]
+
+
 def load_blocks(
     weights: Weights, indices: Sequence[int], dtype: torch.dtype, device: torch.device, ahead: bool
 ) -> Iterator[Block]:

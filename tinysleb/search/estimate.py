@@ -58,7 +58,7 @@ def estimate(weights: Weights, compute: Compute, cuts: Sequence[Cut], windows: i
         window_length=length,
         windows_in_a_sweep=plan.windows,
         sweeps=sweeps,
-        bytes_read=sweeps * total_bytes(weights),
+        bytes_read=(1 if plan.resident else sweeps) * total_bytes(weights),
         reads_ahead=plan.ahead,
         state_bytes=plan.states,
         block_passes=passes,

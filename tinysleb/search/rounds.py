@@ -19,8 +19,9 @@ from torch import Tensor
 from tinysleb.checkpoint.damage import not_finite
 from tinysleb.checkpoint.weights import Weights
 from tinysleb.compute.compute import Compute, Progress, scaled
-from tinysleb.compute.memory import obey
+from tinysleb.compute.memory import block_bytes, obey
 from tinysleb.errors import TinyslebError
+from tinysleb.model.blocks import Block
 from tinysleb.model.chunks import chunks
 from tinysleb.plan import Plan, Round, Score
 from tinysleb.search.cuts import candidates
@@ -70,19 +71,20 @@ def search(
     """
     check_target(plan.target, plan.blocks, allowed)
     most = len(candidates(Plan(plan.blocks, 0, {}).stack, allowed, kind))
-    states = KeptStates(compute.memory_plan(weights, most, *tokens.shape).states)
+    memory = compute.memory_plan(weights, most, *tokens.shape)
+    states, blocks = KeptStates(memory.states), dict[int, Block]() if memory.resident else None
     while not plan.finished:
         number, target = len(plan.rounds) + 1, plan.target
         cuts = candidates(plan.stack, allowed, kind)
         positions = promising(plan, cuts) if number < target else []
         states.want(positions, tokens.numel() * weights.config.width * 4 * len(cuts))
-        race = _Race(weights, tokens, plan, cuts, compute, states)
+        race = _Race(weights, tokens, plan, cuts, compute, states, blocks)
         report = partial(progress, f"round {number} of {target}")
         expected = expectations(plan, cuts)
         race.run(expected, exact, scaled(report, (number - 1) / target, number / target))
-        cut = race.leader
+        cut = race.winner
         states.remove(cut)
-        round_ = Round(cut, race.means[cut], race.scores(), race.before)
+        round_ = Round(cut, race.means[cut], race.scores())
         loss = race.means[BASE] if plan.loss is None else plan.loss
         plan = replace(plan, loss=loss, rounds=(*plan.rounds, round_))
         yield plan
@@ -109,9 +111,10 @@ def promising(plan: Plan, cuts: Sequence[Cut]) -> list[int]:
 
 
 class _Race:
-    """One round: the candidates still in it, and what is known of each variant by its key.
+    """One round: what is known of each variant by its key, and the candidates in a heat.
 
-    `losses`: token losses on the windows seen, float32 `[windows, T-1]`; `means`: their mean, in float64.
+    `losses`: token losses on the windows seen, float32 `[windows, T-1]`; `means`: their mean, in float64;
+    `behind`: by how much a candidate was and surely is behind the leader.
     """
 
     def __init__(
@@ -119,64 +122,77 @@ class _Race:
         weights: Weights,
         tokens: Tensor,
         plan: Plan,
-        cuts: list[Cut],
+        cuts: Sequence[Cut],
         compute: Compute,
         states: KeptStates,
+        blocks: dict[int, Block] | None,
     ) -> None:
-        self.weights, self.tokens, self.stack = weights, tokens, plan.stack
-        self.compute, self.states = compute, states
-        self.alive = cuts
-        self.variants = len(cuts) + 1
+        self.weights, self.tokens, self.plan, self.stack = weights, tokens, plan, plan.stack
+        self.compute, self.states, self.blocks = compute, states, blocks
+        comparisons = (len(cuts) + 1) * len(tokens)
+        self.deviates = NormalDist().inv_cdf(1 - ERROR_LEVEL / comparisons)
         self.with_base = plan.loss is None
-        self.earlier = plan.rounds[-1].candidates.get(plan.cuts[-1]) if plan.rounds else None
         self.losses: dict[Cut, Tensor] = {}
         self.means: dict[Cut, float] = {}
-        self.first: dict[Cut, float] = {}
+        self.behind: dict[Cut, tuple[float, float]] = {}
 
     def run(self, expected: Mapping[Cut, Expected], exact: bool, progress: Callable[[float], None]) -> None:
-        """Score window after window until all are seen. Unless `exact`, candidates leave that have lost, and
-        those are not scored of which it is `expected`."""
-        seen, count = 0, len(self.tokens)
-        for size in heats(count, growing=not exact):
-            windows = range(seen, seen + size)
-            report = scaled(progress, seen / count, (seen + size) / count)
-            if seen == 0 and not exact:
-                self._first_heat(windows, expected, report)
-            else:
-                self._heat(windows, self.alive, report)
-            seen += size
-            if not exact and seen < count:
-                self._drop_losers()
+        """Score candidates on window after window until all are seen.
 
-    def _first_heat(
-        self, windows: range, expected: Mapping[Cut, Expected], progress: Callable[[float], None]
-    ) -> None:
-        """Score candidates that may win: first those that may be as good as what was best, then those that
-        may be as good as what is."""
-        waiting, best, self.alive = self.alive, min(each.last for each in expected.values()), []
-        while called := [cut for cut in waiting if expected[cut].least <= best]:
-            self.alive = sorted([*self.alive, *called])
-            waiting = [cut for cut in waiting if cut not in called]
-            self._heat(windows, called, progress)
-            best = math.inf if self.before is None else self.means[self.leader] - self.before
+        Unless `exact`, they leave when they have lost, and only those are scored that may win: first those
+        that may be as good as the best was, then those that may be as good as the best is.
+        """
+        waiting, best = set(expected), min(each.last for each in expected.values())
+        while called := sorted(cut for cut in waiting if exact or expected[cut].least <= best):
+            self._race(called, exact, progress)
+            waiting -= set(called)
+            best = self.means[self.winner] - self.loss_before
 
     @property
-    def before(self) -> float | None:
-        """The loss on the first window of the model that candidates are cut from; None if not known."""
-        return self.first.get(BASE) if self.earlier is None else self.earlier.first
+    def loss_before(self) -> float:
+        """The loss of the model that candidates are cut from, on all windows."""
+        if self.plan.loss is None:
+            return self.means[BASE]
+        return self.plan.rounds[-1].loss if self.plan.rounds else self.plan.loss
 
     @property
-    def leader(self) -> Cut:
-        """The `cheapest` candidate on all windows seen."""
-        return cheapest({cut: self.means[cut] for cut in self.alive})
+    def winner(self) -> Cut:
+        """The `cheapest` of the candidates that have seen all windows."""
+        return cheapest({cut: self.means[cut] for cut in self._finished()})
 
     def scores(self) -> dict[Cut, Score]:
         """Every candidate's score, those that left early included."""
+        best = self.means[self.winner]
+        behind = self.behind | {cut: (self.means[cut] - best,) * 2 for cut in self._finished()}
         return {
-            cut: Score(self.means[cut], len(losses), self.first[cut])
-            for cut, losses in self.losses.items()
-            if cut != BASE
+            cut: Score(
+                self.means[cut], len(self.losses[cut]), most_likely, least if least > -math.inf else None
+            )
+            for cut, (most_likely, least) in behind.items()
         }
+
+    def _finished(self) -> list[Cut]:
+        """The candidates that have seen all windows."""
+        return [cut for cut, seen in self.losses.items() if cut != BASE and len(seen) == len(self.tokens)]
+
+    def _race(self, cuts: Sequence[Cut], exact: bool, progress: Callable[[float], None]) -> None:
+        """Send candidates through all heats; those that have seen all windows race along."""
+        finished = self._finished()
+        seen, count = 0, len(self.tokens)
+        for size in heats(count, growing=not exact):
+            self._heat(range(seen, seen + size), cuts, scaled(progress, seen / count, (seen + size) / count))
+            seen += size
+            if not exact and seen < count:
+                cuts = self._still_racing(cuts, finished, seen)
+
+    def _still_racing(self, cuts: Sequence[Cut], finished: Sequence[Cut], seen: int) -> list[Cut]:
+        """The candidates that may be the best on all windows, after `seen` of them."""
+        losses = {cut: self.losses[cut][:seen] for cut in (*cuts, *finished)}
+        leader = cheapest({cut: each.double().mean().item() for cut, each in losses.items()})
+        fraction = seen / len(self.tokens)
+        for cut in cuts:
+            self.behind[cut] = excess(losses[cut], losses[leader], fraction, self.deviates)
+        return [cut for cut in cuts if self.behind[cut][1] <= 0]
 
     def _heat(self, windows: range, cuts: Sequence[Cut], progress: Callable[[float], None]) -> None:
         """Score candidates on `windows`, each process its share."""
@@ -185,7 +201,8 @@ class _Race:
         losses = torch.zeros(len(keys), len(windows), length - 1)
         share, mine = self.compute.group.share(windows, keys)
         count = sum(key != BASE for key in mine)
-        held = self.states.held
+        config, item = self.weights.config, self.compute.dtype.itemsize
+        held = self.states.held + (0 if self.blocks is None else config.blocks * block_bytes(config, item))
         memory = self.compute.memory_plan(self.weights, count, len(share), length, held)
         obey(memory)
         for first, last in chunks(len(share) if mine else 0, memory.windows):
@@ -209,6 +226,7 @@ class _Race:
             with_base=BASE in keys,
             ahead=ahead,
             states=self.states,
+            kept_blocks=self.blocks,
             first_window=windows.start,
             progress=progress,
         )
@@ -218,17 +236,8 @@ class _Race:
             what = "the model itself" if key == BASE else f"the model without {cut_title(key)}"
             raise not_finite(self.weights, f"the loss of {what}")
         earlier = self.losses.get(key)
-        if earlier is None:
-            self.first[key] = values[0].double().mean().item()
         losses = values if earlier is None else torch.cat([earlier, values])
         self.losses[key], self.means[key] = losses, losses.double().mean().item()
-
-    def _drop_losers(self) -> None:
-        comparisons = self.variants * len(self.tokens)
-        threshold = NormalDist().inv_cdf(1 - ERROR_LEVEL / comparisons)
-        best = self.losses[self.leader]
-        seen = len(best) / len(self.tokens)
-        self.alive = [cut for cut in self.alive if paired_z(self.losses[cut], best, seen) <= threshold]
 
 
 def heats(windows: int, growing: bool) -> Iterator[int]:
@@ -245,22 +254,23 @@ def sweeps_in_a_round(windows: int, fitting: int, exact: bool) -> int:
     return sum(-(-size // fitting) for size in heats(windows, growing=not exact))
 
 
-def paired_z(losses: Tensor, best: Tensor, seen: float) -> float:
-    """How certain it is that `losses` exceed `best` on all windows, as a standard normal deviate.
+def excess(losses: Tensor, best: Tensor, seen: float, deviates: float) -> tuple[float, float]:
+    """By how much `losses` exceed `best` on average, and the least by which they do on all windows, in nats,
+    with the certainty of so many standard normal `deviates`.
 
     Both are `[n, T-1]` on the same tokens, a random fraction `seen` of all. A paired t-test: observations
     are the differences summed over segments of `SEGMENT` tokens; the standard error is that of a mean over a
     finite population, smaller by sqrt(1 - seen), since the question is only which is better on these
-    windows (Cochran, Sampling Techniques, 2.6). t becomes z by Wallace's approximation (Annals of
-    Mathematical Statistics 30, 1959). Too few segments give 0.
+    windows (Cochran, Sampling Techniques, 2.6). z becomes t by Wallace's approximation (Annals of
+    Mathematical Statistics 30, 1959). Of too few segments, the least is not known, and is -inf.
     """
     difference = (losses - best).double()
-    segments = difference[:, : difference.shape[1] // SEGMENT * SEGMENT].reshape(-1, SEGMENT).sum(1)
+    mean = difference.mean().item()
+    segments = difference[:, : difference.shape[1] // SEGMENT * SEGMENT].reshape(-1, SEGMENT).mean(1)
     if len(segments) < FEWEST_SEGMENTS:
-        return 0.0
+        return mean, -math.inf
+    freedom = len(segments) - 1
+    z = deviates * (8 * freedom + 3) / (8 * freedom + 1)
+    t = math.sqrt(freedom * math.expm1(z * z / freedom))
     error = (segments.std() * ((1 - seen) / len(segments)) ** 0.5).item()
-    if error == 0:
-        return 0.0
-    t, freedom = segments.mean().item() / error, len(segments) - 1
-    z = math.sqrt(freedom * math.log1p(t * t / freedom)) * (8 * freedom + 1) / (8 * freedom + 3)
-    return math.copysign(z, t)
+    return mean, segments.mean().item() - t * error

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from tinysleb.checkpoint.config import block_parameter_count
 from tinysleb.checkpoint.weights import Weights
-from tinysleb.model.blocks import load_blocks
+from tinysleb.model.blocks import Block, read_blocks
 from tinysleb.model.forward import (
     advance_half,
     embed,
@@ -78,6 +78,7 @@ def sweep(
     with_base: bool = True,
     ahead: bool = True,
     states: KeptStates | None = None,
+    kept_blocks: dict[int, Block] | None = None,
     first_window: int = 0,
     progress: Callable[[float], None] = lambda _done: None,
 ) -> dict[Cut, Tensor]:
@@ -85,7 +86,8 @@ def sweep(
 
     `stack`: sublayers of `weights`, ascending; `candidates`: cuts of it, each of neighbours; `tokens`:
     `[n, T]` on the device to compute on, the first of them window `first_window` to the `states` kept between
-    sweeps. `ahead`: read the next block meanwhile. `progress` is called with the fraction done, 0 to 1.
+    sweeps. `ahead`: read the next block meanwhile. `kept_blocks`: blocks kept between sweeps; what is read is
+    added. `progress` is called with the fraction done, 0 to 1.
     Returns for `BASE` (if asked for) and each candidate the negative log-likelihoods of tokens 1 … T-1,
     float32 `[n, T-1]`.
     """
@@ -97,7 +99,7 @@ def sweep(
     head = 2 * config.vocab_size * config.width / block_parameter_count(config)
     work, done = sum(passes.values()) + head * (len(candidates) + with_base), 0
     wanted = sorted({sublayer // 2 for sublayer, count in passes.items() if count})
-    blocks = load_blocks(weights, wanted, dtype, tokens.device, ahead)
+    blocks = read_blocks(weights, wanted, dtype, tokens.device, ahead, kept_blocks)
     positions = block_positions(config, tokens.shape[1], tokens.device)
     streams = _Streams(route, weights, tokens, windows, states, len(candidates) + with_base)
     for index, sublayers in groupby(stack, key=lambda sublayer: sublayer // 2):
