@@ -17,6 +17,7 @@ from typing import Any
 from gguf.constants import GGMLQuantizationType, GGUFValueType
 
 from tinysleb.errors import TinyslebError, shown
+from tinysleb.export.deci import DECI
 from tinysleb.export.gguf_keys import (
     ARRAYS,
     PER_BLOCK_OR_ONE,
@@ -67,10 +68,18 @@ _OPTIONAL = frozenset(
     {"output.weight", "attn_q.bias", "attn_k.bias", "attn_v.bias", *_BIASES, *_FACTORS, *_LONG}
 )
 _LLAMA = LoadedTensors(_ONCE | _FACTORS | _LONG, _BLOCK | _BIASES, _OPTIONAL)
+_QKV = {"attn_qkv.weight": "QKW E", "attn_qkv.bias": "QKW"}
+_DECI = LoadedTensors(
+    _ONCE | _FACTORS | _LONG,
+    _BLOCK | _BIASES | _QKV,
+    _OPTIONAL | {*_QKV, "attn_q.weight", "attn_k.weight", "attn_v.weight"},
+)
+"""Of files that others made, too, which may have queries, keys and values in one matrix."""
 
 FAMILIES: Mapping[str, LoadedTensors] = {
     "llama": _LLAMA,
     "granite": _LLAMA,
+    DECI: _DECI,
     "qwen2": LoadedTensors(_ONCE, _BLOCK | _SQUARE, _OPTIONAL),
     "qwen3": LoadedTensors(
         _ONCE, _BLOCK | {"attn_q_norm.weight": "D", "attn_k_norm.weight": "D"}, _OPTIONAL
@@ -123,6 +132,8 @@ def _problems(metadata: Metadata, tensors: TensorTypes) -> Iterator[str]:
     yield from _key_problems(metadata, architecture, blocks)
     yield from _vocabulary_problems(metadata)
     yield from _type_problems(tensors)
+    if architecture == DECI and not _sizes(metadata, DECI)["Q"]:
+        yield "its first block has no attention"
     if architecture in FAMILIES and type(blocks) is int and blocks <= MOST_BLOCKS:
         yield from _tensor_problems(metadata, tensors, architecture, blocks)
 
@@ -174,12 +185,13 @@ def _type_problems(tensors: TensorTypes) -> Iterator[str]:
 def _tensor_problems(
     metadata: Metadata, tensors: TensorTypes, architecture: str, blocks: int
 ) -> Iterator[str]:
-    family, sizes = FAMILIES[architecture], _sizes(metadata, architecture)
-    expected = dict(family.once)
+    family = FAMILIES[architecture]
+    expected = _shapes(family.once, _sizes(metadata, architecture))
     for block in range(blocks):
-        expected |= {f"blk.{block}.{name}": shape for name, shape in family.per_block.items()}
-    for name, letters in expected.items():
-        shape = tuple(sum(sizes[letter] for letter in side) for side in letters.split())
+        sizes = _sizes(metadata, architecture, block)
+        parts = _deci_block(sizes) if architecture == DECI else family.per_block
+        expected |= {f"blk.{block}.{name}": shape for name, shape in _shapes(parts, sizes).items()}
+    for name, shape in expected.items():
         if name in tensors and tensors[name][0] != shape:
             yield f"tensor {name!r} has the shape {list(tensors[name][0])}, not {list(shape)}"
         if name not in tensors and re.sub(r"^blk\.\d+\.", "", name) not in family.optional:
@@ -188,18 +200,33 @@ def _tensor_problems(
     yield from (f"tensor {name!r} is none of the architecture {architecture!r}" for name in strange)
 
 
-def _sizes(metadata: Metadata, architecture: str) -> dict[str, int]:
-    """What the letters of `FAMILIES` stand for."""
+def _shapes(letters: Mapping[str, str], sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+    return {
+        name: tuple(sum(sizes[letter] for letter in side) for side in sides.split())
+        for name, sides in letters.items()
+    }
 
-    def size(name: str, default: int) -> int:
+
+def _deci_block(sizes: Mapping[str, int]) -> dict[str, str]:
+    """What a block of `deci` loads: what it has heads for, and a feed-forward if that has a length. Heads
+    without keys stand for one matrix ("linear attention")."""
+    halves = ("attn_",) * bool(sizes["K"]) + ("ffn_",) * bool(sizes["F"])
+    linear = {"attn_norm.weight": "E", "attn_output.weight": "E E"} if sizes["Q"] and not sizes["K"] else {}
+    return linear | {name: shape for name, shape in _DECI.per_block.items() if name.startswith(halves)}
+
+
+def _sizes(metadata: Metadata, architecture: str, block: int = 0) -> dict[str, int]:
+    """What the letters of `FAMILIES` stand for in a block; the size of a head follows from the first."""
+
+    def size(name: str, default: int, block: int = block) -> int:
         value = _value(metadata, f"{architecture}.{name}", default)
-        value = value[0] if isinstance(value, list) and value else value
+        value = value[block] if isinstance(value, list) and block < len(value) else value
         return value if type(value) is int else 0
 
     width, heads = size("embedding_length", 0), size("attention.head_count", 0)
     kv_heads = size("attention.head_count_kv", heads)
-    key = size("attention.key_length", width // max(heads, 1))
-    value = size("attention.value_length", width // max(heads, 1))
+    split = width // max(size("attention.head_count", 0, block=0), 1)
+    key, value = size("attention.key_length", split), size("attention.value_length", split)
     tokens = len(_value(metadata, "tokenizer.ggml.tokens", [])) or size("vocab_size", 0)
     return {
         "V": tokens, "E": width, "F": size("feed_forward_length", 0), "D": key, "Q": heads * key,

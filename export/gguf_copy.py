@@ -18,6 +18,7 @@ from tinysleb.checkpoint.config import ModelConfig, check_rotation_pattern
 from tinysleb.checkpoint.gguf_names import gguf_name, interleaved, is_attention, rotated_heads
 from tinysleb.checkpoint.gguf_source import GgufWeights, plan_in_gguf
 from tinysleb.errors import TinyslebError
+from tinysleb.export.deci import as_deci, as_written
 from tinysleb.export.gguf_check import TensorTypes, check_loadable
 from tinysleb.export.gguf_keys import mended_metadata
 from tinysleb.export.gguf_writer import tinysleb_metadata, write_all, write_gguf_file
@@ -76,10 +77,13 @@ def job_source(job: Job[GgufWeights]) -> tuple[GgufFile, tuple[str, ...]]:
     path = job.source.path
     if job.pre is not None:
         raise TinyslebError(f"{path} is a GGUF already, and has its pre-tokenizer", "leave --pre out")
-    check_rotation_pattern(job.model.config, path)
+    config = job.model.config
+    check_rotation_pattern(as_written(config), path)
     shorter = shortened_gguf(job.source.file, job.kept, job.unknown_arrays)
     if job.replaced:
-        shorter = with_tensors(shorter, job.replaced, job.model.config)
+        shorter = with_tensors(shorter, job.replaced, config)
+    if config.without:
+        shorter = as_deci(shorter, config)
     return _loadable(shorter)
 
 
@@ -179,8 +183,14 @@ def copy_gguf(
         files = {each: stack.enter_context(FileIO(each.path, "rb")) for each in inputs}
 
         def copy(name: str, target: FileIO) -> None:
-            tensor = tensors[name]
-            _copy_bytes(files[tensor.file], target, tensor, original_name(name, kept))
+            tensor, original = tensors[name], original_name(name, kept)
+            if type(tensor) is GgufTensor:
+                _copy_bytes(files[tensor.file], target, tensor, original)
+                return
+            data = tensor.read_bytes()
+            if not all_finite(data, tensor.type.name):
+                raise not_finite(tensor.file.path, original)
+            write_all(target, data.data)
 
         metadata = {**source.metadata, **tinysleb_metadata(plan_text)}
         write_gguf_file(out, metadata, _types(source), source.alignment, copy)
@@ -209,7 +219,7 @@ def cut_metadata(
         per_block = item.type == GGUFValueType.ARRAY and len(item.value) == blocks
         if per_block and _is_cut(source, key, f"{architecture}.", unknown_arrays):
             half = 1 if "feed_forward" in key or "expert" in key else 0
-            metadata[key] = replace(item, value=[item.value[pair[half]] for pair in kept])
+            metadata[key] = replace(item, value=[item.value[pair[half] or 0] for pair in kept])
     _replace(metadata, f"{architecture}.block_count", len(kept))
     texts = {key for key, item in metadata.items() if item.type == GGUFValueType.STRING}
     if "general.name" in texts:

@@ -17,6 +17,7 @@ from tinysleb.checkpoint.architectures import GGUF_GRAPHS
 from tinysleb.checkpoint.config import ModelConfig, parameter_count
 from tinysleb.checkpoint.rotary import Rotary
 from tinysleb.checkpoint.settings import SettingsReader
+from tinysleb.export.deci import stated_sizes
 from tinysleb.export.general_metadata import general_metadata
 from tinysleb.export.gguf_limits import ignored_window
 from tinysleb.export.gguf_vocab import add_vocabulary
@@ -71,9 +72,10 @@ def _add_model(writer: GGUFWriter, config: ModelConfig, values: Mapping[str, Any
     writer.add_block_count(config.blocks)
     writer.add_context_length(config.context_length)
     writer.add_embedding_length(config.width)
-    writer.add_feed_forward_length(config.intermediate)
-    writer.add_head_count(config.heads)
-    writer.add_head_count_kv(config.kv_heads)
+    sizes = stated_sizes(config)
+    writer.add_feed_forward_length(sizes["feed_forward_length"])
+    writer.add_head_count(sizes["attention.head_count"])
+    writer.add_head_count_kv(sizes["attention.head_count_kv"])
     _add_rotary_scaling(writer, config.rotary, values)
     writer.add_rope_freq_base(config.rotary.theta)
     writer.add_layer_norm_rms_eps(config.norm_eps)

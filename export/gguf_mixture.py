@@ -9,7 +9,8 @@ import re
 
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from tinysleb.checkpoint.config import ModelConfig
+from tinysleb.checkpoint.config import ATTENTION, ModelConfig
+from tinysleb.export.deci import DECI
 from tinysleb.formats.tensor_types import FileType, tensor_type
 
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
@@ -49,8 +50,11 @@ def _head_type(matrices: str, columns: int) -> str:
 
 def _block_type(part: str, index: int, file_type: FileType, config: ModelConfig, weighted: bool) -> str:
     """The type of a matrix of block `index`, if it is not that of most matrices; else ''."""
-    option, eighth = file_type.option, config.blocks // 8
-    more_bits = index < eighth or index >= 7 * config.blocks // 8 or (index - eighth) % 3 == 2
+    option, count = file_type.option, config.blocks
+    if part == "attn_v":
+        index, count = _among_attentions(index, config)
+    eighth = count // 8
+    more_bits = index < eighth or index >= 7 * count // 8 or (index - eighth) % 3 == 2
     if part in ("attn_v", "attn_qkv"):
         chosen = _value_type(option, index, config, more_bits)
         large = _is_large(config) and (chosen or file_type.matrices.name) in ("Q3_K", "Q4_K")
@@ -60,6 +64,12 @@ def _block_type(part: str, index: int, file_type: FileType, config: ModelConfig,
     if part == "ffn_down":
         return _down_type(option, index, config, more_bits, weighted)
     return ""
+
+
+def _among_attentions(index: int, config: ModelConfig) -> tuple[int, int]:
+    """Which attention that of block `index` is, and of how many: llama.cpp counts those that are there."""
+    there = [ATTENTION not in lacking for lacking in config.without] or [True] * config.blocks
+    return sum(there[:index]), sum(there)
 
 
 def _value_type(option: str, index: int, config: ModelConfig, more_bits: bool) -> str:
@@ -102,7 +112,7 @@ def _down_type(option: str, index: int, config: ModelConfig, more_bits: bool, we
 
 def _is_large(config: ModelConfig) -> bool:
     """Whether llama.cpp takes this for a model of 70 billion parameters, by its number of blocks."""
-    family = config.architecture.gguf == "qwen2" or (
+    family = config.architecture.gguf in ("qwen2", DECI) or (
         config.architecture.gguf == "llama" and config.heads != config.kv_heads
     )
     return family and config.blocks == LARGE_MODEL_BLOCKS

@@ -12,6 +12,7 @@ import gguf
 import torch
 from gguf.constants import GGMLQuantizationType
 
+from tinysleb.checkpoint.config import ModelConfig
 from tinysleb.checkpoint.encoding import encode
 from tinysleb.checkpoint.gguf_names import (
     ROTARY_FACTORS,
@@ -24,6 +25,7 @@ from tinysleb.checkpoint.huggingface_source import HuggingfaceWeights
 from tinysleb.checkpoint.rotary import Rotary
 from tinysleb.checkpoint.weights import Weights
 from tinysleb.errors import TinyslebError
+from tinysleb.export.deci import as_written, empty_feed_forwards
 from tinysleb.export.gguf_check import TensorTypes, check_loadable
 from tinysleb.export.gguf_limits import check_expressible, ignored_window
 from tinysleb.export.gguf_metadata import checkpoint_metadata
@@ -53,10 +55,11 @@ class PlannedGguf:
 def write_job(job: Job[HuggingfaceWeights]) -> Written:
     """As `tinysleb.export.writers.write`: convert a checkpoint."""
     planned, weights = plan_job(job), job.model
+    config = as_written(weights.config)
 
     def write_tensor(name: str, file: FileIO) -> None:
         type_, importance = planned.tensors[name][1], planned.columns[name]
-        for chunk in _rows(weights, name):
+        for chunk in _rows(weights, config, name):
             write_all(file, stored_chunk(chunk, type_, weights.path, name, importance).data)
 
     write_gguf_file(job.out, planned.metadata, planned.tensors, DEFAULT_ALIGNMENT, write_tensor)
@@ -74,20 +77,18 @@ def plan_job(job: Job[HuggingfaceWeights]) -> PlannedGguf:
 
     Raises TinyslebError if the model, its tokenizer, its card or the type cannot be expressed.
     """
-    weights = job.model
+    weights, config = job.model, as_written(job.model.config)
     type_name = own_type(weights) if job.type_name == "auto" else job.type_name.lower()
     check_type(type_name, weights.path)
-    check_expressible(weights.config, weights.path)
+    check_expressible(config, weights.path)
     file_type = WRITABLE[type_name]
-    found = checkpoint_metadata(
-        weights.config, job.source.folder, gguf.LlamaFileType[file_type.name], job.pre
-    )
+    found = checkpoint_metadata(config, job.source.folder, gguf.LlamaFileType[file_type.name], job.pre)
     metadata = found.values | tinysleb_metadata(compact_json(job.plan))
     metadata |= job.importance.imatrix.metadata() if job.importance else {}
-    tensors = _tensor_types(weights, file_type, weighted=job.importance is not None)
+    tensors = _tensor_types(weights, config, file_type, weighted=job.importance is not None)
     columns = column_importance(tensors, job.importance)
     check_loadable(metadata, tensors, weights.path)
-    window = ignored_window(weights.config)
+    window = ignored_window(config)
     note = f"note: llama.cpp sees beyond this model's window of {window} tokens"
     return PlannedGguf(metadata, tensors, columns, (*found.notes, *([note] if window else [])))
 
@@ -117,17 +118,21 @@ def own_type(weights: Weights) -> str:
     return name if name in WRITABLE else "f32"
 
 
-def _tensor_types(weights: Weights, file_type: FileType, *, weighted: bool) -> TensorTypes:
+def _tensor_types(
+    weights: Weights, config: ModelConfig, file_type: FileType, *, weighted: bool
+) -> TensorTypes:
     tensors: dict[str, tuple[tuple[int, ...], GGMLQuantizationType]] = {
         name: ((len(factors),), GGMLQuantizationType.F32)
-        for name, factors in _rotary_tensors(weights.config.rotary).items()
+        for name, factors in _rotary_tensors(config.rotary).items()
     }
     for name, info in weights.tensors.items():
-        stored_name = gguf_name(name, weights.config.architecture)
+        stored_name = gguf_name(name, config.architecture)
         tensors[stored_name] = (
             info.shape,
-            mixed_type(stored_name, info.shape, file_type, weights.config, weighted),
+            mixed_type(stored_name, info.shape, file_type, config, weighted),
         )
+    for name, shape in empty_feed_forwards(config).items():
+        tensors[name] = (shape, GGMLQuantizationType.F32)
     return tensors
 
 
@@ -145,14 +150,17 @@ def row_chunks(shape: tuple[int, ...]) -> Iterable[tuple[int, int]]:
     return chunks(shape[0], max(1, CHUNK_ELEMENTS // shape[-1]) if len(shape) > 1 else shape[0])
 
 
-def _rows(weights: Weights, stored_name: str) -> Iterator[torch.Tensor]:
+def _rows(weights: Weights, config: ModelConfig, stored_name: str) -> Iterator[torch.Tensor]:
     """A tensor as chunks of rows, in the GGUF's row order and the checkpoint's type."""
-    if factors := _rotary_tensors(weights.config.rotary).get(stored_name):
+    if empty := empty_feed_forwards(config).get(stored_name):
+        yield torch.zeros(empty)
+        return
+    if factors := _rotary_tensors(config.rotary).get(stored_name):
         yield torch.tensor(factors, dtype=torch.float32)
         return
-    name = huggingface_name(stored_name, weights.config.architecture)
+    name = huggingface_name(stored_name, config.architecture)
     shape = weights.tensors[name].shape
-    heads = rotated_heads(weights.config, name)
+    heads = rotated_heads(config, name)
     whole = interleaved(weights.tensor(name), heads) if heads else None
     for start, stop in row_chunks(shape):
         chunk = weights.tensor(name, start, stop) if whole is None else whole[start:stop]

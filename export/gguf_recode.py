@@ -11,6 +11,7 @@ import torch
 from gguf.constants import GGUFValueType
 
 from tinysleb.checkpoint.gguf_source import GgufWeights
+from tinysleb.export.deci import Zeros, as_written
 from tinysleb.export.gguf_check import TensorTypes
 from tinysleb.export.gguf_copy import job_source, original_name
 from tinysleb.export.gguf_mixture import mixed_type
@@ -63,11 +64,12 @@ def _plan(job: Job[GgufWeights]) -> PlannedRecoding:
     """Raises TinyslebError if the model or the type cannot be expressed."""
     check_type(job.type_name, job.source.path)
     (source, notes), file_type = job_source(job), WRITABLE[job.type_name]
+    config = as_written(job.model.config)
     types: TensorTypes = {
         name: (
             tensor.shape,
-            tensor.type if len(tensor.shape) == 1
-            else mixed_type(name, tensor.shape, file_type, job.model.config, job.importance is not None),
+            tensor.type if len(tensor.shape) == 1 or isinstance(tensor, Zeros)
+            else mixed_type(name, tensor.shape, file_type, config, job.importance is not None),
         )
         for name, tensor in source.tensors.items()
     }  # fmt: skip

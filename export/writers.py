@@ -6,6 +6,7 @@ A new output format is one file with the functions `write_job` and `check_job`, 
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -17,6 +18,7 @@ from tinysleb.checkpoint.gguf_source import GgufWeights
 from tinysleb.checkpoint.huggingface_source import HuggingfaceWeights
 from tinysleb.checkpoint.weights import Checkpoint, Shortened, Weights
 from tinysleb.errors import TinyslebError
+from tinysleb.export.deci import check_halves
 from tinysleb.export.imatrix import Importance, importance_for, read_imatrix
 from tinysleb.export.job import SHARD_BYTES, Job, Written, plan_beside, stored_plan
 from tinysleb.formats.files import refuse_existing, write_json
@@ -91,7 +93,7 @@ def check_writable(
     all but the weights: the paths, the config, the tokenizer, the model card, the type.
 
     `inputs`: other files that the output must not replace. Before a search, ask about
-    `with_one_cut(weights, kind)`: what stands against any cut is found.
+    `with_one_cut(weights, kind, allowed)`: what stands against any cut is found.
     """
     asked = _asked_for(
         weights, Path(out), plan, output_format=output_format, type_name=type_name, pre=pre,
@@ -129,8 +131,10 @@ def _asked_for(
     source, kept, replaced = _origin(weights)
     plan = plan or _plan_of(source, kept)
     _check_plan(plan, source, kept)
-    _check_whole(source, kept)
     output_format = output_format or (GGUF if out.suffix == ".gguf" else HUGGINGFACE)
+    check_halves(weights.config, kept, source.path)
+    if weights.config.without and output_format == HUGGINGFACE:
+        raise _no_folder(source)
     name = WRITERS.get((output_format, type(source)))
     if name == "gguf_copy" and type_name != "auto":
         name = "gguf_recode"
@@ -169,15 +173,17 @@ def _check_plan(plan: Plan | None, source: Weights, kept: tuple[Pair, ...]) -> N
         raise TinyslebError(f"the plan keeps the blocks {asked}; the model to be written has {found}")
 
 
-def _check_whole(source: Weights, kept: tuple[Pair, ...]) -> None:
-    for number, pair in enumerate(kept):
-        if not pair.whole:
-            missing = "attention" if pair.attention is None else "feed-forward"
-            raise TinyslebError(
-                f"{source.path}: block {number} of the shortened model would be {pair}, without {missing}, "
-                "which its architecture cannot say",
-                "remove blocks, or pairs such as F6 A7",
-            )
+def _no_folder(source: Checkpoint) -> TinyslebError:
+    out = shlex.quote(f"{source.path.resolve().name}.gguf")
+    first = (
+        "choose a GGUF as the output"
+        if isinstance(source, GgufWeights)
+        else f"make a GGUF and shorten that: tinysleb export {shlex.quote(str(source.path))} --gguf {out}"
+    )
+    return TinyslebError(
+        f"{source.path}: a Hugging Face folder cannot say which blocks have no attention, or no feed-forward",
+        first,
+    )
 
 
 def _plan_of(source: Weights, kept: tuple[Pair, ...]) -> Plan | None:
@@ -199,12 +205,12 @@ def own_format(weights: Weights) -> str:
     return GGUF if isinstance(_origin(weights)[0], GgufWeights) else HUGGINGFACE
 
 
-def with_one_cut(weights: Weights, kind: str) -> Weights:
-    """The model without what a search of this kind may leave out, to ask `check_writable` about before."""
-    blocks = weights.config.blocks
-    stack = Plan(blocks, 0, {}).stack
-    cut = candidates(stack, range(blocks), kind)[0]
-    return Shortened(weights, pairs_of([s for s in stack if s not in cut])) if blocks > 1 else weights
+def with_one_cut(weights: Weights, kind: str, allowed: range) -> Weights:
+    """The model without the first of what a search of this kind may leave out of the blocks `allowed`, to ask
+    `check_writable` about before."""
+    stack = Plan(weights.config.blocks, 0, {}).stack
+    cuts = candidates(stack, allowed, kind) if weights.config.blocks > 1 else []
+    return Shortened(weights, pairs_of([s for s in stack if s not in cuts[0]])) if cuts else weights
 
 
 def _origin(weights: Weights) -> tuple[Checkpoint, tuple[Pair, ...], Mapping[str, GgufTensor]]:

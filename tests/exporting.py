@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import torch
 
@@ -14,6 +15,8 @@ from reference import (
     llama_cpp_logits,
 )
 from tinysleb.checkpoint.open_model import open_model
+from tinysleb.formats.gguf_file import GgufFile, read_gguf
+from tinysleb.formats.tensor_types import WRITABLE
 from tinysleb.model.forward import forward
 
 Run = Callable[..., Any]
@@ -41,3 +44,18 @@ def agrees_with_llama_cpp(path: Path, tolerance: float) -> bool:
     ours = forward(open_model(path), TOKENS)[0].numpy()
     error = np.abs(llama_cpp_logits(path, TOKENS[0].tolist()) - ours).max()
     return bool(error <= tolerance * (ours.max() - ours.min()))
+
+
+def by_llama_cpp(source: Path, option: str, out: Path) -> GgufFile:
+    """A GGUF in another type, by llama.cpp's quantiser."""
+    from cyllama.llama import llama_cpp
+
+    params = llama_cpp.LlamaModelQuantizeParams()
+    params.ftype, params.nthread = int(gguf.LlamaFileType[WRITABLE[option].name]), 1
+    llama_cpp.model_quantize(str(source), str(out), params)
+    return read_gguf(out)
+
+
+def types(file: GgufFile) -> dict[str, str]:
+    """The type of each tensor."""
+    return {name: tensor.type.name for name, tensor in file.tensors.items()}

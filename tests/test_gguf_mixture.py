@@ -6,16 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import pytest
 import torch
 
-from exporting import Run, agrees_with_llama_cpp, exported
+from exporting import Run, agrees_with_llama_cpp, by_llama_cpp, exported, types
 from reference import make_llama, make_model
 from tinysleb.checkpoint.gguf_source import open_gguf
 from tinysleb.export.gguf_mixture import mixed_type
-from tinysleb.formats.gguf_file import GgufFile, read_gguf
+from tinysleb.formats.gguf_file import read_gguf
 from tinysleb.formats.tensor_types import WRITABLE
 
 QUANTISED = [option for option, file_type in WRITABLE.items() if not file_type.matrices.is_float]
@@ -29,19 +28,6 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "some rows fit": ("LlamaForCausalLM", {"num_hidden_layers": 9, "intermediate_size": 256}),
 }  # fmt: skip
 """Rows of 64 do not fit, and most types that K-quants fall back to differ as those do."""
-
-
-def by_llama_cpp(source: Path, option: str, out: Path) -> GgufFile:
-    from cyllama.llama import llama_cpp
-
-    params = llama_cpp.LlamaModelQuantizeParams()
-    params.ftype, params.nthread = int(gguf.LlamaFileType[WRITABLE[option].name]), 1
-    llama_cpp.model_quantize(str(source), str(out), params)
-    return read_gguf(out)
-
-
-def types(file: GgufFile) -> dict[str, str]:
-    return {name: tensor.type.name for name, tensor in file.tensors.items()}
 
 
 def by_us(source: Path, option: str) -> dict[str, str]:

@@ -82,7 +82,7 @@ def test_an_unknown_format_is_refused(tiny_gguf: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("out", ["out.gguf", "out"])
 def test_what_can_be_written_passes_the_check_before(out: str, source: Path, tmp_path: Path) -> None:
     pre = "smollm" if source.is_dir() and out == "out.gguf" else None
-    check_writable(with_one_cut(open_model(source), BLOCK), tmp_path / out, pre=pre)
+    check_writable(with_one_cut(open_model(source), BLOCK, range(6)), tmp_path / out, pre=pre)
     assert not list(tmp_path.iterdir())
 
 
@@ -106,7 +106,7 @@ def test_the_check_before_finds_what_the_writer_would(
         said = []
         for what in (check_writable, write):
             with pytest.raises(TinyslebError) as raised:
-                what(with_one_cut(weights, BLOCK), tmp_path / out, **options)
+                what(with_one_cut(weights, BLOCK, range(6)), tmp_path / out, **options)
             said.append(raised.value.one_line)
         assert said[0] == said[1]
     assert [path.name for path in tmp_path.iterdir()] == ["w.gguf"]

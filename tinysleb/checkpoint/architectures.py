@@ -121,5 +121,8 @@ GGUF_GRAPHS = {
     ),
     "olmo2": GgufGraph(),
     "smollm3": GgufGraph(states_vocab_size=True, states_rope_dimensions=True),
+    "deci": GgufGraph(
+        output_biases=True, rope_freqs=True, states_vocab_size=True, states_rope_dimensions=True
+    ),
 }  # fmt: skip
-"""By `general.architecture`."""
+"""By `general.architecture`. `deci` is what blocks that lack a half are written as."""

@@ -35,7 +35,7 @@ def search_blocks(options: PruneOptions) -> None:
     if own_format(weights) != GGUF:
         refuse_unused(options.given, ("unknown_arrays",), "MODEL is not a GGUF")
     check_stored_type(weights, options.type_name)
-    shorter = with_one_cut(weights, options.cut)
+    shorter = with_one_cut(weights, options.cut, _allowed(weights, options))
     refuse_unwritable(shorter, options.out, options, options.model, unknown_arrays=options.unknown_arrays)
     with join_group() as group:
         try:
@@ -93,7 +93,7 @@ def _say_if_unhealed(prepared: PreparedHealing | str, options: PruneOptions, con
 
 def _request(weights: Checkpoint, options: PruneOptions) -> SearchRequest:
     """What to search for. Raises TinyslebError if the disk has no space for the result."""
-    allowed = range(options.keep_first, weights.config.blocks - options.keep_last)
+    allowed = _allowed(weights, options)
     rule = stopping_rule(options, weights, allowed)
     if rule.by_count_alone:
         kept = 1 - rule.most * block_parameter_count(weights.config) / parameter_count(weights.config)
@@ -101,6 +101,10 @@ def _request(weights: Checkpoint, options: PruneOptions) -> SearchRequest:
     return SearchRequest(
         rule, options.metric, options.seed, options.keep_first, options.keep_last, options.exact, options.cut
     )
+
+
+def _allowed(weights: Checkpoint, options: PruneOptions) -> range:
+    return range(options.keep_first, weights.config.blocks - options.keep_last)
 
 
 def _works(
