@@ -43,8 +43,8 @@ from tinysleb.model.forward import (
 )
 from tinysleb.model.positions import block_positions
 from tinysleb.plan import Plan, Round, perplexity
+from tinysleb.search.cuts import removable
 from tinysleb.search.evaluate import evaluate
-from tinysleb.search.rounds import removable
 from tinysleb.search.run import search
 from tinysleb.sublayers import block_cut, sublayers_of, whole_blocks
 from tinysleb.text.tokenizer import open_tokenizer

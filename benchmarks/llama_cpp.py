@@ -22,8 +22,8 @@ from typing import Any
 
 import xllamacpp
 
+from tinysleb.checkpoint.config import head_name
 from tinysleb.checkpoint.open_model import open_model
-from tinysleb.model.forward import head_name
 
 RUNS, GENERATED = 4, 64
 PROMPT = "The transformer is a stack of blocks, and each of them adds something to the stream. " * 30

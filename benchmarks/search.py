@@ -44,8 +44,8 @@ from tinysleb.model.forward import (
 )
 from tinysleb.model.positions import block_positions
 from tinysleb.plan import Plan
-from tinysleb.search.cuts import BLOCK, HALF
-from tinysleb.search.rounds import removable, search
+from tinysleb.search.cuts import BLOCK, HALF, removable
+from tinysleb.search.rounds import search
 from tinysleb.sublayers import Cut, Pair, pairs_of
 from tinysleb.text.tokenizer import open_tokenizer
 from tinysleb.text.windows import from_text

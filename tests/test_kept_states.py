@@ -14,9 +14,9 @@ from tinysleb.compute.compute import Compute
 from tinysleb.compute.memory import Budget, MemoryPlan
 from tinysleb.plan import Plan
 from tinysleb.search import sweep as sweep_module
-from tinysleb.search.cuts import BLOCK, HALF
+from tinysleb.search.cuts import BLOCK, HALF, removable
 from tinysleb.search.kept_states import BASE, KeptStates
-from tinysleb.search.rounds import removable, search
+from tinysleb.search.rounds import search
 from tinysleb.search.sweep import Route, plan_route, sweep
 from tinysleb.sublayers import Cut, block_cut
 

@@ -13,9 +13,9 @@ from tinysleb.checkpoint.open_model import open_model
 from tinysleb.compute.compute import Compute
 from tinysleb.compute.memory import Budget
 from tinysleb.plan import Plan, Round, Score
-from tinysleb.search.cuts import BLOCK, HALF
+from tinysleb.search.cuts import BLOCK, HALF, removable
 from tinysleb.search.lazy import UNKNOWN, expectations
-from tinysleb.search.rounds import removable, search
+from tinysleb.search.rounds import same_cost, search
 from tinysleb.sublayers import Cut, block_cut
 
 ONE, TWO, THREE, FOUR, NEW = map(block_cut, (1, 2, 3, 4, 5))
@@ -37,13 +37,13 @@ SECOND = Round(TWO, 2.25, {TWO: score(0, 0), THREE: score(0.05, 0.05), FOUR: sco
 
 
 def test_before_any_increase_was_seen_twice_nothing_is_known() -> None:
-    assert set(expectations(plan_of(FIRST), [TWO, THREE, FOUR]).values()) == {UNKNOWN}
-    assert set(expectations(plan_of(), [ONE]).values()) == {UNKNOWN}
+    assert set(expectations(plan_of(FIRST), [TWO, THREE, FOUR], same_cost).values()) == {UNKNOWN}
+    assert set(expectations(plan_of(), [ONE], same_cost).values()) == {UNKNOWN}
 
 
 def test_what_a_candidate_may_add_at_the_least_by_hand() -> None:
     """The largest change from round to round is that of block 3, by a factor of two."""
-    expected = expectations(plan_of(FIRST, SECOND), [THREE, FOUR, NEW])
+    expected = expectations(plan_of(FIRST, SECOND), [THREE, FOUR, NEW], same_cost)
     assert (expected[THREE].last, expected[THREE].least) == pytest.approx((0.2, 0.1))
     assert (expected[FOUR].last, expected[FOUR].least) == pytest.approx((1.0, 0.35))
     assert expected[NEW] == UNKNOWN
@@ -51,18 +51,18 @@ def test_what_a_candidate_may_add_at_the_least_by_hand() -> None:
 
 def test_a_candidate_that_was_passed_over_may_have_changed_twice() -> None:
     second = Round(TWO, 2.25, {TWO: score(0, 0), THREE: score(0.05, 0.05)})
-    assert expectations(plan_of(FIRST, second), [FOUR])[FOUR].least == pytest.approx(0.6 / 4)
+    assert expectations(plan_of(FIRST, second), [FOUR], same_cost)[FOUR].least == pytest.approx(0.6 / 4)
 
 
 def test_what_added_nothing_is_always_looked_at() -> None:
     first = Round(ONE, 1.9, {ONE: score(0, 0), TWO: score(0.1, 0.05), THREE: score(0.3, 0.2)})
     second = Round(THREE, 2.0, {THREE: score(0, 0)})
-    assert expectations(plan_of(first, second), [TWO])[TWO] == UNKNOWN
+    assert expectations(plan_of(first, second), [TWO], same_cost)[TWO] == UNKNOWN
 
 
 def test_older_plans_say_less_and_everything_is_looked_at() -> None:
     rounds = (Round(ONE, 2.1, {TWO: Score(2.2, 4)}), Round(TWO, math.nan, {}))
-    assert expectations(plan_of(*rounds), [THREE])[THREE] == UNKNOWN
+    assert expectations(plan_of(*rounds), [THREE], same_cost)[THREE] == UNKNOWN
 
 
 @pytest.mark.parametrize("kind", [BLOCK, HALF])

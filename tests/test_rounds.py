@@ -33,9 +33,9 @@ from tinysleb.compute.memory import SPARE_STREAMS, Budget, MemoryPlan, plan_memo
 from tinysleb.errors import TinyslebError
 from tinysleb.formats.units import format_bytes
 from tinysleb.plan import Plan, Round, read_plan
-from tinysleb.search.cuts import ATTENTION, BLOCK, HALF, KINDS
+from tinysleb.search.cuts import ATTENTION, BLOCK, HALF, KINDS, removable
 from tinysleb.search.kept_states import BASE
-from tinysleb.search.rounds import TIE, cheapest, excess, heats, removable, search
+from tinysleb.search.rounds import TIE, cheapest, excess, heats, search
 from tinysleb.search.sweep import sweep
 from tinysleb.sublayers import Cut
 from tinysleb.text.tokenizer import open_tokenizer

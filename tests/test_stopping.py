@@ -15,7 +15,16 @@ from tinysleb.checkpoint.config import block_shapes, tensor_shapes
 from tinysleb.checkpoint.open_model import open_model
 from tinysleb.errors import TinyslebError
 from tinysleb.plan import Plan, Round, plan_to_json
-from tinysleb.search.stopping import by_count, by_perplexity, by_ratio, by_size, by_speedup, finished_plan
+from tinysleb.search.cost import generation_costs
+from tinysleb.search.stopping import (
+    by_count,
+    by_perplexity,
+    by_ratio,
+    by_saving,
+    by_size,
+    by_speedup,
+    finished_plan,
+)
 from tinysleb.sublayers import block_cut
 
 Run = Callable[..., Result]
@@ -40,15 +49,34 @@ def test_counts(tiny_folder: Path) -> None:
         by_ratio(0.05, weights.config, "--ratio 0.05")
 
 
-def test_speedup_is_work_before_over_work_after(tiny_folder: Path) -> None:
-    config = open_model(tiny_folder).config
-    block = sum(math.prod(shape) for shape in block_shapes(config).values())
-    whole = 6 * block + 512 * 64
+def test_speedup_is_what_is_read_before_over_what_is_read_after(tiny_folder: Path) -> None:
+    """In float32, and with 100 tokens in a cache of float16: 2 heads of 16 keys and as many values."""
+    weights = open_model(tiny_folder)
+    costs = generation_costs(weights, 100)
+    block = 4 * sum(math.prod(shape) for shape in block_shapes(weights.config).values())
+    cache = 2 * 2 * 16 * 2 * 100
+    whole = 6 * (block + cache) + 4 * 512 * 64
+    assert (costs.total, costs.block) == (whole, block + cache)
+    attention = 4 * (64 * 64 * 2 + 32 * 64 * 2 + 64)
+    assert costs.attention == costs.of((4,)) == attention + cache
+    assert costs.of((4, 5)) == costs.of((5, 6)) == costs.block
     for factor in (1.05, 1.2, 1.5, 2.0):
-        count = by_speedup(factor, config, 4, "faster").most
-        assert whole / (whole - count * block) >= factor > whole / (whole - (count - 1) * block)
-    with pytest.raises(TinyslebError, match=r"--speedup 5 cannot .*all 4 blocks.* does 2\.\d\d times"):
-        by_speedup(5, config, 4, "--speedup 5")
+        count = by_speedup(factor, costs, costs.block, 4, "faster").most
+        assert whole / (whole - count * costs.block) >= factor
+        assert factor > whole / (whole - (count - 1) * costs.block)
+    with pytest.raises(TinyslebError, match=r"--speedup 5 cannot .* 2\.\d\d times fewer bytes are read"):
+        by_speedup(5, costs, costs.block, 4, "--speedup 5")
+
+
+def test_any_cuts_are_made_until_they_save_enough(tiny_folder: Path) -> None:
+    costs = generation_costs(open_model(tiny_folder), 100)
+    rule = by_saving(1.5 * costs.block, costs, 8, "--remove 1.5")
+    rounds = tuple(Round(cut, 1.0, {}) for cut in ((2,), (5, 6), (8, 9)))
+    finished = finished_plan(rule, Plan(6, 8, {}, 1.0, rounds))
+    assert finished is not None
+    assert finished.cuts == ((2,), (5, 6), (8, 9)) if costs.attention < 0.5 * costs.block else ((2,), (5, 6))
+    assert str(finished.stopped).endswith("fewer are read for a token")
+    assert finished_plan(rule, Plan(6, 8, {}, 1.0, rounds[:1])) is None
 
 
 def test_perplexity_stops_before_it_is_too_high() -> None:

@@ -14,7 +14,7 @@ from tinysleb.commands.parsing import CommandGroup, HealingCommand, options_give
 from tinysleb.compute.threads import limit_spinning
 from tinysleb.formats.tensor_types import WRITABLE
 from tinysleb.plan import PERPLEXITY
-from tinysleb.search.cuts import DEFAULT_KIND, KINDS
+from tinysleb.search.cuts import CONTEXT, DEFAULT_KIND, KINDS
 from tinysleb.search.metrics import METRICS
 
 path_type = click.Path(path_type=Path)
@@ -154,24 +154,16 @@ def main() -> None:
     "--speedup",
     type=click.FloatRange(1, min_open=True),
     metavar="1.25",
-    help="Remove blocks until a token costs this many times less work.",
+    help="Remove blocks until a token costs this many times fewer bytes to read.",
 )
 @click.option(
-    "--keep-first",
-    type=click.IntRange(0),
-    metavar="N",
-    default=1,
-    show_default=True,
+    "--keep-first", type=click.IntRange(0), metavar="N", default=1, show_default=True,
     help="Number of blocks at the bottom to keep.",
-)
+)  # fmt: skip
 @click.option(
-    "--keep-last",
-    type=click.IntRange(0),
-    metavar="N",
-    default=1,
-    show_default=True,
+    "--keep-last", type=click.IntRange(0), metavar="N", default=1, show_default=True,
     help="Number of blocks at the top to keep.",
-)
+)  # fmt: skip
 @text_options
 @pre_option
 @window_options
@@ -181,8 +173,16 @@ def main() -> None:
     type=click.Choice(list(KINDS)),
     default=DEFAULT_KIND,
     show_default=True,
-    help="What may go together: whole blocks; also a feed-forward and the attention above it; or attention "
-    "alone.",
+    help="What may go together: a whole block; also a feed-forward and the attention above it; attention "
+    "alone; or any of these.",
+)
+@click.option(
+    "--context",
+    type=click.IntRange(1),
+    metavar="N",
+    default=CONTEXT,
+    show_default=True,
+    help="Tokens in the cache, for what a token costs (--speedup, --cut any).",
 )
 @click.option(
     "--metric",

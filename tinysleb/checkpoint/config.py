@@ -211,6 +211,11 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def head_name(config: ModelConfig) -> str:
+    """The tensor that maps hidden states to logits."""
+    return "model.embed_tokens.weight" if config.tied else "lm_head.weight"
+
+
 def block_prefix(index: int) -> str:
     """The prefix of the names of block `index`'s tensors."""
     return f"model.layers.{index}."

@@ -10,9 +10,8 @@ from tinysleb.checkpoint.rotary import Rotary
 from tinysleb.checkpoint.weights import Checkpoint
 from tinysleb.compute.compute import Compute
 from tinysleb.compute.memory import least_bytes, rounded_up
-from tinysleb.search.cuts import DEFAULT_KIND, candidates
+from tinysleb.search.cuts import DEFAULT_KIND, candidates, removable
 from tinysleb.search.estimate import first_round_passes
-from tinysleb.search.rounds import removable
 
 
 def describe(weights: Checkpoint, window_length: int, compute: Compute) -> dict[str, Any]:

@@ -56,9 +56,8 @@ def inspect(options: InspectOptions) -> None:
 
 def _print_estimate(weights: Checkpoint, options: InspectOptions, memory: str) -> None:
     from tinysleb.compute.threads import use_threads
-    from tinysleb.search.cuts import DEFAULT_KIND, candidates
+    from tinysleb.search.cuts import DEFAULT_KIND, candidates, removable
     from tinysleb.search.estimate import estimate
-    from tinysleb.search.rounds import removable
     from tinysleb.text.windows import DEFAULT_WINDOWS, WindowSource, read_windows
 
     count = options.windows or DEFAULT_WINDOWS

@@ -9,7 +9,7 @@ from tinysleb.commands.options import NONE, ComputeOptions, HealingOptions, refu
 from tinysleb.commands.shortened import default_output
 from tinysleb.errors import TinyslebError
 from tinysleb.plan import PERPLEXITY
-from tinysleb.search.cuts import ATTENTION
+from tinysleb.search.cuts import ANY, ATTENTION
 
 STOPPING = ("remove", "ratio", "max_perplexity_increase", "fit", "speedup")
 SEARCH_ONLY = (
@@ -36,6 +36,7 @@ class PruneOptions(HealingOptions):
     windows: int | None
     window_length: int
     cut: str
+    context: int
     metric: str
     search: str
     exact: bool
@@ -47,6 +48,8 @@ class PruneOptions(HealingOptions):
         """Raise a usage error for options that do not go together."""
         super().__post_init__()
         refuse_several(self.given, STOPPING)
+        if self.speedup is None and self.cut != ANY:
+            refuse_unused(self.given, ("context",), "Only --speedup and --cut any ask what a token costs")
         if self.plan is not None:
             self._check_with_plan()
             return
@@ -60,10 +63,8 @@ class PruneOptions(HealingOptions):
             refuse_unused(self.given, sizes, why)
             if self.heal == NONE:
                 raise TinyslebError("--search healed needs healing, and --heal none leaves it out")
-            if self.cut == ATTENTION:
-                raise TinyslebError(
-                    "--search healed compares runs of blocks, and --cut attention leaves none out"
-                )
+            if self.cut in (ATTENTION, ANY):
+                raise TinyslebError(f"--search healed compares runs of blocks, --cut {self.cut} makes others")
 
     def _check_with_plan(self) -> None:
         refuse_unused(self.given, SEARCH_ONLY, "With --plan there is no search")

@@ -13,7 +13,7 @@ from tinysleb.commands.opening import open_as_given, tell_remarks
 from tinysleb.commands.options import refuse_unused
 from tinysleb.commands.prune_options import PruneOptions
 from tinysleb.commands.shortened import finish, print_shortened, refuse_unwritable
-from tinysleb.commands.stopping_rule import stopping_rule
+from tinysleb.commands.stopping_rule import costs_of, stopping_rule
 from tinysleb.commands.stored_types import check_stored_type, in_types
 from tinysleb.compute.distributed import Group, join_group
 from tinysleb.errors import TinyslebError
@@ -21,7 +21,7 @@ from tinysleb.export.writers import GGUF, own_format, with_one_cut
 from tinysleb.formats.files import refuse_full_disk
 from tinysleb.heal.repair import STEPS_PART
 from tinysleb.heal.run import PreparedHealing
-from tinysleb.search.cuts import HALF
+from tinysleb.search.cuts import ANY, HALF
 from tinysleb.search.run import SearchRequest, check_request, read_unfinished, run_search
 from tinysleb.text.windows import Calibration, WindowSource, read_windows
 
@@ -99,8 +99,9 @@ def _request(weights: Checkpoint, options: PruneOptions) -> SearchRequest:
         kept = 1 - rule.most * block_parameter_count(weights.config) / parameter_count(weights.config)
         refuse_full_disk(options.out, int(kept * total_bytes(in_types(weights, options.type_name))))
     return SearchRequest(
-        rule, options.metric, options.seed, options.keep_first, options.keep_last, options.exact, options.cut
-    )
+        rule, options.metric, options.seed, options.keep_first, options.keep_last, options.exact, options.cut,
+        costs_of(options, weights),
+    )  # fmt: skip
 
 
 def _allowed(weights: Checkpoint, options: PruneOptions) -> range:
@@ -117,7 +118,7 @@ def _works(
     blocks = weights.config.blocks
     rounds = range(blocks, max(blocks - request.rule.most, 1), -1)
     scored = calibration.tokens.numel() * sum(candidates**2 / 2 for candidates in rounds)
-    works = [RACING * scored * (2 if request.kind == HALF else 1)]
+    works = [RACING * scored * (2 if request.kind in (HALF, ANY) else 1)]
     if isinstance(prepared, PreparedHealing):
         text = prepared.text
         works += [SAMPLING * text.sampled * blocks] if text.sampled else []

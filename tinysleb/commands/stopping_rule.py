@@ -8,22 +8,40 @@ from tinysleb.checkpoint.weights import Checkpoint
 from tinysleb.commands.prune_options import PruneOptions
 from tinysleb.commands.stored_types import in_types
 from tinysleb.search import stopping
+from tinysleb.search.cost import Costs, generation_costs
+from tinysleb.search.cuts import ANY, ATTENTION, check_target
 from tinysleb.search.stopping import StoppingRule
 
 DEFAULT_RATIO = 0.2
 
 
+def costs_of(options: PruneOptions, weights: Checkpoint) -> Costs:
+    """What the sublayers cost in the types that they will be stored in."""
+    return generation_costs(in_types(weights, options.type_name), options.context)
+
+
 def stopping_rule(options: PruneOptions, weights: Checkpoint, allowed: range) -> StoppingRule:
     """The rule that the options name, or a fifth of the blocks. Raises TinyslebError if it cannot be met."""
-    config, most = weights.config, min(len(allowed), weights.config.blocks - 1)
-    if options.remove is not None:
-        return stopping.by_count(options.remove, f"--remove {options.remove}")
-    if options.speedup is not None:
-        return stopping.by_speedup(options.speedup, config, most, f"--speedup {options.speedup:g}")
+    blocks = weights.config.blocks
+    most = min(len(allowed), blocks - 1)
     if options.fit is not None:
         stored = partial(in_types, type_name=options.type_name)
         return stopping.by_size(options.fit, weights, allowed, f"--fit {options.fit}", stored)
     if (increase := options.max_perplexity_increase) is not None:
         return stopping.by_perplexity(increase, most, f"--max-perplexity-increase {increase}")
-    ratio = DEFAULT_RATIO if options.ratio is None else options.ratio
-    return stopping.by_ratio(ratio, config, f"--ratio {ratio:g}")
+    if options.speedup is not None:
+        costs, name = costs_of(options, weights), f"--speedup {options.speedup:g}"
+        if options.cut == ANY:
+            return stopping.by_speedup_of_any(options.speedup, costs, allowed, name)
+        each = costs.attention if options.cut == ATTENTION else costs.block
+        return stopping.by_speedup(options.speedup, costs, each, most, name)
+    if options.remove is not None:
+        rule = stopping.by_count(options.remove, f"--remove {options.remove}")
+    else:
+        ratio = DEFAULT_RATIO if options.ratio is None else options.ratio
+        rule = stopping.by_ratio(ratio, weights.config, f"--ratio {ratio:g}")
+    if options.cut != ANY:
+        return rule
+    check_target(rule.most, blocks, allowed)
+    costs = costs_of(options, weights)
+    return stopping.by_saving(rule.most * costs.block, costs, 2 * len(allowed), rule.name)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tinysleb.checkpoint.config import head_name
 from tinysleb.checkpoint.weights import Weights
 from tinysleb.compute.compute import Compute
 from tinysleb.heal.change import Change, NewChange, copied, merge, parameters
@@ -25,7 +26,6 @@ from tinysleb.model.forward import (
     block_forward,
     embed,
     final_norm,
-    head_name,
     head_norm,
     rms_norm,
 )

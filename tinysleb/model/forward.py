@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tinysleb.checkpoint.config import DOWN, OUT, ModelConfig
+from tinysleb.checkpoint.config import DOWN, OUT, ModelConfig, head_name
 from tinysleb.checkpoint.weights import Weights
 from tinysleb.model.blocks import Block, load_block
 from tinysleb.model.chunks import (
@@ -276,11 +276,6 @@ def embed_stream(weights: Weights, tokens: Tensor, file: Path | None) -> Stream:
     for first, last in chunks(len(tokens), windows_in_call(tokens.shape[1])):
         states[first:last] = embed(weights, tokens[first:last])
     return states
-
-
-def head_name(config: ModelConfig) -> str:
-    """The tensor that maps hidden states to logits."""
-    return "model.embed_tokens.weight" if config.tied else "lm_head.weight"
 
 
 def head_norm(weights: Weights, device: torch.device) -> Tensor:

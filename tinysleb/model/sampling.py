@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tinysleb.checkpoint.config import ModelConfig
+from tinysleb.checkpoint.config import ModelConfig, head_name
 from tinysleb.checkpoint.weights import Weights
 from tinysleb.errors import TinyslebError
 from tinysleb.model.blocks import Block, load_block
@@ -21,7 +21,6 @@ from tinysleb.model.chunks import DRAWN_AT_ONCE, DRAWN_FROM
 from tinysleb.model.forward import (
     block_forward,
     empty_cache,
-    head_name,
     head_norm,
     rms_norm,
 )

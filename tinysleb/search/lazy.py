@@ -8,7 +8,7 @@ larger factor than any increase has so far from one round to the next.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from tinysleb.plan import Plan
@@ -36,8 +36,8 @@ class _Increase:
     surely: float
 
 
-def expectations(plan: Plan, cuts: Sequence[Cut]) -> dict[Cut, Expected]:
-    """What is known of each candidate for the next round of `plan`.
+def expectations(plan: Plan, cuts: Sequence[Cut], cost: Callable[[Cut], float]) -> dict[Cut, Expected]:
+    """What is known of each candidate for the next round of `plan`; all for its `cost`.
 
     The least is what it surely added, divided by the largest factor by which an increase has changed, for
     each round since. Of a candidate that is new, or that added nothing, and before any was scored twice,
@@ -46,7 +46,7 @@ def expectations(plan: Plan, cuts: Sequence[Cut]) -> dict[Cut, Expected]:
     known: dict[Cut, tuple[int, _Increase]] = {}
     factor = 0.0
     for number in range(len(plan.rounds)):
-        for now in _increases(plan, number):
+        for now in _increases(plan, number, cost):
             then, before = known.get(now.cut, (number, now))
             if number > then and min(before.measured, now.measured) > 0:
                 change = abs(math.log(now.measured / before.measured)) / (number - then)
@@ -60,12 +60,12 @@ def expectations(plan: Plan, cuts: Sequence[Cut]) -> dict[Cut, Expected]:
     return {cut: expected.get(cut, UNKNOWN) for cut in cuts}
 
 
-def _increases(plan: Plan, number: int) -> Iterator[_Increase]:
+def _increases(plan: Plan, number: int, cost: Callable[[Cut], float]) -> Iterator[_Increase]:
     """What the candidates of a round added to the loss."""
     before, round_ = plan.loss if number == 0 else plan.rounds[number - 1].loss, plan.rounds[number]
     if before is None or math.isnan(before + round_.loss):
         return
-    best = round_.loss - before
+    best = (round_.loss - before) / cost(round_.cut)
     for cut, score in round_.candidates.items():
         if score.excess is not None and score.margin is not None:
             yield _Increase(cut, best + score.excess, best + score.margin)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from tinysleb.errors import TinyslebError
 from tinysleb.plan import PERPLEXITY
-from tinysleb.search.cuts import ATTENTION, candidates
+from tinysleb.search.cuts import ANY, ATTENTION, candidates
 from tinysleb.sublayers import Cut
 
 if TYPE_CHECKING:
@@ -108,6 +108,11 @@ METRICS: Mapping[str, Metric] = {
 def check_metric(metric: str, kind: str, count_is_known: bool) -> None:
     """Raise TinyslebError if the metric must know how many blocks go, and the stopping rule does not say; or
     if it takes a run of blocks, and blocks do not go."""
+    if metric != PERPLEXITY and kind == ANY:
+        raise TinyslebError(
+            f"--cut any weighs what cuts add to the loss against what they save, and {metric} is no loss",
+            "use it with --metric perplexity, or choose another --cut",
+        )
     if METRICS[metric].one_run and kind == ATTENTION:
         raise TinyslebError(
             f"the metric {metric} chooses one run of neighbours, and attentions alone are none",

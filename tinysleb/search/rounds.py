@@ -20,7 +20,6 @@ from tinysleb.checkpoint.damage import not_finite
 from tinysleb.checkpoint.weights import Weights
 from tinysleb.compute.compute import Compute, Progress, scaled
 from tinysleb.compute.memory import block_bytes, obey
-from tinysleb.errors import TinyslebError
 from tinysleb.model.blocks import Block
 from tinysleb.model.chunks import chunks
 from tinysleb.plan import Plan, Round, Score
@@ -41,9 +40,13 @@ TIE = 1e-6
 nearer than that, however windows were grouped and whatever was kept between rounds."""
 
 
-def removable(blocks: int, keep_first: int, keep_last: int) -> range:
-    """The blocks that a search may leave out."""
-    return range(keep_first, blocks - keep_last)
+Cost = Callable[[Cut], float]
+"""What a cut saves, relative to a block."""
+
+
+def same_cost(_cut: Cut) -> float:
+    """Where all cuts save the same."""
+    return 1.0
 
 
 def cheapest(scores: Mapping[Cut, float]) -> Cut:
@@ -62,41 +65,34 @@ def search(
     kind: str,
     exact: bool,
     progress: Progress,
+    cost: Cost = same_cost,
 ) -> Iterator[Plan]:
     """Run the rounds that `plan` still lacks, yielding the plan after each.
 
     `tokens`: calibration windows `[n, T]`. `allowed`: blocks whose sublayers may go. `kind`: one of `KINDS`.
-    Of candidates within `TIE`, the one that is lower in the stack goes.
+    `cost`: what a cut saves, by which its increase of the loss is divided. Of candidates within `TIE`, the
+    one that is lower in the stack goes.
     Raises TinyslebError if more is asked for than may go, or if a loss is not finite.
     """
-    check_target(plan.target, plan.blocks, allowed)
     most = len(candidates(Plan(plan.blocks, 0, {}).stack, allowed, kind))
     memory = compute.memory_plan(weights, most, *tokens.shape)
     states, blocks = KeptStates(memory.states), dict[int, Block]() if memory.resident else None
+    before: Tensor | None = None
     while not plan.finished:
         number, target = len(plan.rounds) + 1, plan.target
         cuts = candidates(plan.stack, allowed, kind)
         positions = promising(plan, cuts) if number < target else []
         states.want(positions, tokens.numel() * weights.config.width * 4 * len(cuts))
-        race = _Race(weights, tokens, plan, cuts, compute, states, blocks)
+        race = _Race(weights, tokens, plan, cuts, compute, states, blocks, cost, before)
         report = partial(progress, f"round {number} of {target}")
-        expected = expectations(plan, cuts)
+        expected = expectations(plan, cuts, cost)
         race.run(expected, exact, scaled(report, (number - 1) / target, number / target))
         cut = race.winner
         states.remove(cut)
         round_ = Round(cut, race.means[cut], race.scores())
-        loss = race.means[BASE] if plan.loss is None else plan.loss
+        loss, before = race.means[BASE] if plan.loss is None else plan.loss, race.losses[cut]
         plan = replace(plan, loss=loss, rounds=(*plan.rounds, round_))
         yield plan
-
-
-def check_target(target: int, blocks: int, allowed: Sequence[int]) -> None:
-    """Raise TinyslebError if more blocks are asked for than may go, or all."""
-    if target > len(allowed) or target >= blocks:
-        raise TinyslebError(
-            f"{target} blocks cannot be removed: only {min(len(allowed), blocks - 1)} of {blocks} may go",
-            "lower --remove or --ratio, or --keep-first and --keep-last",
-        )
 
 
 def promising(plan: Plan, cuts: Sequence[Cut]) -> list[int]:
@@ -126,12 +122,15 @@ class _Race:
         compute: Compute,
         states: KeptStates,
         blocks: dict[int, Block] | None,
+        cost: Cost,
+        before: Tensor | None,
     ) -> None:
         self.weights, self.tokens, self.plan, self.stack = weights, tokens, plan, plan.stack
         self.compute, self.states, self.blocks = compute, states, blocks
         comparisons = (len(cuts) + 1) * len(tokens)
         self.deviates = NormalDist().inv_cdf(1 - ERROR_LEVEL / comparisons)
-        self.with_base = plan.loss is None
+        self.cost, self.before = cost, before
+        self.with_base = before is None and (plan.loss is None or cost is not same_cost)
         self.losses: dict[Cut, Tensor] = {}
         self.means: dict[Cut, float] = {}
         self.behind: dict[Cut, tuple[float, float]] = {}
@@ -146,24 +145,23 @@ class _Race:
         while called := sorted(cut for cut in waiting if exact or expected[cut].least <= best):
             self._race(called, exact, progress)
             waiting -= set(called)
-            best = self.means[self.winner] - self.loss_before
+            best = self._increase(self.winner)
 
-    @property
-    def loss_before(self) -> float:
-        """The loss of the model that candidates are cut from, on all windows."""
-        if self.plan.loss is None:
-            return self.means[BASE]
-        return self.plan.rounds[-1].loss if self.plan.rounds else self.plan.loss
+    def _increase(self, cut: Cut) -> float:
+        """What a cut adds to the loss on all windows, for what it saves."""
+        rounds = self.plan.rounds
+        before = self.means[BASE] if self.plan.loss is None else self.plan.loss
+        return (self.means[cut] - (rounds[-1].loss if rounds else before)) / self.cost(cut)
 
     @property
     def winner(self) -> Cut:
         """The `cheapest` of the candidates that have seen all windows."""
-        return cheapest({cut: self.means[cut] for cut in self._finished()})
+        return cheapest({cut: self._increase(cut) for cut in self._finished()})
 
     def scores(self) -> dict[Cut, Score]:
         """Every candidate's score, those that left early included."""
-        best = self.means[self.winner]
-        behind = self.behind | {cut: (self.means[cut] - best,) * 2 for cut in self._finished()}
+        best = self._increase(self.winner)
+        behind = self.behind | {cut: (self._increase(cut) - best,) * 2 for cut in self._finished()}
         return {
             cut: Score(
                 self.means[cut], len(self.losses[cut]), most_likely, least if least > -math.inf else None
@@ -187,12 +185,19 @@ class _Race:
 
     def _still_racing(self, cuts: Sequence[Cut], finished: Sequence[Cut], seen: int) -> list[Cut]:
         """The candidates that may be the best on all windows, after `seen` of them."""
-        losses = {cut: self.losses[cut][:seen] for cut in (*cuts, *finished)}
+        losses = {cut: self._for_its_cost(cut, seen) for cut in (*cuts, *finished)}
         leader = cheapest({cut: each.double().mean().item() for cut, each in losses.items()})
         fraction = seen / len(self.tokens)
         for cut in cuts:
             self.behind[cut] = excess(losses[cut], losses[leader], fraction, self.deviates)
         return [cut for cut in cuts if self.behind[cut][1] <= 0]
+
+    def _for_its_cost(self, cut: Cut, seen: int) -> Tensor:
+        """Token losses on the first windows or, where costs differ, what a cut adds to them for its cost."""
+        if self.cost is same_cost:
+            return self.losses[cut][:seen]
+        before = self.losses[BASE] if self.before is None else self.before
+        return (self.losses[cut][:seen] - before[:seen]) / self.cost(cut)
 
     def _heat(self, windows: range, cuts: Sequence[Cut], progress: Callable[[float], None]) -> None:
         """Score candidates on `windows`, each process its share."""

@@ -24,11 +24,12 @@ from tinysleb.errors import TinyslebError
 from tinysleb.formats.files import valid_text, write_json
 from tinysleb.plan import PERPLEXITY, Plan, Round, perplexity, plan_from_json, plan_to_json, read_plan
 from tinysleb.search import rounds
-from tinysleb.search.cuts import BLOCK, DEFAULT_KIND
+from tinysleb.search.cost import Costs, generation_costs
+from tinysleb.search.cuts import ANY, BLOCK, CONTEXT, DEFAULT_KIND, check_target, removable
 from tinysleb.search.evaluate import evaluate
 from tinysleb.search.metrics import METRICS, Scoring, check_metric, order_cuts
-from tinysleb.search.rounds import check_target, removable, sweeps_in_a_round
-from tinysleb.search.stopping import StoppingRule, by_count, finished_plan
+from tinysleb.search.rounds import same_cost, sweeps_in_a_round
+from tinysleb.search.stopping import StoppingRule, by_count, by_saving, finished_plan
 from tinysleb.sublayers import Cut, cut_title
 from tinysleb.text.windows import Calibration
 
@@ -41,8 +42,8 @@ class SearchRequest:
     """What a search is asked to do: until when, by which metric, over which cuts.
 
     `keep_first` and `keep_last`: how many blocks at the bottom and at the top stay. `kind`: what a cut is,
-    one of `cuts.KINDS`. `exact`: score all candidates on all windows. `seed`: chose the windows, and chooses
-    cuts where the metric is `random`.
+    one of `cuts.KINDS`. `costs`: by which cuts of any kind are weighed. `exact`: score all candidates on all
+    windows. `seed`: chose the windows, and chooses cuts where the metric is `random`.
     """
 
     rule: StoppingRule
@@ -52,6 +53,7 @@ class SearchRequest:
     keep_last: int = 1
     exact: bool = False
     kind: str = DEFAULT_KIND
+    costs: Costs | None = None
 
 
 def search(
@@ -70,13 +72,15 @@ def search(
 ) -> Plan:
     """The plan that removes `remove` blocks of `weights`, or as many halves, found on `windows` `[n, T]`.
 
-    `cut`: what may go together, one of `cuts.KINDS`.
+    `cut`: what may go together, one of `cuts.KINDS`; of any, what costs as much as so many blocks.
 
     Raises TinyslebError if so many blocks cannot go, memory is too little, or a loss is not finite.
     """
-    request = SearchRequest(
-        by_count(remove, f"remove={remove}"), metric, seed, keep_first, keep_last, exact, cut
-    )
+    rule, costs = by_count(remove, f"remove={remove}"), generation_costs(weights, CONTEXT)
+    if cut == ANY:
+        check_target(remove, weights.config.blocks, removable(weights.config.blocks, keep_first, keep_last))
+        rule = by_saving(remove * costs.block, costs, 2 * weights.config.blocks, rule.name)
+    request = SearchRequest(rule, metric, seed, keep_first, keep_last, exact, cut, costs)
     calibration = Calibration(windows, "windows given by the caller")
     compute = compute or compute_on()
     return run_search(weights, calibration, request, compute, say=lambda _line: None, progress=progress)
@@ -120,7 +124,8 @@ def run_search(
 def check_request(request: SearchRequest, blocks: int) -> range:
     """The blocks that may go, of a model of so many. Raises TinyslebError if the request cannot be met."""
     allowed = removable(blocks, request.keep_first, request.keep_last)
-    check_target(request.rule.most, blocks, allowed)
+    if request.rule.saving is None:
+        check_target(request.rule.most, blocks, allowed)
     check_metric(request.metric, request.kind, request.rule.by_count_alone)
     return allowed
 
@@ -148,10 +153,18 @@ def _rounds(scoring: Scoring, request: SearchRequest) -> Iterator[Plan]:
     score = METRICS[request.metric].score
     if score is not None:
         return _rounds_by_score(score, scoring, request)
+    costs, cost = request.costs, same_cost
+    if request.kind == ANY and costs is not None:
+        cost = partial(_relative_cost, costs)
     return rounds.search(
         scoring.weights, scoring.tokens, scoring.plan, scoring.compute,
-        allowed=scoring.allowed, kind=scoring.kind, exact=request.exact, progress=scoring.progress,
+        allowed=scoring.allowed, kind=scoring.kind, exact=request.exact, progress=scoring.progress, cost=cost,
     )  # fmt: skip
+
+
+def _relative_cost(costs: Costs, cut: Cut) -> float:
+    """What a cut saves, relative to a block."""
+    return costs.of(cut) / costs.block
 
 
 def _rounds_by_score(
@@ -209,6 +222,7 @@ def _settings(
         "types": stored_types(weights),
         "metric": request.metric,
         "cut": request.kind,
+        **({"context": request.costs.context} if request.kind == ANY and request.costs else {}),
         "exact": request.exact,
         "seed": request.seed,
         "text": calibration.source,

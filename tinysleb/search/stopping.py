@@ -8,12 +8,13 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from tinysleb.checkpoint.config import ModelConfig, block_parameter_count
+from tinysleb.checkpoint.config import ModelConfig
 from tinysleb.checkpoint.weights import Checkpoint, Shortened, Weights, total_bytes
 from tinysleb.errors import TinyslebError
 from tinysleb.formats.units import format_bytes, parse_bytes
 from tinysleb.plan import Plan, perplexity, plan_to_json
-from tinysleb.sublayers import Pair, cut_title, whole_blocks
+from tinysleb.search.cost import Costs
+from tinysleb.sublayers import Pair, block_cut, cut_title, whole_blocks
 
 HEALING_BYTES_PER_BLOCK = 300
 """What a plan says of a healed block."""
@@ -26,7 +27,8 @@ class StoppingRule:
     """`name`: as the user wrote it, for messages and plans. `most`: the largest number of blocks to remove.
 
     `increase`: the largest growth of perplexity, as a fraction of what it was. `output_bytes`: the largest
-    size of the output; `size_of`: the size of the output shortened by a plan.
+    size of the output; `size_of`: the size of the output shortened by a plan. `saving`: how many bytes fewer
+    are to be read for a token, by `costs`.
     """
 
     name: str
@@ -34,11 +36,13 @@ class StoppingRule:
     increase: float | None = None
     output_bytes: int | None = None
     size_of: Callable[[Plan], int] | None = None
+    saving: float | None = None
+    costs: Costs | None = None
 
     @property
     def by_count_alone(self) -> bool:
-        """Whether exactly `most` blocks go."""
-        return self.increase is None and self.output_bytes is None
+        """Whether exactly `most` cuts are made."""
+        return self.increase is None and self.output_bytes is None and self.saving is None
 
 
 def by_count(count: int, name: str) -> StoppingRule:
@@ -54,25 +58,41 @@ def by_ratio(ratio: float, config: ModelConfig, name: str) -> StoppingRule:
     return StoppingRule(name, count)
 
 
-def by_speedup(factor: float, config: ModelConfig, removable: int, name: str) -> StoppingRule:
-    """The fewest blocks without which the work for one token falls by `factor`.
+def by_speedup(factor: float, costs: Costs, each: float, removable: int, name: str) -> StoppingRule:
+    """As many cuts, of up to `removable` that save `each`, as divide the cost of a token by `factor`.
 
-    The work is counted in weights that multiply: those of the blocks and of the head, not the embedding's.
-    Raises TinyslebError if all that may go are too few.
+    Raises TinyslebError if all of them are too few.
     """
+    saving = _saving(factor, costs, each * removable, name)
+    return StoppingRule(name, max(1, math.ceil(saving / each - 1e-9)))
+
+
+def by_saving(saving: float, costs: Costs, most: int, name: str) -> StoppingRule:
+    """Cuts of any kind, `most` at most, until so many bytes fewer are read for a token."""
+    return StoppingRule(name, most, saving=saving, costs=costs)
+
+
+def by_speedup_of_any(factor: float, costs: Costs, removable: range, name: str) -> StoppingRule:
+    """Cuts of any kind in the blocks `removable` until the cost of a token is divided by `factor`.
+
+    Raises TinyslebError if all of them are too few.
+    """
+    possible = costs.saved(map(block_cut, removable))
+    return by_saving(_saving(factor, costs, possible, name), costs, 2 * len(removable), name)
+
+
+def _saving(factor: float, costs: Costs, possible: float, name: str) -> float:
     if not 1 < factor < math.inf:
         raise TinyslebError(f"{name} is not a factor above 1", "write it as 1.25")
-    block, head = block_parameter_count(config), config.vocab_size * config.width
-    original = config.blocks * block + head
-    count = max(1, math.ceil((original - original / factor) / block - 1e-9))
-    if count > removable:
-        reachable = original / (original - removable * block)
+    saving = costs.total - costs.total / factor
+    if saving > possible:
+        reachable = costs.total / (costs.total - possible)
         raise TinyslebError(
-            f"{name} cannot be reached: without all {removable} blocks that may go, the model does "
-            f"{reachable:.2f} times less work",
+            f"{name} cannot be reached: without all that may go, {reachable:.2f} times fewer bytes are read "
+            "for a token",
             "give a smaller factor, or lower --keep-first and --keep-last",
         )
-    return StoppingRule(name, count)
+    return saving
 
 
 def by_perplexity(text: str, removable: int, name: str) -> StoppingRule:
@@ -132,6 +152,11 @@ def finished_plan(rule: StoppingRule, plan: Plan) -> Plan | None:
             size = rule.size_of(shorter)
             if size <= rule.output_bytes:
                 return replace(shorter, stopped=f"{rule.name}: the output takes {format_bytes(size)}")
+        if rule.saving is not None and rule.costs is not None:
+            saved = rule.costs.saved(shorter.cuts)
+            if saved >= rule.saving * (1 - 1e-9):
+                reason = f"{rule.name}: {format_bytes(saved)} fewer are read for a token"
+                return replace(shorter, stopped=reason)
         if count == rule.most:
             return replace(shorter, stopped=f"{rule.name}: {count} of {plan.blocks} blocks removed")
     return None
