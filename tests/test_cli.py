@@ -111,7 +111,7 @@ def test_a_killed_search_resumes_to_the_same_plan(
 ) -> None:
     words = ("prune", tiny_folder, "--remove", 3, *FAST)
     assert run(*words, "-o", "whole").exit_code == 0
-    from tinysleb.search import rounds
+    from tinysleb.search import race
     from tinysleb.search.sweep import sweep as real
 
     calls = []
@@ -122,7 +122,7 @@ def test_a_killed_search_resumes_to_the_same_plan(
             raise KeyboardInterrupt
         return real(*args, **named)
 
-    monkeypatch.setattr(rounds, "sweep", dies)
+    monkeypatch.setattr(race, "sweep", dies)
     assert run(*words, "-o", "out").exit_code == 1
     assert not (tmp_path / "out").exists()
     fails(run(*words, "-o", "out"), f"stopped after {finished} rounds", "--resume")

@@ -15,7 +15,7 @@ from tinysleb.compute.distributed import Group
 
 DIES_IN_ROUND_TWO = """
 import os, sys
-from tinysleb.search import rounds as search
+from tinysleb.search import race as search
 from tinysleb.cli import main
 
 real, calls = search.sweep, []

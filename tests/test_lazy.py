@@ -15,7 +15,8 @@ from tinysleb.compute.memory import Budget
 from tinysleb.plan import Plan, Round, Score
 from tinysleb.search.cuts import BLOCK, HALF, removable
 from tinysleb.search.lazy import UNKNOWN, expectations
-from tinysleb.search.rounds import same_cost, search
+from tinysleb.search.race import same_cost
+from tinysleb.search.rounds import search
 from tinysleb.sublayers import Cut, block_cut
 
 ONE, TWO, THREE, FOUR, NEW = map(block_cut, (1, 2, 3, 4, 5))

@@ -35,7 +35,8 @@ from tinysleb.formats.units import format_bytes
 from tinysleb.plan import Plan, Round, read_plan
 from tinysleb.search.cuts import ANY, ATTENTION, BLOCK, HALF, KINDS, removable
 from tinysleb.search.kept_states import BASE
-from tinysleb.search.rounds import TIE, cheapest, excess, heats, same_cost, search
+from tinysleb.search.race import TIE, cheapest, excess, heats, same_cost
+from tinysleb.search.rounds import search
 from tinysleb.search.sweep import sweep
 from tinysleb.sublayers import Cut
 from tinysleb.text.tokenizer import open_tokenizer
@@ -263,7 +264,7 @@ def test_more_blocks_than_may_go(tiny_folder: Path) -> None:
 def test_a_loss_that_is_not_finite_names_the_block(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tinysleb.search import rounds
+    from tinysleb.search import race
     from tinysleb.search import sweep as module
 
     real: Callable[..., dict[Cut, Tensor]] = module.sweep
@@ -272,7 +273,7 @@ def test_a_loss_that_is_not_finite_names_the_block(
         losses = real(*args, **named)
         return losses | {(6, 7): losses[6, 7] * math.nan}
 
-    monkeypatch.setattr(rounds, "sweep", broken)
+    monkeypatch.setattr(race, "sweep", broken)
     with pytest.raises(TinyslebError, match="without block 3 is not a finite number, though all weights are"):
         run_search(open_model(tiny_folder), windows(0), 1)
 

@@ -9,7 +9,7 @@ from tinysleb.checkpoint.config import ModelConfig, block_parameter_count
 from tinysleb.checkpoint.weights import Weights, total_bytes
 from tinysleb.compute.compute import Compute
 from tinysleb.compute.device import dtype_name, product_rate
-from tinysleb.search.rounds import sweeps_in_a_round
+from tinysleb.search.race import sweeps_in_a_round
 from tinysleb.sublayers import Cut
 
 PRODUCT_SHARE = 0.6

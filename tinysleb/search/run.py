@@ -28,7 +28,7 @@ from tinysleb.search.cost import Costs, generation_costs
 from tinysleb.search.cuts import ANY, BLOCK, CONTEXT, DEFAULT_KIND, check_target, removable
 from tinysleb.search.evaluate import evaluate
 from tinysleb.search.metrics import METRICS, Scoring, check_metric, order_cuts
-from tinysleb.search.rounds import same_cost, sweeps_in_a_round
+from tinysleb.search.race import same_cost, sweeps_in_a_round
 from tinysleb.search.stopping import StoppingRule, by_count, by_saving, finished_plan
 from tinysleb.sublayers import Cut, cut_title
 from tinysleb.text.windows import Calibration
