@@ -88,9 +88,11 @@ def _what(removed: Sequence[int | str]) -> str:
 def _how_chosen(settings: Mapping[str, Any]) -> str:
     metric = settings.get("metric")
     how = "SLEB (arXiv 2402.09025)" if metric == "perplexity" else f"the metric {metric}"
+    how += "" if settings.get("cut", "block") == "block" else f", over cuts of the kind {settings['cut']}"
     how = "hand or by another program" if metric is None else how
     if settings.get("search") != "healed":
-        return f"chosen by {how}"
+        refined = "; then exchanged for better ones" if settings.get("search") == "refined" else ""
+        return f"chosen by {how}{refined}"
     if settings.get("chosen") == "sleb":
         return f"chosen by {how}; after healing, no run of neighbouring blocks did better"
     return f"chosen as the run of neighbouring blocks that heals best, better than those chosen by {how}"

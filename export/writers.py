@@ -27,7 +27,7 @@ from tinysleb.formats.tensor_types import WRITABLE
 from tinysleb.heal.healed_weights import Healed
 from tinysleb.plan import Plan, Round
 from tinysleb.search.cuts import candidates
-from tinysleb.sublayers import Cut, Pair, pairs_of, sublayers_of, whole_blocks
+from tinysleb.sublayers import Pair, cuts_of, pairs_of, sublayers_of, whole_blocks
 
 GGUF, HUGGINGFACE = "gguf", "huggingface"
 WRITERS: Mapping[tuple[str, type[Weights]], str] = {
@@ -189,12 +189,7 @@ def _no_folder(source: Checkpoint) -> TinyslebError:
 def _plan_of(source: Weights, kept: tuple[Pair, ...]) -> Plan | None:
     """What can be said of a model that was shortened without a plan; None for one that was not."""
     blocks = source.config.blocks
-    gone = sorted(set(range(2 * blocks)) - set(sublayers_of(kept)))
-    cuts: list[Cut] = []
-    while gone:
-        size = 2 if gone[1:2] == [gone[0] + 1] else 1
-        cuts.append(tuple(gone[:size]))
-        gone = gone[size:]
+    cuts = cuts_of(set(range(2 * blocks)) - set(sublayers_of(kept)))
     return (
         Plan(blocks, len(cuts), {}, rounds=tuple(Round(cut, math.nan, {}) for cut in cuts)) if cuts else None
     )

@@ -14,7 +14,7 @@ from tinysleb.commands.parsing import CommandGroup, HealingCommand, options_give
 from tinysleb.compute.threads import limit_spinning
 from tinysleb.formats.tensor_types import WRITABLE
 from tinysleb.plan import PERPLEXITY
-from tinysleb.search.cuts import CONTEXT, DEFAULT_KIND, KINDS
+from tinysleb.search.cuts import CONTEXT, DEFAULT_KIND, KINDS, SEARCHES
 from tinysleb.search.metrics import METRICS
 
 path_type = click.Path(path_type=Path)
@@ -193,10 +193,9 @@ def main() -> None:
 )
 @click.option(
     "--search",
-    type=click.Choice(["plain", "healed"]),
-    default="plain",
-    show_default=True,
-    help="healed: also try every run of neighbouring blocks, and judge after healing.",
+    type=click.Choice(SEARCHES),
+    help="plain: as published. refined: then exchange cuts for better ones. healed: also try every run of "
+    "neighbouring blocks, and judge after healing.  [default: refined with --cut half, else plain]",
 )
 @click.option("--exact", is_flag=True, help="Score all candidates on all windows, without racing.")
 @compute_options

@@ -57,6 +57,17 @@ def pairs_of(kept: Iterable[int]) -> tuple[Pair, ...]:
     return tuple(pairs)
 
 
+def cuts_of(gone: Iterable[int]) -> tuple[Cut, ...]:
+    """Sublayers that go as cuts of two that are neighbours in the whole stack or, if there is none, of one;
+    ascending."""
+    left, cuts = sorted(gone), list[Cut]()
+    while left:
+        size = 2 if left[1:2] == [left[0] + 1] else 1
+        cuts.append(tuple(left[:size]))
+        left = left[size:]
+    return tuple(cuts)
+
+
 def cut_name(cut: Sequence[int]) -> int | str:
     """A cut as plans have it: the index of a whole block, else its sublayers, such as "F5 A6"."""
     if len(cut) == 2 and tuple(cut) == block_cut(cut[0] // 2):

@@ -9,7 +9,7 @@ from tinysleb.commands.options import NONE, ComputeOptions, HealingOptions, refu
 from tinysleb.commands.shortened import default_output
 from tinysleb.errors import TinyslebError
 from tinysleb.plan import PERPLEXITY
-from tinysleb.search.cuts import ANY, ATTENTION
+from tinysleb.search.cuts import ANY, ATTENTION, BLOCK, HALF, HEALED, REFINED
 
 STOPPING = ("remove", "ratio", "max_perplexity_increase", "fit", "speedup")
 SEARCH_ONLY = (
@@ -38,7 +38,7 @@ class PruneOptions(HealingOptions):
     cut: str
     context: int
     metric: str
-    search: str
+    search: str | None
     exact: bool
     plan: Path | None
     unknown_arrays: str | None
@@ -57,7 +57,12 @@ class PruneOptions(HealingOptions):
             refuse_unused(self.given, HEALING_ONLY, "With --heal none nothing is healed")
         if self.metric != PERPLEXITY:
             refuse_unused(self.given, ("exact", "resume"), f"--metric {self.metric} scores blocks once")
-        if self.search == "healed":
+        self._check_search()
+
+    def _check_search(self) -> None:
+        if self.search == REFINED:
+            self._check_refined()
+        if self.search == HEALED:
             sizes = ("fit", "max_perplexity_increase")
             why = "--search healed needs a fixed number of blocks (--remove, --ratio or --speedup)"
             refuse_unused(self.given, sizes, why)
@@ -65,6 +70,23 @@ class PruneOptions(HealingOptions):
                 raise TinyslebError("--search healed needs healing, and --heal none leaves it out")
             if self.cut in (ATTENTION, ANY):
                 raise TinyslebError(f"--search healed compares runs of blocks, --cut {self.cut} makes others")
+
+    def _check_refined(self) -> None:
+        why = "--search refined needs a fixed number of cuts (--remove, --ratio or --speedup)"
+        refuse_unused(self.given, ("fit", "max_perplexity_increase"), why)
+        refuse_unused(self.given, ("token_file",), "--search refined judges by other windows of the text")
+        refuse_unused(self.given, ("exact",), "--search refined goes on where SLEB ends")
+        if self.metric != PERPLEXITY or self.cut not in (BLOCK, HALF):
+            raise TinyslebError("--search refined is for --metric perplexity, and --cut block or half")
+
+    @property
+    def refined(self) -> bool:
+        """Whether cuts are exchanged after the search: if asked for, or where nothing stands against it."""
+        if self.search is not None:
+            return self.search == REFINED
+        by_count = self.fit is None and self.max_perplexity_increase is None
+        possible = by_count and self.token_file is None and not self.exact and self.metric == PERPLEXITY
+        return possible and self.cut == HALF
 
     def _check_with_plan(self) -> None:
         refuse_unused(self.given, SEARCH_ONLY, "With --plan there is no search")

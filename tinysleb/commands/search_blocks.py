@@ -21,9 +21,9 @@ from tinysleb.export.writers import GGUF, own_format, with_one_cut
 from tinysleb.formats.files import refuse_full_disk
 from tinysleb.heal.repair import STEPS_PART
 from tinysleb.heal.run import PreparedHealing
-from tinysleb.search.cuts import ANY, HALF
+from tinysleb.search.cuts import ANY, HALF, HEALED
 from tinysleb.search.run import SearchRequest, check_request, read_unfinished, run_search
-from tinysleb.text.windows import Calibration, WindowSource, read_windows
+from tinysleb.text.windows import Calibration, WindowSource, read_windows, with_others
 
 RACING, SAMPLING, HEALING, DISTILLING = 0.35, 2.0, 1.0, 7.0
 """What a token costs at each block in a search, sampling, healing and distilling, in block passes, about."""
@@ -54,11 +54,10 @@ def _search_and_write(weights: Checkpoint, options: PruneOptions, group: Group) 
     request = _request(weights, options)
     allowed = check_request(request, weights.config.blocks)
     saved = read_unfinished(unfinished, options.resume, options.force, group)
-    source = WindowSource(options.texts, options.token_file, options.windows, options.window_length)
-    calibration = read_windows(weights, source, options.seed)
+    calibration = _calibration(weights, options)
     compute = choose_compute(options, group, saved)
     prepared = prepare_unless(weights, options, compute, options.out, options.fit)
-    if isinstance(prepared, str) and options.search == "healed":
+    if isinstance(prepared, str) and options.search == HEALED:
         raise TinyslebError(f"--search healed needs healing: {prepared}")
     console = Console(_works(weights, calibration, request, prepared), silent=group.rank > 0)
     tell_remarks(weights, console)
@@ -74,7 +73,7 @@ def _search_and_write(weights: Checkpoint, options: PruneOptions, group: Group) 
             return
         heal = None
         if isinstance(prepared, PreparedHealing):
-            runs_among = allowed if options.search == "healed" else None
+            runs_among = allowed if options.search == HEALED else None
             heal = heal_with(weights, prepared, compute, console, runs_among)
         plan = finish(weights, plan, options.out, options.unknown_arrays, heal, console, options.type_name)
     except KeyboardInterrupt:
@@ -84,6 +83,12 @@ def _search_and_write(weights: Checkpoint, options: PruneOptions, group: Group) 
     forget_distillation(options.out)
     console.clear()
     print_shortened(weights, plan, options.out, options.as_json, searched=True)
+
+
+def _calibration(weights: Checkpoint, options: PruneOptions) -> Calibration:
+    source = WindowSource(options.texts, options.token_file, options.windows, options.window_length)
+    calibration = read_windows(weights, source, options.seed)
+    return with_others(weights, source, calibration, options.seed) if options.refined else calibration
 
 
 def _say_if_unhealed(prepared: PreparedHealing | str, options: PruneOptions, console: Console) -> None:
@@ -100,7 +105,7 @@ def _request(weights: Checkpoint, options: PruneOptions) -> SearchRequest:
         refuse_full_disk(options.out, int(kept * total_bytes(in_types(weights, options.type_name))))
     return SearchRequest(
         rule, options.metric, options.seed, options.keep_first, options.keep_last, options.exact, options.cut,
-        costs_of(options, weights),
+        costs_of(options, weights), options.refined,
     )  # fmt: skip
 
 

@@ -92,6 +92,10 @@ class Race:
             waiting -= set(called)
             best = self._increase(self.winner)
 
+    def enter(self, cut: Cut, losses: Tensor) -> None:
+        """Let a candidate race along whose token losses on all windows are known."""
+        self.losses[cut], self.means[cut] = losses, losses.double().mean().item()
+
     def _increase(self, cut: Cut) -> float:
         """What a cut adds to the loss on all windows, for what it saves."""
         rounds = self.plan.rounds

@@ -27,6 +27,7 @@ from tinysleb.search import rounds
 from tinysleb.search.cost import Costs, generation_costs
 from tinysleb.search.cuts import ANY, BLOCK, CONTEXT, DEFAULT_KIND, check_target, removable
 from tinysleb.search.evaluate import evaluate
+from tinysleb.search.exchange import exchange
 from tinysleb.search.metrics import METRICS, Scoring, check_metric, order_cuts
 from tinysleb.search.race import same_cost, sweeps_in_a_round
 from tinysleb.search.stopping import StoppingRule, by_count, by_saving, finished_plan
@@ -43,7 +44,8 @@ class SearchRequest:
 
     `keep_first` and `keep_last`: how many blocks at the bottom and at the top stay. `kind`: what a cut is,
     one of `cuts.KINDS`. `costs`: by which cuts of any kind are weighed. `exact`: score all candidates on all
-    windows. `seed`: chose the windows, and chooses cuts where the metric is `random`.
+    windows. `refine`: exchange cuts for better ones after the last round, if there are windows to judge by.
+    `seed`: chose the windows, and chooses cuts where the metric is `random`.
     """
 
     rule: StoppingRule
@@ -54,6 +56,7 @@ class SearchRequest:
     exact: bool = False
     kind: str = DEFAULT_KIND
     costs: Costs | None = None
+    refine: bool = False
 
 
 def search(
@@ -118,7 +121,32 @@ def run_search(
         if unfinished is not None and request.metric == PERPLEXITY and group.rank == 0:
             write_json(unfinished, plan_to_json(plan))
         say(f"{_round_line(plan)}, {time.monotonic() - begin:.1f} s")
+    if request.refine and calibration.others is not None:
+        return _refined(replace(scoring, plan=finished), calibration.others, say)
     return finished
+
+
+def _refined(scoring: Scoring, others: Tensor, say: Callable[[str], None]) -> Plan:
+    """The plan with cuts exchanged for better ones, if they are that on other windows, too."""
+    plan, begin = scoring.plan, time.monotonic()
+    better = exchange(
+        scoring.weights, scoring.tokens, plan, scoring.compute,
+        allowed=scoring.allowed, kind=scoring.kind, progress=scoring.progress,
+    )  # fmt: skip
+    if better is plan:
+        say(f"no cut can be exchanged for a better one, {time.monotonic() - begin:.1f} s")
+        return plan
+    before, after = (
+        evaluate(Shortened(scoring.weights, each.kept), others, scoring.compute).perplexity
+        for each in (plan, better)
+    )
+    removed = ", ".join(map(str, better.removed))
+    verdict = "kept" if after < before else "not kept"
+    say(
+        f"exchanged for {removed}: on other windows, perplexity {before:.2f} -> {after:.2f}, {verdict}, "
+        f"{time.monotonic() - begin:.1f} s"
+    )
+    return better if after < before else plan
 
 
 def check_request(request: SearchRequest, blocks: int) -> range:

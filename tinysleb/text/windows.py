@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tokenize import TokenError
 
@@ -42,10 +42,12 @@ class WindowSource:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Windows `[n, T]`, where they came from, and a hash of their tokens."""
+    """Windows `[n, T]`, where they came from, and a hash of their tokens; `others` `[m, T]` of the same
+    texts, to judge by, if there are any."""
 
     tokens: Tensor
     source: str
+    others: Tensor | None = None
 
     @property
     def sha256(self) -> str:
@@ -87,6 +89,18 @@ def read_windows(weights: Checkpoint, windows: WindowSource, seed: int | None) -
     count = windows.count or (DEFAULT_WINDOWS if seed is not None else None)
     length = min(windows.length, config.context_length)
     return from_text(open_tokenizer(weights), windows.texts, length, count, seed, config.vocab_size)
+
+
+def with_others(
+    weights: Checkpoint, windows: WindowSource, calibration: Calibration, seed: int
+) -> Calibration:
+    """The same with as many `others`, or all there are; none if windows come from a token file."""
+    if windows.token_file is not None:
+        return calibration
+    known, count = set(map(tuple, calibration.tokens.tolist())), len(calibration.tokens)
+    more = read_windows(weights, replace(windows, count=2 * count), seed).tokens
+    others = [row for row in more.tolist() if tuple(row) not in known][:count]
+    return replace(calibration, others=torch.tensor(others)) if others else calibration
 
 
 def default_text() -> str:
