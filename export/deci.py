@@ -14,15 +14,17 @@ from pathlib import Path
 import numpy as np
 from gguf.constants import GGMLQuantizationType, GGUFValueType
 
-from tinysleb.checkpoint.config import ATTENTION, FEED_FORWARD, ModelConfig
-from tinysleb.checkpoint.gguf_names import huggingface_name, interleaved, rotated_heads
+from tinysleb.checkpoint.architectures import DECI
+from tinysleb.checkpoint.config import ATTENTION, HALF_SIZES, ModelConfig
+from tinysleb.checkpoint.gguf_names import (
+    empty_feed_forwards,
+    huggingface_name,
+    interleaved,
+    rotated_heads,
+)
 from tinysleb.errors import TinyslebError
 from tinysleb.formats.gguf_file import Bytes, GgufFile, GgufTensor, GgufValue
 from tinysleb.sublayers import Pair
-
-DECI = "deci"
-NO_HEADS, NO_FEED_FORWARD = 0, 1
-"""The sizes that stand for a half that a block lacks."""
 
 
 def check_halves(config: ModelConfig, kept: Sequence[Pair], where: Path) -> None:
@@ -36,7 +38,7 @@ def check_halves(config: ModelConfig, kept: Sequence[Pair], where: Path) -> None
     )
     if lacking := _not_in_graph(config):
         raise TinyslebError(
-            f"{message}; llama.cpp runs such blocks in the architecture {DECI!r}, which has no {lacking}",
+            f"{message}; llama.cpp runs such blocks in the architecture 'deci', which has no {lacking}",
             "remove blocks, or pairs such as F6 A7",
         )
     if ATTENTION in config.without[0]:
@@ -66,33 +68,21 @@ def _not_in_graph(config: ModelConfig) -> str:
 
 def as_written(config: ModelConfig) -> ModelConfig:
     """The shape as a GGUF of this model states it: that of `deci`, if a block lacks a half."""
-    if not config.without:
-        return config
-    architecture = replace(config.architecture, gguf=DECI, interleaved_rotary=True, unrotated_period=0)
-    return replace(config, architecture=architecture, unrotated=())
+    return replace(config, architecture=DECI, unrotated=()) if config.without else config
 
 
 def stated_sizes(config: ModelConfig) -> dict[str, int | list[int]]:
     """The sizes that a GGUF may state for each block, by their keys without the architecture; as one number
     where all blocks are whole."""
     sizes = {
-        "feed_forward_length": (FEED_FORWARD, config.intermediate, NO_FEED_FORWARD),
-        "attention.head_count": (ATTENTION, config.heads, NO_HEADS),
-        "attention.head_count_kv": (ATTENTION, config.kv_heads, NO_HEADS),
+        "feed_forward_length": config.intermediate,
+        "attention.head_count": config.heads,
+        "attention.head_count_kv": config.kv_heads,
     }
     return {
-        key: [none if half in lacking else size for lacking in config.without] if config.without else size
-        for key, (half, size, none) in sizes.items()
+        key: [none if half in lacking else sizes[key] for lacking in config.without] or sizes[key]
+        for key, (half, none) in HALF_SIZES.items()
     }
-
-
-def empty_feed_forwards(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The tensors of the feed-forwards that add nothing, all zeros, by their names in a GGUF."""
-    width = config.width
-    parts = {"norm": (width,), "gate": (NO_FEED_FORWARD, width), "up": (NO_FEED_FORWARD, width)}
-    parts |= {"down": (width, NO_FEED_FORWARD)}
-    lacking = [index for index, halves in enumerate(config.without) if FEED_FORWARD in halves]
-    return {f"blk.{index}.ffn_{part}.weight": parts[part] for index in lacking for part in parts}
 
 
 @dataclass(frozen=True)
@@ -134,12 +124,12 @@ def as_deci(source: GgufFile, config: ModelConfig) -> GgufFile:
 def _metadata(source: GgufFile, config: ModelConfig) -> dict[str, GgufValue]:
     old = f"{config.architecture.gguf}."
     metadata = {
-        f"{DECI}.{key.removeprefix(old)}" if key.startswith(old) else key: item
+        f"{DECI.gguf}.{key.removeprefix(old)}" if key.startswith(old) else key: item
         for key, item in source.metadata.items()
     }
-    metadata["general.architecture"] = GgufValue(DECI, GGUFValueType.STRING)
+    metadata["general.architecture"] = GgufValue(DECI.gguf, GGUFValueType.STRING)
     for key, sizes in stated_sizes(config).items():
-        metadata[f"{DECI}.{key}"] = GgufValue(sizes, GGUFValueType.ARRAY, GGUFValueType.INT32)
+        metadata[f"{DECI.gguf}.{key}"] = GgufValue(sizes, GGUFValueType.ARRAY, GGUFValueType.INT32)
     return metadata
 
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from gguf.constants import GGMLQuantizationType, GGUFValueType
 
+from tinysleb.checkpoint.architectures import DECI
 from tinysleb.errors import TinyslebError, shown
-from tinysleb.export.deci import DECI
 from tinysleb.export.gguf_keys import (
     ARRAYS,
     PER_BLOCK_OR_ONE,
@@ -79,7 +79,7 @@ _DECI = LoadedTensors(
 FAMILIES: Mapping[str, LoadedTensors] = {
     "llama": _LLAMA,
     "granite": _LLAMA,
-    DECI: _DECI,
+    DECI.gguf: _DECI,
     "qwen2": LoadedTensors(_ONCE, _BLOCK | _SQUARE, _OPTIONAL),
     "qwen3": LoadedTensors(
         _ONCE, _BLOCK | {"attn_q_norm.weight": "D", "attn_k_norm.weight": "D"}, _OPTIONAL
@@ -132,7 +132,7 @@ def _problems(metadata: Metadata, tensors: TensorTypes) -> Iterator[str]:
     yield from _key_problems(metadata, architecture, blocks)
     yield from _vocabulary_problems(metadata)
     yield from _type_problems(tensors)
-    if architecture == DECI and not _sizes(metadata, DECI)["Q"]:
+    if architecture == DECI.gguf and not _sizes(metadata, architecture)["Q"]:
         yield "its first block has no attention"
     if architecture in FAMILIES and type(blocks) is int and blocks <= MOST_BLOCKS:
         yield from _tensor_problems(metadata, tensors, architecture, blocks)
@@ -189,7 +189,7 @@ def _tensor_problems(
     expected = _shapes(family.once, _sizes(metadata, architecture))
     for block in range(blocks):
         sizes = _sizes(metadata, architecture, block)
-        parts = _deci_block(sizes) if architecture == DECI else family.per_block
+        parts = _deci_block(sizes) if architecture == DECI.gguf else family.per_block
         expected |= {f"blk.{block}.{name}": shape for name, shape in _shapes(parts, sizes).items()}
     for name, shape in expected.items():
         if name in tensors and tensors[name][0] != shape:

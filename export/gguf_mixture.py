@@ -9,8 +9,8 @@ import re
 
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
+from tinysleb.checkpoint.architectures import DECI
 from tinysleb.checkpoint.config import ATTENTION, ModelConfig
-from tinysleb.export.deci import DECI
 from tinysleb.formats.tensor_types import FileType, tensor_type
 
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
@@ -112,7 +112,7 @@ def _down_type(option: str, index: int, config: ModelConfig, more_bits: bool, we
 
 def _is_large(config: ModelConfig) -> bool:
     """Whether llama.cpp takes this for a model of 70 billion parameters, by its number of blocks."""
-    family = config.architecture.gguf in ("qwen2", DECI) or (
+    family = config.architecture.gguf in ("qwen2", DECI.gguf) or (
         config.architecture.gguf == "llama" and config.heads != config.kv_heads
     )
     return family and config.blocks == LARGE_MODEL_BLOCKS

@@ -16,6 +16,7 @@ from tinysleb.checkpoint.config import ModelConfig
 from tinysleb.checkpoint.encoding import encode
 from tinysleb.checkpoint.gguf_names import (
     ROTARY_FACTORS,
+    empty_feed_forwards,
     gguf_name,
     huggingface_name,
     interleaved,
@@ -25,7 +26,7 @@ from tinysleb.checkpoint.huggingface_source import HuggingfaceWeights
 from tinysleb.checkpoint.rotary import Rotary
 from tinysleb.checkpoint.weights import Weights
 from tinysleb.errors import TinyslebError
-from tinysleb.export.deci import as_written, empty_feed_forwards
+from tinysleb.export.deci import as_written
 from tinysleb.export.gguf_check import TensorTypes, check_loadable
 from tinysleb.export.gguf_limits import check_expressible, ignored_window
 from tinysleb.export.gguf_metadata import checkpoint_metadata

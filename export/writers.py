@@ -132,6 +132,11 @@ def _asked_for(
     plan = plan or _plan_of(source, kept)
     _check_plan(plan, source, kept)
     output_format = output_format or (GGUF if out.suffix == ".gguf" else HUGGINGFACE)
+    if source.config.without and kept != whole_blocks(range(source.config.blocks)):
+        raise TinyslebError(
+            f"{source.path} has blocks without attention or without feed-forward, and is not shortened again",
+            "shorten the original, by a plan of all that is to go",
+        )
     check_halves(weights.config, kept, source.path)
     if weights.config.without and output_format == HUGGINGFACE:
         raise _no_folder(source)

@@ -15,7 +15,7 @@ import torch
 from click.testing import Result
 from gguf.constants import GGMLQuantizationType
 
-from exporting import TOKENS, TOLERANCE, by_llama_cpp, exported, types
+from exporting import TOKENS, TOLERANCE, agrees_with_llama_cpp, by_llama_cpp, exported, types
 from reference import (
     FAMILIES,
     llama_cpp_chat,
@@ -89,6 +89,7 @@ def test_llama_cpp_computes_what_transformers_does_without_sublayers(
         ours = forward(Shortened(open_model(whole), plan.kept), TOKENS)[0]
         torch.testing.assert_close(ours, expected, rtol=0, atol=2e-4)
         assert distance("cut.gguf", ours) < 2e-5, removed
+        assert torch.equal(forward(open_model(Path("cut.gguf")), TOKENS)[0], ours)
         write(open_model(folder), "direct.gguf", plan, pre="smollm", force=True)
         found, like = read_gguf(Path("direct.gguf")), read_gguf(Path("cut.gguf"))
         assert found.values()["general.architecture"] == "deci"
@@ -160,7 +161,58 @@ def test_a_search_over_attention_is_healed_and_written(run: Run, tiny_gguf: Path
     assert [name[0] for name in plan["removed"]] == ["A", "A"]
     assert plan["healing"]["blocks"]
     assert read_gguf(Path("out.gguf")).values()["deci.attention.head_count"].count(0) == 2
-    assert np.isfinite(llama_cpp_logits(Path("out.gguf"), TOKENS[0].tolist())).all()
+    assert agrees_with_llama_cpp(Path("out.gguf"), 1e-3)
+
+
+def test_what_was_written_is_a_model_again(run: Run, tmp_path: Path) -> None:
+    """Looked at, evaluated, and given another type; not searched, healed or written as a folder."""
+    whole = exported(run, make_variant("qwen2", tmp_path / "m"), "f32")
+    assert cut(run, whole, PLANS["both, beside a pair"], "cut.gguf").exit_code == 0
+    said = json.loads(run("inspect", "cut.gguf", "--json").stdout)
+    assert (said["blocks"], said["blocks_without_attention"]) == (5, [1])
+    before, after = (
+        sum(info.nbytes for info in open_model(Path(m)).tensors.values()) for m in (whole, "cut.gguf")
+    )
+    assert said["bytes"] == after < before
+    np.save("t.npy", TOKENS.numpy().astype(np.int32))
+    result = json.loads(run("eval", "cut.gguf", "--tokens", "t.npy", "--dtype", "float32", "--json").stdout)
+    logits = torch.from_numpy(llama_cpp_logits(Path("cut.gguf"), TOKENS[0].tolist())[:-1])
+    loss = torch.nn.functional.cross_entropy(logits, TOKENS[0, 1:]).item()
+    assert result["loss"] == pytest.approx(loss, rel=1e-4)
+    result = run("export", "cut.gguf", "--gguf", "q8_0.gguf", "--type", "q8_0", "--verify")
+    assert result.exit_code == 0, result.output
+    assert types(read_gguf(Path("q8_0.gguf")))["blk.3.ffn_down.weight"] == "F32"
+    assert run("export", "cut.gguf", "--gguf", "copy.gguf").exit_code == 0
+    assert read_gguf(Path("copy.gguf")).tensors.keys() == read_gguf(Path("cut.gguf")).tensors.keys()
+    Path("p.json").write_text('{"blocks": 5, "removed": [4]}')
+    again = "and is not shortened again"
+    refused(run, Path("cut.gguf"), "out.gguf", again, "--remove", "1")
+    result = run("heal", "cut.gguf", "--plan", "p.json", "--tokens", "t.npy", "-o", "out.gguf")
+    assert again in result.stderr
+    assert "cannot say which blocks have no attention" in run("export", "cut.gguf", "--hf", "out").stderr
+    assert run("prune", "cut.gguf", "--plan", "p.json", "-o", "unread.gguf").exit_code == 0
+    assert agrees_with_llama_cpp(Path("unread.gguf"), 1e-3)
+
+
+def test_what_is_not_ours_is_refused(run: Run, tiny_gguf: Path, tmp_path: Path) -> None:
+    """A feed-forward of width 1 that adds something, a first block without heads, sizes that vary."""
+    assert cut(run, tiny_gguf, ["A1", "F3"], "cut.gguf").exit_code == 0
+    ours = read_gguf(Path("cut.gguf"))
+    data = bytearray(Path("cut.gguf").read_bytes())
+    data[ours.tensors["blk.3.ffn_up.weight"].offset + 3] = 0x3F
+    (tmp_path / "adds.gguf").write_bytes(data)
+    stored = ours.metadata["deci.attention.head_count"]
+    for name, heads in (("first", [0, 4, 4, 4, 4, 4]), ("vary", [4, 0, 4, 4, 2, 4])):
+        changes: dict[str, Any] = {"deci.attention.head_count": replace(stored, value=heads)}
+        with_metadata(Path("cut.gguf"), tmp_path / f"{name}.gguf", changes)
+    for name, message in (
+        ("adds", "`blk.3.ffn_up.weight` of a feed-forward of width 1 does not hold zeros alone"),
+        ("first", "`deci.attention.head_count` is [0, 4, 4, 4, 4, 4], which is not modelled"),
+        ("vary", "`deci.attention.head_count` is [4, 4, 4, 2, 4], which is not modelled"),
+    ):
+        with pytest.raises(TinyslebError) as info:
+            open_model(tmp_path / f"{name}.gguf")
+        assert message in info.value.message
 
 
 @pytest.mark.parametrize("name", OTHERS)

@@ -80,8 +80,11 @@ ARCHITECTURES = (
     ),
 )  # fmt: skip
 
+DECI = Architecture("LlamaForCausalLM", "deci", interleaved_rotary=True)
+"""What a GGUF is whose blocks may lack a half: Llama with sizes stated block by block."""
+
 BY_HUGGINGFACE_NAME = {record.huggingface: record for record in ARCHITECTURES}
-BY_GGUF_NAME = {record.gguf: record for record in reversed(ARCHITECTURES)}
+BY_GGUF_NAME = {record.gguf: record for record in (DECI, *reversed(ARCHITECTURES))}
 
 
 @dataclass(frozen=True)
@@ -125,4 +128,4 @@ GGUF_GRAPHS = {
         output_biases=True, rope_freqs=True, states_vocab_size=True, states_rope_dimensions=True
     ),
 }  # fmt: skip
-"""By `general.architecture`. `deci` is what blocks that lack a half are written as."""
+"""By `general.architecture`."""

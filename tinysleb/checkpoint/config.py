@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tinysleb.checkpoint.architectures import BY_GGUF_NAME, Architecture
+from tinysleb.checkpoint.architectures import BY_GGUF_NAME, DECI, Architecture
 from tinysleb.checkpoint.family import family_of, stated_settings, unknown_family
 from tinysleb.checkpoint.rotary import Rotary, rotary_from_gguf, rotary_from_huggingface
 from tinysleb.checkpoint.settings import SettingsReader, not_modelled
@@ -24,6 +24,12 @@ HALVES = ATTENTION, FEED_FORWARD = "attention", "feed-forward"
 """Of a block, in order."""
 OUT, DOWN = "self_attn.o_proj", "mlp.down_proj"
 """The last product of each."""
+HALF_SIZES: Mapping[str, tuple[str, int]] = {
+    "feed_forward_length": (FEED_FORWARD, 1),
+    "attention.head_count": (ATTENTION, 0),
+    "attention.head_count_kv": (ATTENTION, 0),
+}
+"""The sizes that `deci` states for each block: of which half they are, and what stands for none."""
 
 
 @dataclass(frozen=True)
@@ -148,8 +154,13 @@ def config_from_gguf(
     prefix = f"{name}."
     values = {key.removeprefix(prefix): metadata[key] for key in metadata if key.startswith(prefix)}
     read = SettingsReader(values, where, prefix, per_block=True)
-    heads, width = read.integer("attention.head_count"), read.integer("embedding_length")
     blocks = read.integer("block_count", most=MOST_BLOCKS)
+    without = _lacking_halves(values, blocks) if architecture is DECI else ()
+    read.values = _of_halves(values, without)
+    if without and ATTENTION in without[0]:
+        heads = values["attention.head_count"]
+        raise read.not_modelled("attention.head_count", heads, "heads in the first block")
+    heads, width = read.integer("attention.head_count"), read.integer("embedding_length")
     head_dim = read.integer("attention.key_length", default=width // heads, most=LARGEST_HEAD)
     context_length = read.integer("context_length")
     period = architecture.unrotated_period
@@ -169,18 +180,41 @@ def config_from_gguf(
         tied="output.weight" not in shapes,
         qkv_bias="blk.0.attn_q.bias" in shapes,
         output_bias="blk.0.attn_output.bias" in shapes,
-        mlp_bias="blk.0.ffn_down.bias" in shapes,
+        mlp_bias=any(name.endswith(".ffn_down.bias") for name in shapes),
         embedding_scale=read.real("embedding_scale", default=1.0),
         residual_scale=read.real("residual_scale", default=1.0),
         attention_scale=read.real("attention.scale", default=0.0),
         logit_divisor=read.real("logit_scale", default=1.0),
         unrotated=periodic(period, blocks),
         attention_windows=(window,) * blocks if 0 < window < context_length else (),
+        without=without,
     )
     read.require("attention.value_length", head_dim, default=head_dim)
     read.require("vocab_size", config.vocab_size, default=config.vocab_size)
     read.refuse_unread(HARMLESS_GGUF_KEYS)
     return _checked(config, where)
+
+
+def _lacking_halves(values: Mapping[str, Any], blocks: int) -> tuple[frozenset[str], ...]:
+    """Which halves the blocks of `deci` lack, by the sizes stated for them; empty if none does."""
+    lacking = [set[str]() for _ in range(blocks)]
+    for key in ("feed_forward_length", "attention.head_count"):
+        (half, none), sizes = HALF_SIZES[key], values.get(key)
+        if isinstance(sizes, list) and len(sizes) == blocks:
+            for halves in (lacking[index] for index, size in enumerate(sizes) if size == none):
+                halves.add(half)
+    return tuple(map(frozenset, lacking)) if any(lacking) else ()
+
+
+def _of_halves(values: Mapping[str, Any], without: tuple[frozenset[str], ...]) -> Mapping[str, Any]:
+    """The settings, with only the sizes of halves that blocks have."""
+    stated = {key: (half, values.get(key)) for key, (half, _) in HALF_SIZES.items()}
+    sizes = {
+        key: [size for size, lacking in zip(sizes, without, strict=True) if half not in lacking]
+        for key, (half, sizes) in stated.items()
+        if isinstance(sizes, list) and len(sizes) == len(without)
+    }
+    return {**values, **sizes}
 
 
 def periodic(period: int, blocks: int) -> tuple[bool, ...]:

@@ -48,8 +48,9 @@ def is_same_model(settings: Mapping[str, Any], weights: Weights) -> bool:
 
 
 def _add_norms(digest: hashlib._Hash, weights: Weights) -> str:
-    for index in range(weights.config.blocks):
-        digest.update(_vector(weights, block_prefix(index) + NORM).tobytes())
+    for name in (block_prefix(index) + NORM for index in range(weights.config.blocks)):
+        if name in weights.tensors:
+            digest.update(_vector(weights, name).tobytes())
     return digest.hexdigest()
 
 

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from tinysleb.checkpoint.architectures import Architecture
-from tinysleb.checkpoint.config import ModelConfig
+from tinysleb.checkpoint.config import FEED_FORWARD, HALF_SIZES, ModelConfig
 
 COMMON_NAMES = {
     "model.embed_tokens": "token_embd",
@@ -47,6 +47,16 @@ def huggingface_name(name: str, architecture: Architecture) -> str:
     """`blk.3.attn_q.weight` → `model.layers.3.self_attn.q_proj.weight`; an unknown name stays."""
     names = {theirs: ours for ours, theirs in _names(architecture).items()}
     return _renamed(name, r"blk\.(\d+)\.", "model.layers.{}.", names)
+
+
+def empty_feed_forwards(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The tensors that stand for feed-forwards which blocks lack, by their names in a GGUF: all zeros."""
+    width, none = config.width, HALF_SIZES["feed_forward_length"][1]
+    parts: dict[str, tuple[int, ...]] = {
+        "norm": (width,), "gate": (none, width), "up": (none, width), "down": (width, none)
+    }  # fmt: skip
+    lacking = [index for index, halves in enumerate(config.without) if FEED_FORWARD in halves]
+    return {f"blk.{index}.ffn_{part}.weight": parts[part] for index in lacking for part in parts}
 
 
 def is_attention(name: str) -> bool:

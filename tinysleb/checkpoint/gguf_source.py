@@ -11,8 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from gguf.constants import GGUFValueType
 
-from tinysleb.checkpoint.config import LARGEST_HEAD, ModelConfig, config_from_gguf
-from tinysleb.checkpoint.gguf_names import ROTARY_FACTORS, gguf_name, halved, huggingface_name, rotated_heads
+from tinysleb.checkpoint.config import HALF_SIZES, LARGEST_HEAD, ModelConfig, config_from_gguf
+from tinysleb.checkpoint.gguf_names import (
+    ROTARY_FACTORS,
+    empty_feed_forwards,
+    gguf_name,
+    halved,
+    huggingface_name,
+    rotated_heads,
+)
 from tinysleb.checkpoint.gguf_vocabulary import (
     BYTE_LEVEL,
     MODEL_KEY,
@@ -49,7 +56,7 @@ class GgufWeights:
                 tensor.shape, tensor.type.name, tensor.nbytes
             )
             for name, tensor in self.file.tensors.items()
-            if name not in ROTARY_FACTORS.values()
+            if name not in _beside(self.config)
         }
 
     @property
@@ -127,13 +134,29 @@ def gguf_weights(file: GgufFile, pre: str | None = None) -> GgufWeights:
     values = file.values()
     shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
     config = config_from_gguf(values, shapes, _rotary_factors(file), str(path))
-    found = {
-        _known_name(name, config): shape
-        for name, shape in shapes.items()
-        if name not in ROTARY_FACTORS.values()
-    }
+    beside = _beside(config)
+    found = {_known_name(name, config): shape for name, shape in shapes.items() if name not in beside}
     check_complete(config, found, path)
+    _check_empty(file, config)
     return GgufWeights(path, file, config)
+
+
+def _beside(config: ModelConfig) -> set[str]:
+    """The tensors of a GGUF that have no counterpart in a checkpoint."""
+    return {*ROTARY_FACTORS.values(), *empty_feed_forwards(config)}
+
+
+def _check_empty(file: GgufFile, config: ModelConfig) -> None:
+    """Raise TinyslebError for a feed-forward of width 1 that adds something."""
+    for name, shape in empty_feed_forwards(config).items():
+        if name.endswith("_norm.weight"):
+            continue
+        tensor = file.tensors.get(name)
+        if tensor is None or tensor.shape != shape or file.read_floats(name).any():
+            raise TinyslebError(
+                f"{file.path}: `{name}` of a feed-forward of width {HALF_SIZES['feed_forward_length'][1]} "
+                "does not hold zeros alone, which is not modelled"
+            )
 
 
 def with_pre(file: GgufFile, pre: str) -> GgufFile:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from tinysleb.checkpoint.config import block_parameter_count, parameter_count
+from tinysleb.checkpoint.config import ATTENTION, block_parameter_count, parameter_count
 from tinysleb.checkpoint.rotary import Rotary
 from tinysleb.checkpoint.weights import Checkpoint
 from tinysleb.compute.compute import Compute
@@ -44,6 +44,7 @@ def describe(weights: Checkpoint, window_length: int, compute: Compute) -> dict[
         "rope_scaling": _rope_scaling(rotary),
         "attention_windows": sorted(set(config.attention_windows)),
         "blocks_without_rotary": [i for i, still in enumerate(config.unrotated) if still],
+        "blocks_without_attention": [i for i, halves in enumerate(config.without) if ATTENTION in halves],
         "tied_embeddings": config.tied,
         "parameters": parameter_count(config),
         "block_parameters": block_parameter_count(config),
