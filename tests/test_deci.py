@@ -232,14 +232,16 @@ def test_what_cannot_be_said_is_refused(run: Run, tiny_folder: Path, tiny_gguf: 
     windowed = make_model("MistralForCausalLM", tmp_path / "w", sliding_window=32)
     refused(run, windowed, "out", "which has no attention windows", *ATTENTION)
     Path("p.json").write_text('{"blocks": 6, "removed": ["F3"]}')
-    for words in (ATTENTION, ("--plan", "p.json"), ("--plan", "p.json", "--heal", "solve")):
+    any_cut = ("--remove", "1", "--cut", "any")
+    for words in (ATTENTION, any_cut, ("--plan", "p.json"), ("--plan", "p.json", "--heal", "solve")):
         refused(run, tiny_folder, "out", "cannot say which blocks have no attention", *words)
     with pytest.raises(TinyslebError, match="cannot say which blocks") as info:
         write(open_model(tiny_gguf), tmp_path / "out", plan_of(["A2"]))
     assert info.value.hint == "choose a GGUF as the output"
     Path("p.json").write_text('{"blocks": 6, "removed": ["A3", "A0"]}')
     message = "block 0 of the shortened model would be F0, without attention; llama.cpp loads no model whose"
-    for words in ((*ATTENTION, "--keep-first", "0"), ("--plan", "p.json")):
+    begins = ("--keep-first", "0")
+    for words in ((*ATTENTION, *begins), (*any_cut, *begins), ("--plan", "p.json")):
         refused(run, tiny_gguf, "out.gguf", message, *words)
 
 
