@@ -9,6 +9,7 @@ from typing import Any
 
 from tinysleb import __version__
 from tinysleb.export.front_matter import Fields, split_card, string, strings, texts_of, write_card
+from tinysleb.plan import DIVERGENCE
 
 TAGS = ("tinysleb", "pruned")
 DROPPED_KEYS = ("model-index",)
@@ -70,11 +71,11 @@ def _what_was_done(base_model: str, plan: Mapping[str, Any]) -> list[str]:
     losses = [plan.get("loss"), *(round_.get("loss") for round_ in plan.get("rounds") or [])]
     if len(losses) > 1 and losses[0] is not None and losses[-1] is not None:
         first, last = (f"{math.exp(min(loss, 700)):.2f}" for loss in (losses[0], losses[-1]))
-        lines += [
-            "",
-            f"Perplexity on the calibration text ({settings.get('text', 'unknown')}): {first} before, "
-            f"{last} after. `plan.json` has every score.",
-        ]
+        text = f"the calibration text ({settings.get('text', 'unknown')})"
+        said = f"Perplexity on {text}: {first} before, {last} after."
+        if settings.get("score") == DIVERGENCE:
+            said = f"Divergence from the original on {text}: {losses[-1]:.3f} nats a token."
+        lines += ["", f"{said} `plan.json` has every score."]
     return lines + _healing(healing)
 
 

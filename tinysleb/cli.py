@@ -13,7 +13,7 @@ from tinysleb.commands.options import DISTILL, DISTILL_MINUTES, DISTILL_TOKENS, 
 from tinysleb.commands.parsing import CommandGroup, HealingCommand, options_given, shared
 from tinysleb.compute.threads import limit_spinning
 from tinysleb.formats.tensor_types import WRITABLE
-from tinysleb.plan import PERPLEXITY
+from tinysleb.plan import DIVERGENCE, PERPLEXITY
 from tinysleb.search.cuts import CONTEXT, DEFAULT_KIND, KINDS, SEARCHES
 from tinysleb.search.metrics import METRICS
 
@@ -190,6 +190,13 @@ def main() -> None:
     default=PERPLEXITY,
     show_default=True,
     help="How blocks are chosen.",
+)
+@click.option(
+    "--score",
+    type=click.Choice([PERPLEXITY, DIVERGENCE]),
+    default=PERPLEXITY,
+    show_default=True,
+    help="kl: by the divergence from the original, which depends less on the text.",
 )
 @click.option(
     "--search",

@@ -13,7 +13,7 @@ from tinysleb.formats.files import read_json_object
 from tinysleb.sublayers import Cut, Pair, cut_name, cut_named, pairs_of, sublayers_of
 
 MOST_BLOCKS = 10_000
-PERPLEXITY = "perplexity"
+PERPLEXITY, DIVERGENCE = "perplexity", "kl"
 BY_HAND = 'a plan can be written by hand: {"blocks": 30, "removed": [3, "F6 A7"]}'
 RELATIVE = ("excess", "margin")
 SOURCE_NUMBERS = ("tokens", "original", "shortened", "healed", "closed")
@@ -86,6 +86,11 @@ class Plan:
         return pairs_of(self.stack)
 
     @property
+    def by_divergence(self) -> bool:
+        """Whether losses are divergences from the original, of which there is no perplexity."""
+        return self.settings.get("score") == DIVERGENCE
+
+    @property
     def finished(self) -> bool:
         """Whether the search made as many cuts as it was asked for."""
         return len(self.rounds) == self.target
@@ -99,11 +104,11 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         "kept": [cut_name(sublayers_of([pair])) for pair in plan.kept],
         "target": plan.target,
         "stopped": plan.stopped,
-        **_with_perplexity(plan.loss),
+        **_with_perplexity(plan.loss, plan),
         "settings": dict(plan.settings),
         **({"scores": _by_name(plan.scores)} if plan.scores else {}),
         **({"healing": dict(plan.healing)} if plan.healing else {}),
-        "rounds": [_round_to_json(round_) for round_ in plan.rounds],
+        "rounds": [_round_to_json(round_, plan) for round_ in plan.rounds],
     }
 
 
@@ -111,18 +116,18 @@ def _by_name(values: Mapping[Cut, Any]) -> dict[str, Any]:
     return {str(cut_name(cut)): value for cut, value in values.items()}
 
 
-def _round_to_json(round_: Round) -> dict[str, Any]:
+def _round_to_json(round_: Round, plan: Plan) -> dict[str, Any]:
     return {
         "removed": cut_name(round_.cut),
-        **_with_perplexity(round_.loss),
+        **_with_perplexity(round_.loss, plan),
         "candidates": {name: asdict(score) for name, score in _by_name(round_.candidates).items()},
     }
 
 
-def _with_perplexity(loss: float | None) -> dict[str, float | None]:
+def _with_perplexity(loss: float | None, plan: Plan) -> dict[str, float | None]:
     if loss is None or math.isnan(loss):
         return {"loss": None, "perplexity": None}
-    found = perplexity(loss)
+    found = math.inf if plan.by_divergence else perplexity(loss)
     return {"loss": loss, "perplexity": found if math.isfinite(found) else None}  # JSON has no infinity
 
 

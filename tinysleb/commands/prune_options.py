@@ -8,12 +8,12 @@ from pathlib import Path
 from tinysleb.commands.options import NONE, ComputeOptions, HealingOptions, refuse_several, refuse_unused
 from tinysleb.commands.shortened import default_output
 from tinysleb.errors import TinyslebError
-from tinysleb.plan import PERPLEXITY
+from tinysleb.plan import DIVERGENCE, PERPLEXITY
 from tinysleb.search.cuts import ANY, ATTENTION, BLOCK, HALF, HEALED, REFINED
 
 STOPPING = ("remove", "ratio", "max_perplexity_increase", "fit", "speedup")
 SEARCH_ONLY = (
-    "exact", "resume", "windows", "window_length", "keep_first", "keep_last", "cut", "metric",
+    "exact", "resume", "windows", "window_length", "keep_first", "keep_last", "cut", "metric", "score",
     "search",
 )  # fmt: skip
 HEALING_ONLY = ("heal_tokens", "self_text", "distill_tokens", "minutes")
@@ -38,6 +38,7 @@ class PruneOptions(HealingOptions):
     cut: str
     context: int
     metric: str
+    score: str
     search: str | None
     exact: bool
     plan: Path | None
@@ -56,10 +57,13 @@ class PruneOptions(HealingOptions):
         if self.heal == NONE:
             refuse_unused(self.given, HEALING_ONLY, "With --heal none nothing is healed")
         if self.metric != PERPLEXITY:
-            refuse_unused(self.given, ("exact", "resume"), f"--metric {self.metric} scores blocks once")
+            why = f"--metric {self.metric} scores blocks once"
+            refuse_unused(self.given, ("exact", "resume", "score"), why)
         self._check_search()
 
     def _check_search(self) -> None:
+        if self.score == DIVERGENCE:
+            refuse_unused(self.given, ("max_perplexity_increase",), "--score kl knows no perplexity")
         if self.search == REFINED:
             self._check_refined()
         if self.search == HEALED:

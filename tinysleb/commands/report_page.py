@@ -26,12 +26,21 @@ def report_html(plan: Plan) -> str:
     return (
         f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{escape(title)}</title>"
         f"<style>{STYLE}</style><h1>{escape(title)}</h1>"
-        f"<h2>Perplexity on the calibration text</h2>{_curve(plan)}{_table(plan)}"
+        f"<h2>{_measure(plan).capitalize()} on the calibration text</h2>{_curve(plan)}{_table(plan)}"
         "<h2>What leaving out each block would have cost</h2>"
         "<p>One row a round, one column a block; what straddles two lies between them. Darker is worse; "
         "the dot marks what went; what is white was gone or had to stay.</p>"
         f"{_rounds(plan)}{_healing(plan)}<h2>How it was made</h2><table>{settings}</table></html>\n"
     )
+
+
+def _measure(plan: Plan) -> str:
+    return "divergence from the original" if plan.by_divergence else "perplexity"
+
+
+def _shown(plan: Plan, loss: float, digits: int = 2) -> str:
+    """A loss as a person is told it: as perplexity, or in nats if it is a divergence."""
+    return f"{loss:.3f}" if plan.by_divergence else f"{perplexity(loss):.{digits}f}"
 
 
 def _losses(plan: Plan) -> list[float]:
@@ -43,10 +52,10 @@ def _losses(plan: Plan) -> list[float]:
 
 def _table(plan: Plan) -> str:
     losses = _losses(plan)
-    rows = [f"<tr><td>0<td>–<td>{perplexity(loss):.2f}" for loss in losses[:1]]
+    rows = [f"<tr><td>0<td>–<td>{_shown(plan, loss)}" for loss in losses[:1]]
     for number, (round_, loss) in enumerate(zip(plan.rounds, losses[1:], strict=False), 1):
-        rows.append(f"<tr><td>{number}<td>{cut_name(round_.cut)}<td>{perplexity(loss):.2f}")
-    return f"<table><tr><th>removed<th>what<th>perplexity{''.join(rows)}</table>"
+        rows.append(f"<tr><td>{number}<td>{cut_name(round_.cut)}<td>{_shown(plan, loss)}")
+    return f"<table><tr><th>removed<th>what<th>{_measure(plan)}{''.join(rows)}</table>"
 
 
 def _healing(plan: Plan) -> str:
@@ -86,12 +95,12 @@ def _curve(plan: Plan) -> str:
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     marks = "".join(
         f"<circle cx='{x:.1f}' cy='{y:.1f}' r='3' fill='#1f5fa8'/>"
-        f"<text x='{x:.1f}' y='{y - 8:.1f}' text-anchor='middle'>{perplexity(loss):.1f}</text>"
+        f"<text x='{x:.1f}' y='{y - 8:.1f}' text-anchor='middle'>{_shown(plan, loss, 1)}</text>"
         for (x, y), loss in zip(points, losses, strict=True)
     )
     return (
         f"<svg width='{LEFT + CURVE_WIDTH + 20}' height='{CURVE_HEIGHT + 20}' role='img' "
-        f"aria-label='Perplexity by blocks removed'><g transform='translate(0 16)'>"
+        f"aria-label='{_measure(plan).capitalize()} by blocks removed'><g transform='translate(0 16)'>"
         f"<polyline points='{line}' fill='none' stroke='#1f5fa8' stroke-width='2'/>{marks}</g></svg>"
     )
 
@@ -101,13 +110,13 @@ def _rounds(plan: Plan) -> str:
         f"<text x='{LEFT + CELL * (index + 0.5)}' y='12' text-anchor='middle'>{index}</text>"
         for index in range(plan.blocks)
     )
-    rows = "".join(_row(round_, number) for number, round_ in enumerate(plan.rounds))
+    rows = "".join(_row(plan, round_, number) for number, round_ in enumerate(plan.rounds))
     width, height = LEFT + CELL * plan.blocks, CELL * (len(plan.rounds) + 1)
     label = "Scores of all candidates by round"
     return f"<svg width='{width}' height='{height}' role='img' aria-label='{label}'>{numbers}{rows}</svg>"
 
 
-def _row(round_: Round, number: int) -> str:
+def _row(plan: Plan, round_: Round, number: int) -> str:
     y = CELL * (number + 1)
     cells = [f"<text x='0' y='{y + 15}'>{number + 1}</text>"]
     halved = any(cut[0] % 2 or len(cut) == 1 for cut in round_.candidates)
@@ -115,8 +124,8 @@ def _row(round_: Round, number: int) -> str:
     for cut, score in round_.candidates.items():
         cells.append(
             f"<rect x='{_middle(cut) - width / 2:g}' y='{y}' width='{width - 1:g}' height='{CELL - 1}' "
-            f"fill='{_shade(score.loss - round_.loss)}'><title>{cut_title(cut)}: perplexity "
-            f"{perplexity(score.loss):.2f} on {score.windows} windows</title></rect>"
+            f"fill='{_shade(score.loss - round_.loss)}'><title>{cut_title(cut)}: "
+            f"{_measure(plan)} {_shown(plan, score.loss)} on {score.windows} windows</title></rect>"
         )
     x, middle = _middle(round_.cut), y + CELL / 2
     cells.append(f"<circle cx='{x:g}' cy='{middle:g}' r='4' fill='#c2410c'/>")

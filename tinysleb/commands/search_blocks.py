@@ -105,7 +105,7 @@ def _request(weights: Checkpoint, options: PruneOptions) -> SearchRequest:
         refuse_full_disk(options.out, int(kept * total_bytes(in_types(weights, options.type_name))))
     return SearchRequest(
         rule, options.metric, options.seed, options.keep_first, options.keep_last, options.exact, options.cut,
-        costs_of(options, weights), options.refined,
+        costs_of(options, weights), options.refined, options.score,
     )  # fmt: skip
 
 

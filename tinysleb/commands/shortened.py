@@ -117,6 +117,9 @@ def print_shortened(weights: Weights, plan: Plan, out: Path, as_json: bool, sear
     print_line(f"{out}: {len(plan.kept)} of {plan.blocks} blocks, without {removed}")
     print_line(f"parameters: {before:,} -> {after:,} ({after / before:.0%})")
     if searched and plan.loss is not None and not math.isnan(plan.rounds[-1].loss):
-        first, last = perplexity(plan.loss), perplexity(plan.rounds[-1].loss)
+        last = plan.rounds[-1].loss
         what = "the calibration text, before healing" if plan.healing else "the calibration text"
-        print_line(f"perplexity on {what}: {first:.2f} -> {last:.2f}")
+        if plan.by_divergence:
+            print_line(f"divergence from the original on {what}: {last:.3f} nats a token")
+        else:
+            print_line(f"perplexity on {what}: {perplexity(plan.loss):.2f} -> {perplexity(last):.2f}")

@@ -9,7 +9,7 @@ and losses are float32. Leaving a block out is not calling it: nothing here know
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -300,19 +300,33 @@ def token_losses(weights: Weights, states: Tensor, targets: Tensor, dtype: torch
     `states`: normed, as `final_norm` gives them, float32 `[variants, m, width]`. The head is read once, in
     chunks of the vocabulary; the log-sum-exp is carried from chunk to chunk, so all logits are never held.
     """
-    hidden = states.flatten(0, 1)
     targets = targets.repeat(len(states))
     log_sum = torch.full(targets.shape, -torch.inf, device=targets.device)
     target_logit = torch.zeros(targets.shape, device=targets.device)
-    size = CACHED_TOKENS if targets.device.type == "cpu" else TOKEN_CHUNK
-    for start, stop in chunks(weights.config.vocab_size, VOCABULARY_CHUNK):
-        head = weights.tensor(head_name(weights.config), start, stop).to(targets.device, dtype)
-        for first, last in chunks(len(targets), size):
-            rows = slice(first, last)
-            chunk = F.linear(hidden[rows].to(dtype), head)
-            _gather_targets(target_logit[rows], chunk, targets[rows] - start)
-            log_sum[rows] = torch.logaddexp(log_sum[rows], _log_sum_exp(chunk))
+    for start, rows, chunk in _logit_chunks(weights, states.flatten(0, 1), dtype):
+        _gather_targets(target_logit[rows], chunk, targets[rows] - start)
+        log_sum[rows] = torch.logaddexp(log_sum[rows], _log_sum_exp(chunk))
     return (log_sum - target_logit).view(len(states), -1)
+
+
+def log_sums(weights: Weights, states: Tensor, dtype: torch.dtype) -> Tensor:
+    """The log-sum-exp of the logits of normed states `[m, width]`, float32 `[m]`, in chunks as above."""
+    log_sum = torch.full(states.shape[:1], -torch.inf, device=states.device)
+    for _, rows, chunk in _logit_chunks(weights, states, dtype):
+        log_sum[rows] = torch.logaddexp(log_sum[rows], _log_sum_exp(chunk))
+    return log_sum
+
+
+def _logit_chunks(
+    weights: Weights, states: Tensor, dtype: torch.dtype
+) -> Iterator[tuple[int, slice, Tensor]]:
+    """Logits of normed states `[m, width]`: the first row of the head's chunk, which states, and `[., .]`."""
+    size = CACHED_TOKENS if states.device.type == "cpu" else TOKEN_CHUNK
+    for start, stop in chunks(weights.config.vocab_size, VOCABULARY_CHUNK):
+        head = weights.tensor(head_name(weights.config), start, stop).to(states.device, dtype)
+        for first, last in chunks(len(states), size):
+            rows = slice(first, last)
+            yield start, rows, F.linear(states[rows].to(dtype), head)
 
 
 def forward(weights: Weights, tokens: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -17,6 +17,7 @@ from tinysleb.compute.memory import obey
 from tinysleb.model.chunks import chunks
 from tinysleb.plan import perplexity
 from tinysleb.search.kept_states import BASE
+from tinysleb.search.original import Original
 from tinysleb.search.sweep import sweep
 
 
@@ -40,8 +41,10 @@ def evaluate(
     tokens: Tensor,
     compute: Compute | None = None,
     progress: Callable[[float], None] = lambda _done: None,
+    original: Original | None = None,
 ) -> Evaluation:
-    """Score windows `[n, T]`, tokens 1 … T-1 of each, as many at a time as fit into memory.
+    """Score windows `[n, T]`, tokens 1 … T-1 of each, as many at a time as fit into memory; with `original`,
+    what that says of them, the loss is the divergence from it.
 
     Raises TinyslebError if the perplexity is not a finite number, naming the tensor that is damaged.
     """
@@ -54,7 +57,10 @@ def evaluate(
     for start, stop in chunks(len(tokens), memory.windows):
         windows = tokens[start:stop].to(compute.device)
         report = scaled(progress, start / len(tokens), stop / len(tokens))
-        losses = sweep(weights, stack, (), windows, compute.dtype, ahead=memory.ahead, progress=report)
+        losses = sweep(
+            weights, stack, (), windows, compute.dtype,
+            ahead=memory.ahead, original=original, first_window=start, progress=report,
+        )  # fmt: skip
         total += losses[BASE].double().sum().item()
     seconds = time.monotonic() - begin
     count = tokens.shape[0] * (tokens.shape[1] - 1)

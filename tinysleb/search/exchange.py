@@ -21,7 +21,8 @@ from tinysleb.plan import Plan, Round
 from tinysleb.search.cuts import candidates
 from tinysleb.search.kept_states import KeptStates
 from tinysleb.search.lazy import UNKNOWN
-from tinysleb.search.race import TIE, Race, same_cost
+from tinysleb.search.original import Original
+from tinysleb.search.race import TIE, Race, Track
 from tinysleb.sublayers import Cut, cuts_of
 
 PASSES = 2
@@ -37,19 +38,23 @@ def exchange(
     allowed: range,
     kind: str,
     progress: Progress,
+    original: Original | None = None,
 ) -> Plan:
     """The plan with cuts exchanged for better ones, as long as there are any; `plan` itself if there are
     none.
 
-    `tokens`: calibration windows `[n, T]`. `allowed` and `kind` as in `rounds.search`. A cut stays without
-    which attention and feed-forward would not alternate. Rounds after the first that changes have no scores.
+    `tokens`: calibration windows `[n, T]`. `allowed`, `kind` and `original` as in `rounds.search`. A cut
+    stays without which attention and feed-forward would not alternate. Rounds after the first that changes
+    have no scores.
     """
-    most = len(candidates(plan.stack, allowed, kind)) + 2
-    blocks = dict[int, Block]() if compute.memory_plan(weights, most, *tokens.shape).resident else None
+    most, held = len(candidates(plan.stack, allowed, kind)) + 2, original.nbytes if original else 0
+    count, length = tokens.shape
+    memory = compute.memory_plan(weights, most, count, length, held)
+    blocks = dict[int, Block]() if memory.resident else None
+    track = Track(weights, tokens, compute, KeptStates(0), blocks, original=original)
 
     def race(cuts: Sequence[Cut], others: Sequence[Cut], known: tuple[Cut, Tensor] | None = None) -> Race:
-        shorter, states = _plan_of(plan.blocks, cuts), KeptStates(0)
-        race = Race(weights, tokens, shorter, others, compute, states, blocks, same_cost, None)
+        race = Race(track, _plan_of(plan.blocks, cuts), others, None)
         if known is not None:
             race.enter(*known)
         race.run(dict.fromkeys(others, UNKNOWN), exact=False, progress=lambda _done: None)

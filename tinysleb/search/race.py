@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import NormalDist
 
 import torch
@@ -22,6 +23,7 @@ from tinysleb.model.chunks import chunks
 from tinysleb.plan import Plan, Score
 from tinysleb.search.kept_states import BASE, KeptStates
 from tinysleb.search.lazy import Expected
+from tinysleb.search.original import Original
 from tinysleb.search.sweep import sweep
 from tinysleb.sublayers import Cut, cut_title
 
@@ -51,6 +53,28 @@ def cheapest(scores: Mapping[Cut, float]) -> Cut:
     return min(cut for cut, score in scores.items() if score <= least + TIE)
 
 
+@dataclass(frozen=True)
+class Track:
+    """What all races of a search share: the model, calibration windows `[n, T]`, where to compute; states and
+    blocks that are kept between sweeps, the latter if there is memory; what a cut saves; and the original, if
+    candidates are scored by their divergence from it."""
+
+    weights: Weights
+    tokens: Tensor
+    compute: Compute
+    states: KeptStates
+    blocks: dict[int, Block] | None = None
+    cost: Cost = same_cost
+    original: Original | None = None
+
+    @property
+    def held(self) -> int:
+        """The bytes that are kept, or will be."""
+        config, item = self.weights.config, self.compute.dtype.itemsize
+        blocks = 0 if self.blocks is None else config.blocks * block_bytes(config, item)
+        return self.states.held + blocks + (self.original.nbytes if self.original else 0)
+
+
 class Race:
     """One round: what is known of each variant by its key, and the candidates in a heat.
 
@@ -58,24 +82,12 @@ class Race:
     `behind`: by how much a candidate was and surely is behind the leader.
     """
 
-    def __init__(
-        self,
-        weights: Weights,
-        tokens: Tensor,
-        plan: Plan,
-        cuts: Sequence[Cut],
-        compute: Compute,
-        states: KeptStates,
-        blocks: dict[int, Block] | None,
-        cost: Cost,
-        before: Tensor | None,
-    ) -> None:
-        self.weights, self.tokens, self.plan, self.stack = weights, tokens, plan, plan.stack
-        self.compute, self.states, self.blocks = compute, states, blocks
-        comparisons = (len(cuts) + 1) * len(tokens)
+    def __init__(self, track: Track, plan: Plan, cuts: Sequence[Cut], before: Tensor | None) -> None:
+        self.track, self.plan, self.tokens, self.cost = track, plan, track.tokens, track.cost
+        comparisons = (len(cuts) + 1) * len(self.tokens)
         self.deviates = NormalDist().inv_cdf(1 - ERROR_LEVEL / comparisons)
-        self.cost, self.before = cost, before
-        self.with_base = before is None and (plan.loss is None or cost is not same_cost)
+        self.before = before
+        self.with_base = before is None and (plan.loss is None or self.cost is not same_cost)
         self.losses: dict[Cut, Tensor] = {}
         self.means: dict[Cut, float] = {}
         self.behind: dict[Cut, tuple[float, float]] = {}
@@ -150,37 +162,39 @@ class Race:
 
     def _heat(self, windows: range, cuts: Sequence[Cut], progress: Callable[[float], None]) -> None:
         """Score candidates on `windows`, each process its share."""
-        keys = [*cuts, *([BASE] if self.with_base else [])]
+        with_base = self.with_base and len(self.losses.get(BASE, ())) < windows.stop
+        keys = [*cuts, *([BASE] if with_base else [])]
         length = self.tokens.shape[1]
         losses = torch.zeros(len(keys), len(windows), length - 1)
-        share, mine = self.compute.group.share(windows, keys)
+        track = self.track
+        share, mine = track.compute.group.share(windows, keys)
         count = sum(key != BASE for key in mine)
-        config, item = self.weights.config, self.compute.dtype.itemsize
-        held = self.states.held + (0 if self.blocks is None else config.blocks * block_bytes(config, item))
-        memory = self.compute.memory_plan(self.weights, count, len(share), length, held)
+        memory = track.compute.memory_plan(track.weights, count, len(share), length, track.held)
         obey(memory)
         for first, last in chunks(len(share) if mine else 0, memory.windows):
             report = scaled(progress, first / len(share), last / len(share))
             for key, values in self._sweep(share[first:last], mine, memory.ahead, report).items():
                 at = share.start - windows.start
                 losses[keys.index(key), at + first : at + last] = values
-        self.compute.group.add_up(losses)
+        track.compute.group.add_up(losses)
         for key, values in zip(keys, losses, strict=True):
             self._record(key, values)
 
     def _sweep(
         self, windows: range, keys: Sequence[Cut], ahead: bool, progress: Callable[[float], None]
     ) -> dict[Cut, Tensor]:
+        track = self.track
         return sweep(
-            self.weights,
-            self.stack,
+            track.weights,
+            self.plan.stack,
             [key for key in keys if key != BASE],
-            self.tokens[windows.start : windows.stop].to(self.compute.device),
-            self.compute.dtype,
+            self.tokens[windows.start : windows.stop].to(track.compute.device),
+            track.compute.dtype,
             with_base=BASE in keys,
             ahead=ahead,
-            states=self.states,
-            kept_blocks=self.blocks,
+            states=track.states,
+            kept_blocks=track.blocks,
+            original=track.original,
             first_window=windows.start,
             progress=progress,
         )
@@ -188,7 +202,7 @@ class Race:
     def _record(self, key: Cut, values: Tensor) -> None:
         if not values.isfinite().all():
             what = "the model itself" if key == BASE else f"the model without {cut_title(key)}"
-            raise not_finite(self.weights, f"the loss of {what}")
+            raise not_finite(self.track.weights, f"the loss of {what}")
         earlier = self.losses.get(key)
         losses = values if earlier is None else torch.cat([earlier, values])
         self.losses[key], self.means[key] = losses, losses.double().mean().item()

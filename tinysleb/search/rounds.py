@@ -18,7 +18,8 @@ from tinysleb.plan import Plan, Round
 from tinysleb.search.cuts import ANY, candidates, check_target
 from tinysleb.search.kept_states import BASE, KeptStates, spread
 from tinysleb.search.lazy import expectations
-from tinysleb.search.race import Cost, Race, same_cost
+from tinysleb.search.original import Original
+from tinysleb.search.race import Cost, Race, Track, same_cost
 from tinysleb.sublayers import Cut
 
 
@@ -33,26 +34,30 @@ def search(
     exact: bool,
     progress: Progress,
     cost: Cost = same_cost,
+    original: Original | None = None,
 ) -> Iterator[Plan]:
     """Run the rounds that `plan` still lacks, yielding the plan after each.
 
     `tokens`: calibration windows `[n, T]`. `allowed`: blocks whose sublayers may go. `kind`: one of `KINDS`.
-    `cost`: what a cut saves, by which its increase of the loss is divided. Of candidates within `TIE`, the
+    `cost`: what a cut saves, by which its increase of the loss is divided. `original`: what that says of the
+    windows, if the loss is to be the divergence from it. Of candidates within `TIE`, the
     one that is lower in the stack goes.
     Raises TinyslebError if more is asked for than may go, or if a loss is not finite.
     """
     if kind != ANY:
         check_target(plan.target, plan.blocks, allowed)
     most = len(candidates(Plan(plan.blocks, 0, {}).stack, allowed, kind))
-    memory = compute.memory_plan(weights, most, *tokens.shape)
+    (count, length), held = tokens.shape, original.nbytes if original else 0
+    memory = compute.memory_plan(weights, most, count, length, held)
     states, blocks = KeptStates(memory.states), dict[int, Block]() if memory.resident else None
+    track = Track(weights, tokens, compute, states, blocks, cost, original)
     before: Tensor | None = None
     while not plan.finished:
         number, target = len(plan.rounds) + 1, plan.target
         cuts = candidates(plan.stack, allowed, kind)
         positions = promising(plan, cuts) if number < target else []
         states.want(positions, tokens.numel() * weights.config.width * 4 * len(cuts))
-        race = Race(weights, tokens, plan, cuts, compute, states, blocks, cost, before)
+        race = Race(track, plan, cuts, before)
         report = partial(progress, f"round {number} of {target}")
         expected = expectations(plan, cuts, cost)
         race.run(expected, exact, scaled(report, (number - 1) / target, number / target))

@@ -29,6 +29,7 @@ from tinysleb.search.cuts import ANY, BLOCK, CONTEXT, DEFAULT_KIND, check_target
 from tinysleb.search.evaluate import evaluate
 from tinysleb.search.exchange import exchange
 from tinysleb.search.metrics import METRICS, Scoring, check_metric, order_cuts
+from tinysleb.search.original import Original, ask_original
 from tinysleb.search.race import same_cost, sweeps_in_a_round
 from tinysleb.search.stopping import StoppingRule, by_count, by_saving, finished_plan
 from tinysleb.sublayers import Cut, cut_title
@@ -45,6 +46,7 @@ class SearchRequest:
     `keep_first` and `keep_last`: how many blocks at the bottom and at the top stay. `kind`: what a cut is,
     one of `cuts.KINDS`. `costs`: by which cuts of any kind are weighed. `exact`: score all candidates on all
     windows. `refine`: exchange cuts for better ones after the last round, if there are windows to judge by.
+    `score`: what a loss is, that of the text or the divergence from the original.
     `seed`: chose the windows, and chooses cuts where the metric is `random`.
     """
 
@@ -57,6 +59,7 @@ class SearchRequest:
     kind: str = DEFAULT_KIND
     costs: Costs | None = None
     refine: bool = False
+    score: str = PERPLEXITY
 
 
 def search(
@@ -64,6 +67,7 @@ def search(
     windows: Tensor,
     *,
     remove: int,
+    score: str = PERPLEXITY,
     cut: str = DEFAULT_KIND,
     metric: str = PERPLEXITY,
     exact: bool = False,
@@ -75,7 +79,8 @@ def search(
 ) -> Plan:
     """The plan that removes `remove` blocks of `weights`, or as many halves, found on `windows` `[n, T]`.
 
-    `cut`: what may go together, one of `cuts.KINDS`; of any, what costs as much as so many blocks.
+    `score`: "perplexity", or "kl" for the divergence from the original. `cut`: what may go together, one of
+    `cuts.KINDS`; of any, what costs as much as so many blocks.
 
     Raises TinyslebError if so many blocks cannot go, memory is too little, or a loss is not finite.
     """
@@ -83,7 +88,7 @@ def search(
     if cut == ANY:
         check_target(remove, weights.config.blocks, removable(weights.config.blocks, keep_first, keep_last))
         rule = by_saving(remove * costs.block, costs, 2 * weights.config.blocks, rule.name)
-    request = SearchRequest(rule, metric, seed, keep_first, keep_last, exact, cut, costs)
+    request = SearchRequest(rule, metric, seed, keep_first, keep_last, exact, cut, costs, score=score)
     calibration = Calibration(windows, "windows given by the caller")
     compute = compute or compute_on()
     return run_search(weights, calibration, request, compute, say=lambda _line: None, progress=progress)
@@ -132,18 +137,20 @@ def _refined(scoring: Scoring, others: Tensor, say: Callable[[str], None]) -> Pl
     better = exchange(
         scoring.weights, scoring.tokens, plan, scoring.compute,
         allowed=scoring.allowed, kind=scoring.kind, progress=scoring.progress,
+        original=_original(scoring, scoring.tokens),
     )  # fmt: skip
     if better is plan:
         say(f"no cut can be exchanged for a better one, {time.monotonic() - begin:.1f} s")
         return plan
+    original = _original(scoring, others)
     before, after = (
-        evaluate(Shortened(scoring.weights, each.kept), others, scoring.compute).perplexity
+        evaluate(Shortened(scoring.weights, each.kept), others, scoring.compute, original=original).loss
         for each in (plan, better)
     )
     removed = ", ".join(map(str, better.removed))
     verdict = "kept" if after < before else "not kept"
     say(
-        f"exchanged for {removed}: on other windows, perplexity {before:.2f} -> {after:.2f}, {verdict}, "
+        f"exchanged for {removed}: on other windows, {_change(plan, before, after)}, {verdict}, "
         f"{time.monotonic() - begin:.1f} s"
     )
     return better if after < before else plan
@@ -184,10 +191,26 @@ def _rounds(scoring: Scoring, request: SearchRequest) -> Iterator[Plan]:
     costs, cost = request.costs, same_cost
     if request.kind == ANY and costs is not None:
         cost = partial(_relative_cost, costs)
+    original = _original(scoring, scoring.tokens)
     return rounds.search(
         scoring.weights, scoring.tokens, scoring.plan, scoring.compute,
         allowed=scoring.allowed, kind=scoring.kind, exact=request.exact, progress=scoring.progress, cost=cost,
+        original=original,
     )  # fmt: skip
+
+
+def _original(scoring: Scoring, tokens: Tensor) -> Original | None:
+    """What the original says of windows, if candidates are scored by it."""
+    if not scoring.plan.by_divergence:
+        return None
+    return ask_original(scoring.weights, tokens, scoring.compute, partial(scoring.progress, "the original"))
+
+
+def _change(plan: Plan, before: float, after: float) -> str:
+    """A change of the loss, as a person is told it."""
+    if plan.by_divergence:
+        return f"divergence {before:.3f} -> {after:.3f} nats"
+    return f"perplexity {perplexity(before):.2f} -> {perplexity(after):.2f}"
 
 
 def _relative_cost(costs: Costs, cut: Cut) -> float:
@@ -249,6 +272,7 @@ def _settings(
         "model_fingerprint": model_fingerprint(weights),
         "types": stored_types(weights),
         "metric": request.metric,
+        **({"score": request.score} if request.score != PERPLEXITY else {}),
         "cut": request.kind,
         **({"context": request.costs.context} if request.kind == ANY and request.costs else {}),
         "exact": request.exact,
@@ -284,7 +308,7 @@ def _round_line(plan: Plan) -> str:
     line = f"round {len(plan.rounds)}/{plan.target}: {cut_title(round_.cut)} removed"
     before = earlier[-1].loss if earlier else plan.loss
     if before is not None and not math.isnan(before + round_.loss):
-        line += f", perplexity {perplexity(before):.2f} -> {perplexity(round_.loss):.2f}"
+        line += f", {_change(plan, before, round_.loss)}"
     if round_.candidates:
         most = max(score.windows for score in round_.candidates.values())
         left_early = sum(score.windows < most for score in round_.candidates.values())

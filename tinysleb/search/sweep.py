@@ -26,6 +26,7 @@ from tinysleb.model.forward import (
 )
 from tinysleb.model.positions import block_positions
 from tinysleb.search.kept_states import BASE, KeptStates
+from tinysleb.search.original import Original
 from tinysleb.sublayers import Cut
 
 
@@ -79,6 +80,7 @@ def sweep(
     ahead: bool = True,
     states: KeptStates | None = None,
     kept_blocks: dict[int, Block] | None = None,
+    original: Original | None = None,
     first_window: int = 0,
     progress: Callable[[float], None] = lambda _done: None,
 ) -> dict[Cut, Tensor]:
@@ -89,7 +91,8 @@ def sweep(
     sweeps. `ahead`: read the next block meanwhile. `kept_blocks`: blocks kept between sweeps; what is read is
     added. `progress` is called with the fraction done, 0 to 1.
     Returns for `BASE` (if asked for) and each candidate the negative log-likelihoods of tokens 1 … T-1,
-    float32 `[n, T-1]`.
+    float32 `[n, T-1]`; with `original`, which has all windows, divergences from it in
+    their place.
     """
     config = weights.config
     states = states or KeptStates(0)
@@ -110,7 +113,7 @@ def sweep(
             done += passes[sublayer]
         del block  # before the next one is awaited, and the one after it is being read
         progress(done / work)
-    losses = _losses(weights, streams.finished(with_base), tokens, dtype)
+    losses = _losses(weights, streams.finished(with_base), tokens, dtype, original, windows)
     return dict(zip([*streams.order, BASE], losses, strict=False))
 
 
@@ -181,10 +184,21 @@ class _Streams:
         self.order.insert(slot, key)
 
 
-def _losses(weights: Weights, hidden: Tensor, tokens: Tensor, dtype: torch.dtype) -> Tensor:
-    """Token losses `[variants, n, T-1]` on the CPU, of states `[variants, n, T, width]`, overwritten."""
+def _losses(
+    weights: Weights,
+    hidden: Tensor,
+    tokens: Tensor,
+    dtype: torch.dtype,
+    original: Original | None,
+    windows: range,
+) -> Tensor:
+    """Token losses `[variants, n, T-1]` on the CPU, of states `[variants, n, T, width]`, overwritten; with
+    the `original`, divergences from it."""
     for stream in hidden:
         stream.copy_(final_norm(weights, stream, torch.float32))
     targets = F.pad(tokens[:, 1:], (0, 1)).flatten()  # the last token's loss is computed, and left out below
-    losses = token_losses(weights, hidden.flatten(1, 2), targets, dtype)
+    if original is None:
+        losses = token_losses(weights, hidden.flatten(1, 2), targets, dtype)
+    else:
+        losses = original.divergences(weights, hidden.flatten(1, 2), windows, dtype)
     return losses.view(hidden.shape[:3])[..., :-1].cpu()

@@ -1,0 +1,83 @@
+"""What the original model says of windows, to score candidates by how far they are from it.
+
+The divergence KL(p ‖ q) of the original's distribution p of the next token and a candidate's q is a sum over
+the whole vocabulary: Σ p log p - Σ p (h · w) + log Σ exp(h · w), where h is what the candidate's head, with
+the rows w, is applied to. The first sum is the original's. The second is h · Σ p w, so that Σ p w, one row a
+token, is all that need be kept of p. So a candidate's divergence costs no more than its loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tinysleb.checkpoint.config import head_name
+from tinysleb.checkpoint.weights import Weights
+from tinysleb.compute.compute import Compute
+from tinysleb.model.blocks import load_blocks
+from tinysleb.model.chunks import VOCABULARY_CHUNK, chunks, windows_in_call
+from tinysleb.model.forward import advance, embed, final_norm, log_sums
+from tinysleb.model.positions import block_positions
+
+
+@dataclass(frozen=True)
+class Original:
+    """For each token of windows `[n, T]`: the head's rows weighed by the original's probabilities, `expected`
+    `[n, T, width]`, and the sum of p log p, `information` `[n, T]`, both float32 on the CPU."""
+
+    expected: Tensor
+    information: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """The memory it takes."""
+        return self.expected.nbytes + self.information.nbytes
+
+    def divergences(self, weights: Weights, states: Tensor, windows: range, dtype: torch.dtype) -> Tensor:
+        """Of each variant, in nats, float32 `[variants, m · T]`.
+
+        `states`: as `final_norm` gives them, float32 `[variants, m · T, width]`, of the m `windows`.
+        """
+        device, rows = states.device, slice(windows.start, windows.stop)
+        expected = self.expected[rows].flatten(0, 1).to(device)
+        information = self.information[rows].flatten().to(device)
+        sums = log_sums(weights, states.flatten(0, 1), dtype).view(len(states), -1)
+        products = torch.stack([(each.to(dtype).float() * expected).sum(-1) for each in states])
+        return information + sums - products
+
+
+@torch.inference_mode()
+def ask_original(
+    weights: Weights, tokens: Tensor, compute: Compute, progress: Callable[[float], None]
+) -> Original:
+    """What a model says of windows `[n, T]`, a few at a time; one walk for each of these."""
+    config, dtype = weights.config, compute.dtype
+    positions = block_positions(config, tokens.shape[1], compute.device)
+    parts: list[tuple[Tensor, Tensor]] = []
+    for first, last in chunks(len(tokens), windows_in_call(tokens.shape[1])):
+        states = embed(weights, tokens[first:last].to(compute.device))
+        blocks = load_blocks(weights, range(config.blocks), dtype, compute.device, ahead=False)
+        for block, position in zip(blocks, positions, strict=True):
+            advance(states, block, config, position)
+        normed = final_norm(weights, states, torch.float32).flatten(0, 1)
+        expected, information = (each.cpu() for each in _expected(weights, normed, dtype))
+        shape = last - first, tokens.shape[1]
+        parts.append((expected.view(*shape, -1), information.view(shape)))
+        progress(last / len(tokens))
+    return Original(*(torch.cat(each) for each in zip(*parts, strict=True)))
+
+
+def _expected(weights: Weights, states: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Σ p w `[m, width]` and Σ p log p `[m]` of normed states `[m, width]`."""
+    sums = log_sums(weights, states, dtype)
+    expected, information = torch.zeros_like(states), torch.zeros_like(sums)
+    for start, stop in chunks(weights.config.vocab_size, VOCABULARY_CHUNK):
+        head = weights.tensor(head_name(weights.config), start, stop).to(states.device, dtype)
+        logs = (states.to(dtype) @ head.T).float() - sums[:, None]
+        probabilities = logs.exp()
+        expected += probabilities @ head.float()
+        information += (probabilities * logs).sum(-1)
+    return expected, information
