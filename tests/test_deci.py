@@ -155,13 +155,33 @@ def test_replaced_queries_and_keys_are_written_in_pairs(run: Run, tmp_path: Path
 def test_a_search_over_attention_is_healed_and_written(run: Run, tiny_gguf: Path) -> None:
     np.save("t.npy", torch.randint(3, 400, (40, 48)).numpy().astype(np.int32))
     words = ["prune", tiny_gguf, "--remove", "2", "--cut", "attention", "--tokens", "t.npy"]
-    result = run(*words, "--heal", "solve", "--heal-tokens", "1920", "-o", "out.gguf")
+    for healing in (("--heal", "solve"), ("--distill-tokens", "1920")):
+        result = run(*words, *healing, "--heal-tokens", "1920", "-o", "out.gguf", "--force")
+        assert result.exit_code == 0, result.output
+        plan = json.loads(Path("out.plan.json").read_text())
+        assert [name[0] for name in plan["removed"]] == ["A", "A"]
+        assert plan["healing"]["blocks"]
+        assert ("distilled" in plan["healing"]) == ("solve" not in healing)
+        assert read_gguf(Path("out.gguf")).values()["deci.attention.head_count"].count(0) == 2
+        assert agrees_with_llama_cpp(Path("out.gguf"), 1e-3)
+    result = run(
+        "heal",
+        tiny_gguf,
+        "--plan",
+        "out.plan.json",
+        "--tokens",
+        "t.npy",
+        "--distill-tokens",
+        "3840",
+        "--heal-tokens",
+        "1920",
+        "--type",
+        "q4_1",
+        "-o",
+        "typed.gguf",
+    )
     assert result.exit_code == 0, result.output
-    plan = json.loads(Path("out.plan.json").read_text())
-    assert [name[0] for name in plan["removed"]] == ["A", "A"]
-    assert plan["healing"]["blocks"]
-    assert read_gguf(Path("out.gguf")).values()["deci.attention.head_count"].count(0) == 2
-    assert agrees_with_llama_cpp(Path("out.gguf"), 1e-3)
+    assert agrees_with_llama_cpp(Path("typed.gguf"), 0.2)
 
 
 def test_what_was_written_is_a_model_again(run: Run, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from gguf.constants import GGMLQuantizationType
 from torch import Tensor
 
-from tinysleb.checkpoint.config import block_prefix, block_shapes
+from tinysleb.checkpoint.config import block_prefix, shapes_of_block
 from tinysleb.checkpoint.weights import Checkpoint, Shortened, TensorInfo, Weights
 from tinysleb.compute.compute import Compute, Progress
 from tinysleb.heal import walk
@@ -130,8 +130,12 @@ class Repair:
     def _distilled(self) -> set[str]:
         """The matrices that distillation changes."""
         config = self.shortened.config
-        matrices = [name for name, shape in block_shapes(config).items() if len(shape) == 2]
-        return {block_prefix(i) + name for i in range(self.first, config.blocks) for name in matrices}
+        return {
+            block_prefix(index) + name
+            for index in range(self.first, config.blocks)
+            for name, shape in shapes_of_block(config, index).items()
+            if len(shape) == 2
+        }
 
     def _stored_types(self) -> dict[str, GGMLQuantizationType]:
         """The types that the matrices are stored in which distillation changes."""

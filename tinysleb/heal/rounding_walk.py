@@ -17,7 +17,7 @@ import torch
 from gguf.constants import GGMLQuantizationType
 from torch import Tensor
 
-from tinysleb.checkpoint.config import ModelConfig, block_prefix, block_shapes
+from tinysleb.checkpoint.config import ModelConfig, block_prefix, block_shapes, shapes_of_block
 from tinysleb.checkpoint.damage import not_finite
 from tinysleb.checkpoint.encoding import decode, encode
 from tinysleb.checkpoint.weights import TensorInfo, Weights
@@ -112,7 +112,7 @@ def round_blocks(
     types = {
         name: type_
         for index in range(config.blocks)
-        for name in (block_prefix(index) + each for each in block_shapes(config))
+        for name in (block_prefix(index) + each for each in shapes_of_block(config, index))
         if (type_ := wanted(name, weights.tensors[name])) is not None
     }
     prefixes = [block_prefix(index) for index in range(config.blocks)]
@@ -217,7 +217,7 @@ class _Walk:
         prefix, config, position = block_prefix(index), self.config, self.positions[index]
         self._store_vectors(prefix, block)
         errors: list[float] = []
-        for half in HALVES:
+        for half in (each for each in HALVES if f"{each.last}.weight" in block):
             errors += self._store(prefix, block, half.stored(config), partial(half.entering, block, config))
             weighted = partial(half.weighted, block, config, position)
             errors += self._store(prefix, block, {half.last: (half.last,)}, weighted)
