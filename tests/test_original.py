@@ -53,7 +53,7 @@ def test_divergences_are_those_of_transformers(name: str, tmp_path: Path) -> Non
     """Of the original, which is none, and of it less each block; windows in two groups."""
     folder = make_variant(name, tmp_path)
     weights, model = open_model(folder), transformers_model(folder)
-    original = ask_original(weights, TOKENS, COMPUTE, lambda _done: None)
+    original = ask_original(weights, TOKENS, COMPUTE)
     cuts = block_cuts(range(1, 5))
     groups = [
         sweep(weights, range(12), cuts, TOKENS[a:b], torch.float32, original=original, first_window=a)
@@ -71,7 +71,7 @@ def test_divergences_in_the_default_precision(dtype: torch.dtype, tmp_path: Path
     folder = make_llama(tmp_path)
     weights, model = open_model(folder), transformers_model(folder)
     compute = Compute(torch.device("cpu"), dtype, Budget(2**33, 0))
-    original = ask_original(weights, TOKENS, compute, lambda _done: None)
+    original = ask_original(weights, TOKENS, compute)
     found = sweep(weights, range(12), block_cuts([2]), TOKENS, dtype, original=original)
     expected = divergences(model, without_sublayers(model, block_cuts([2])), TOKENS)
     assert found[BASE].mean().abs() < 4 * 2**-8
@@ -83,7 +83,7 @@ def test_a_search_by_divergence_is_that_of_brute_force(kind: str, tmp_path: Path
     folder = make_llama(tmp_path, num_hidden_layers=7, initializer_range=0.1)
     weights, model = open_model(folder), transformers_model(folder)
     tokens = transformers_sample(model, count=3, length=65, seed=0)
-    original = ask_original(weights, tokens, COMPUTE, lambda _done: None)
+    original = ask_original(weights, tokens, COMPUTE)
     *_, plan = search(
         weights, tokens, Plan(7, 3, {"score": DIVERGENCE}), COMPUTE, allowed=range(1, 6), kind=kind,
         exact=True, progress=lambda *_: None, original=original,

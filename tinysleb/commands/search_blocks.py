@@ -124,6 +124,7 @@ def _works(
     rounds = range(blocks, max(blocks - request.rule.most, 1), -1)
     scored = calibration.tokens.numel() * sum(candidates**2 / 2 for candidates in rounds)
     works = [RACING * scored * (2 if request.kind in (HALF, ANY) else 1)]
+    works += works if request.refine and calibration.others is not None else []
     if isinstance(prepared, PreparedHealing):
         text = prepared.text
         works += [SAMPLING * text.sampled * blocks] if text.sampled else []

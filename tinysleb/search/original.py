@@ -8,7 +8,6 @@ token, is all that need be kept of p. So a candidate's divergence costs no more 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -50,9 +49,7 @@ class Original:
 
 
 @torch.inference_mode()
-def ask_original(
-    weights: Weights, tokens: Tensor, compute: Compute, progress: Callable[[float], None]
-) -> Original:
+def ask_original(weights: Weights, tokens: Tensor, compute: Compute) -> Original:
     """What a model says of windows `[n, T]`, a few at a time; one walk for each of these."""
     config, dtype = weights.config, compute.dtype
     positions = block_positions(config, tokens.shape[1], compute.device)
@@ -66,7 +63,6 @@ def ask_original(
         expected, information = (each.cpu() for each in _expected(weights, normed, dtype))
         shape = last - first, tokens.shape[1]
         parts.append((expected.view(*shape, -1), information.view(shape)))
-        progress(last / len(tokens))
     return Original(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
 

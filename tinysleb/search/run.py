@@ -203,7 +203,7 @@ def _original(scoring: Scoring, tokens: Tensor) -> Original | None:
     """What the original says of windows, if candidates are scored by it."""
     if not scoring.plan.by_divergence:
         return None
-    return ask_original(scoring.weights, tokens, scoring.compute, partial(scoring.progress, "the original"))
+    return ask_original(scoring.weights, tokens, scoring.compute)
 
 
 def _change(plan: Plan, before: float, after: float) -> str:
