@@ -112,14 +112,14 @@ def test_from_the_command_line(run: Run, tiny_folder: Path) -> None:
     text = Path("text.txt")
     text.write_text("\n".join(f"line {number} of a text about {number % 7} things" for number in range(600)))
     words = ("prune", tiny_folder, "--text", text, "--window-length", 64, "--heal", "none", "--remove", "2")
-    result = run(*words, "--cut", "half", "-o", "half")
+    result = run(*words, "-o", "half")
     assert result.exit_code == 0, result.output
     assert "exchanged" in result.stderr
-    result = run(*words, "--search", "refined", "-o", "block")
+    result = run(*words, "--cut", "block", "--search", "refined", "-o", "block")
     assert result.exit_code == 0, result.output
     plan = plan_from_json(json.loads(Path("block/plan.json").read_text()), Path("plan.json"))
     assert all(isinstance(name, int) for name in plan.removed)
-    plain = run(*words, "-o", "plain")
+    plain = run(*words, "--cut", "block", "-o", "plain")
     assert "exchanged" not in plain.stderr
     plain = run(*words, "--cut", "half", "--exact", "-o", "exact")
     assert plain.exit_code == 0

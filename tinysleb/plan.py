@@ -10,7 +10,7 @@ from typing import Any
 
 from tinysleb.errors import TinyslebError, shown
 from tinysleb.formats.files import read_json_object
-from tinysleb.sublayers import Cut, Pair, cut_name, cut_named, pairs_of, sublayers_of
+from tinysleb.sublayers import Cut, Pair, cut_name, cut_named, pairs_of, stack_left, sublayers_of
 
 MOST_BLOCKS = 10_000
 PERPLEXITY, DIVERGENCE = "perplexity", "kl"
@@ -77,8 +77,7 @@ class Plan:
     @property
     def stack(self) -> Cut:
         """The sublayers that stay, ascending."""
-        gone = {sublayer for cut in self.cuts for sublayer in cut}
-        return tuple(sublayer for sublayer in range(2 * self.blocks) if sublayer not in gone)
+        return stack_left(self.blocks, self.cuts)
 
     @property
     def kept(self) -> tuple[Pair, ...]:

@@ -57,6 +57,12 @@ def pairs_of(kept: Iterable[int]) -> tuple[Pair, ...]:
     return tuple(pairs)
 
 
+def stack_left(blocks: int, cuts: Iterable[Cut]) -> Cut:
+    """The sublayers that stay of so many blocks, ascending."""
+    gone = {sublayer for cut in cuts for sublayer in cut}
+    return tuple(sublayer for sublayer in range(2 * blocks) if sublayer not in gone)
+
+
 def cuts_of(gone: Iterable[int]) -> tuple[Cut, ...]:
     """Sublayers that go as cuts of two that are neighbours in the whole stack or, if there is none, of one;
     ascending."""

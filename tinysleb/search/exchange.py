@@ -3,6 +3,7 @@
 What was the cheapest cut in its round need not be part of the best choice of all. So each cut of a finished
 plan is put back, and races against every other cut that could be made in its place; a better one takes it. A
 run of cuts moves by half a block in this way, too: its lower end is put back, and its upper end goes on.
+Candidates that cannot win by what they added in the search's rounds are not scored (`lazy.py`).
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from tinysleb.model.blocks import Block
 from tinysleb.plan import Plan, Round
 from tinysleb.search.cuts import candidates
 from tinysleb.search.kept_states import KeptStates
-from tinysleb.search.lazy import UNKNOWN
+from tinysleb.search.lazy import expectations
 from tinysleb.search.original import Original
-from tinysleb.search.race import TIE, Race, Track
-from tinysleb.sublayers import Cut, cuts_of
+from tinysleb.search.race import TIE, Race, Track, same_cost
+from tinysleb.sublayers import Cut, cuts_of, stack_left
 
 PASSES = 2
 """How many times each cut is put back at most, which takes about as long as the search."""
@@ -53,15 +54,15 @@ def exchange(
     blocks = dict[int, Block]() if memory.resident else None
     track = Track(weights, tokens, compute, KeptStates(0), blocks, original=original)
 
-    def race(cuts: Sequence[Cut], others: Sequence[Cut], known: tuple[Cut, Tensor] | None = None) -> Race:
-        race = Race(track, _plan_of(plan.blocks, cuts), others, None)
+    def race(stack: Sequence[int], others: Sequence[Cut], known: tuple[Cut, Tensor] | None = None) -> Race:
+        race = Race(track, stack, others, None)
         if known is not None:
             race.enter(*known)
-        race.run(dict.fromkeys(others, UNKNOWN), exact=False, progress=lambda _done: None)
+        race.run(expectations(plan, others, same_cost), exact=False, progress=lambda _done: None)
         return race
 
     *rest, last = plan.cuts
-    losses = race(rest, [last]).losses[last]
+    losses = race(stack_left(plan.blocks, rest), [last]).losses[last]
     cuts, waiting = plan.cuts, list(plan.cuts)
     tries = PASSES * len(cuts)
     for number in range(tries):
@@ -70,21 +71,16 @@ def exchange(
             break
         back, *waiting = waiting
         rest = [cut for cut in cuts if cut != back]
-        stack = _plan_of(plan.blocks, rest).stack
+        stack = stack_left(plan.blocks, rest)
         others = [cut for cut in candidates(stack, allowed, kind) if cut != back]
         if not others or any((below + above) % 2 == 0 for below, above in pairwise(stack)):
             continue
-        found = race(rest, others, (back, losses))
+        found = race(stack, others, (back, losses))
         if found.means[found.winner] < found.means[back] - TIE:
             losses = found.losses[found.winner]
             cuts = cuts_of(sublayer for cut in (*rest, found.winner) for sublayer in cut)
             waiting = [cut for cut in cuts if not set(cut) & set(found.winner)]
     return plan if set(cuts) == set(plan.cuts) else _exchanged(plan, cuts, losses.double().mean().item())
-
-
-def _plan_of(blocks: int, cuts: Sequence[Cut]) -> Plan:
-    """A plan that makes `cuts`; what losses it states, all candidates of a race are compared with alike."""
-    return Plan(blocks, len(cuts), {}, 0.0, tuple(Round(cut, 0.0, {}) for cut in cuts))
 
 
 def _exchanged(plan: Plan, cuts: Sequence[Cut], loss: float) -> Plan:

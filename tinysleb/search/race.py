@@ -20,7 +20,7 @@ from tinysleb.compute.compute import Compute, scaled
 from tinysleb.compute.memory import block_bytes, obey
 from tinysleb.model.blocks import Block
 from tinysleb.model.chunks import chunks
-from tinysleb.plan import Plan, Score
+from tinysleb.plan import Score
 from tinysleb.search.kept_states import BASE, KeptStates
 from tinysleb.search.lazy import Expected
 from tinysleb.search.original import Original
@@ -79,15 +79,24 @@ class Race:
     """One round: what is known of each variant by its key, and the candidates in a heat.
 
     `losses`: token losses on the windows seen, float32 `[windows, T-1]`; `means`: their mean, in float64;
-    `behind`: by how much a candidate was and surely is behind the leader.
+    `behind`: by how much a candidate was and surely is behind the leader. `loss_before` and `before`: the
+    loss, and the token losses, of the model that candidates are cut from; where they are needed and not
+    known, it is scored along.
     """
 
-    def __init__(self, track: Track, plan: Plan, cuts: Sequence[Cut], before: Tensor | None) -> None:
-        self.track, self.plan, self.tokens, self.cost = track, plan, track.tokens, track.cost
+    def __init__(
+        self,
+        track: Track,
+        stack: Sequence[int],
+        cuts: Sequence[Cut],
+        loss_before: float | None,
+        before: Tensor | None = None,
+    ) -> None:
+        self.track, self.stack, self.tokens, self.cost = track, stack, track.tokens, track.cost
         comparisons = (len(cuts) + 1) * len(self.tokens)
         self.deviates = NormalDist().inv_cdf(1 - ERROR_LEVEL / comparisons)
-        self.before = before
-        self.with_base = before is None and (plan.loss is None or self.cost is not same_cost)
+        self.loss_before, self.before = loss_before, before
+        self.with_base = before is None and (loss_before is None or self.cost is not same_cost)
         self.losses: dict[Cut, Tensor] = {}
         self.means: dict[Cut, float] = {}
         self.behind: dict[Cut, tuple[float, float]] = {}
@@ -110,9 +119,8 @@ class Race:
 
     def _increase(self, cut: Cut) -> float:
         """What a cut adds to the loss on all windows, for what it saves."""
-        rounds = self.plan.rounds
-        before = self.means[BASE] if self.plan.loss is None else self.plan.loss
-        return (self.means[cut] - (rounds[-1].loss if rounds else before)) / self.cost(cut)
+        before = self.means[BASE] if self.loss_before is None else self.loss_before
+        return (self.means[cut] - before) / self.cost(cut)
 
     @property
     def winner(self) -> Cut:
@@ -186,7 +194,7 @@ class Race:
         track = self.track
         return sweep(
             track.weights,
-            self.plan.stack,
+            self.stack,
             [key for key in keys if key != BASE],
             self.tokens[windows.start : windows.stop].to(track.compute.device),
             track.compute.dtype,

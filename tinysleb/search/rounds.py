@@ -57,7 +57,7 @@ def search(
         cuts = candidates(plan.stack, allowed, kind)
         positions = promising(plan, cuts) if number < target else []
         states.want(positions, tokens.numel() * weights.config.width * 4 * len(cuts))
-        race = Race(track, plan, cuts, before)
+        race = Race(track, plan.stack, cuts, plan.rounds[-1].loss if plan.rounds else plan.loss, before)
         report = partial(progress, f"round {number} of {target}")
         expected = expectations(plan, cuts, cost)
         race.run(expected, exact, scaled(report, (number - 1) / target, number / target))
