@@ -112,7 +112,7 @@ def test_from_the_command_line(run: Run, tiny_folder: Path) -> None:
     text = Path("text.txt")
     text.write_text("\n".join(f"line {number} of a text about {number % 7} things" for number in range(600)))
     words = ("prune", tiny_folder, "--text", text, "--window-length", 64, "--heal", "none", "--remove", "2")
-    result = run(*words, "-o", "half")
+    result = run(*words, "--cut", "half", "-o", "half")
     assert result.exit_code == 0, result.output
     assert "exchanged" in result.stderr
     result = run(*words, "--cut", "block", "--search", "refined", "-o", "block")

@@ -10,7 +10,7 @@ from tinysleb.errors import TinyslebError
 from tinysleb.sublayers import Cut, block_cut
 
 BLOCK, HALF, ATTENTION, ANY = "block", "half", "attention", "any"
-DEFAULT_KIND = HALF
+DEFAULT_KIND = BLOCK
 PLAIN, REFINED, HEALED = SEARCHES = "plain", "refined", "healed"
 """How cuts are found: round after round; then exchanged for better ones; or by the healed loss."""
 CONTEXT = 2048
