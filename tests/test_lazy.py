@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from click.testing import Result
 
 from reference import make_llama, transformers_model, transformers_sample
 from tinysleb.checkpoint.open_model import open_model
 from tinysleb.compute.compute import Compute
 from tinysleb.compute.memory import Budget
 from tinysleb.plan import Plan, Round, Score
+from tinysleb.search import race
 from tinysleb.search.cuts import BLOCK, HALF, removable
 from tinysleb.search.lazy import UNKNOWN, expectations
 from tinysleb.search.race import same_cost
 from tinysleb.search.rounds import search
+from tinysleb.search.sweep import sweep
 from tinysleb.sublayers import Cut, block_cut
 
+Run = Callable[..., Result]
 ONE, TWO, THREE, FOUR, NEW = map(block_cut, (1, 2, 3, 4, 5))
 
 
@@ -82,3 +88,28 @@ def test_passing_over_candidates_changes_nothing(seed: int, kind: str, tmp_path:
         found[exact] = plan.cuts, sum(len(round_.candidates) for round_ in plan.rounds)
     assert found[True][0] == found[False][0]
     assert found[False][1] < found[True][1]
+
+
+@pytest.mark.parametrize("killed_in_sweep", [4, 9, 14])
+def test_a_killed_search_over_halves_resumes_to_the_same_plan(
+    killed_in_sweep: int, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is passed over follows from the plan alone; and then cuts are exchanged."""
+    folder = make_llama(tmp_path / "m", num_hidden_layers=10, initializer_range=0.1)
+    text = Path("text.txt")
+    text.write_text("\n".join(f"line {number} of a text about {number % 7} things" for number in range(900)))
+    options = ["--window-length", 64, "--heal", "none", "--remove", 4, "--cut", "half", "--dtype", "float32"]
+    words = ["prune", folder, "--text", text, *options]
+    assert run(*words, "-o", "whole").exit_code == 0
+    calls = list[int]()
+
+    def dies(*args: Any, **named: Any) -> Any:
+        calls.append(1)
+        if len(calls) == killed_in_sweep:
+            raise KeyboardInterrupt
+        return sweep(*args, **named)
+
+    monkeypatch.setattr(race, "sweep", dies)
+    assert run(*words, "-o", "out").exit_code == 1
+    assert run(*words, "-o", "out", "--resume").exit_code == 0
+    assert Path("out/plan.json").read_bytes() == Path("whole/plan.json").read_bytes()
