@@ -55,6 +55,14 @@ def test_every_benchmark_is_run_here() -> None:
     assert run == {path.stem for path in FOLDER.glob("*.py")}
 
 
+def test_cuts(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    words = (tiny_gguf, "text.txt", "--blocks", 2, "--ways", "block", "half kl refined", "any")
+    sizes = {"WINDOWS": 2, "LENGTH": 64, "MEASURED": 2, "HEALED_LENGTH": 32, "HEALED_TOKENS": 1024}
+    smallest(monkeypatch, "cuts", *words, **sizes)
+    printed = capsys.readouterr().out
+    assert all(f"{way}, 2 (" in printed for way in ("block", "half kl refined", "any"))
+
+
 @pytest.mark.parametrize("part", ["search", "growth", "floor"])
 def test_search(
     part: str, tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
