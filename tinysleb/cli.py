@@ -28,60 +28,42 @@ text_options = shared(
 )
 window_options = shared(
     click.option(
-        "--windows",
-        type=click.IntRange(1),
-        metavar="N",
-        help="Number of windows.  [default: 4; with eval, all]",
+        "--windows", type=click.IntRange(1), metavar="N",
+        help="Number of windows.  [default: 4; with eval and compare, all]",
     ),
     click.option(
-        "--window-length",
-        type=click.IntRange(2),
-        metavar="N",
-        default=1024,
-        show_default=True,
+        "--window-length", type=click.IntRange(2), metavar="N", default=1024, show_default=True,
         help="Tokens in a window.",
     ),
-)
+)  # fmt: skip
 threads_option = click.option(
     "-t", "--threads", type=click.IntRange(1), metavar="N",
     help="Processor threads.  [default: all cores that this process may use]",
 )  # fmt: skip
 compute_options = shared(
     click.option(
-        "--memory",
-        metavar="SIZE",
-        default="4GiB",
-        show_default=True,
+        "--memory", metavar="SIZE", default="4GiB", show_default=True,
         help="Memory limit for the whole process.",
     ),
     click.option(
-        "--device",
-        type=click.Choice(["auto", "cpu", "cuda", "mps"]),
-        default="auto",
-        show_default=True,
+        "--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True,
         help="Where to compute.",
     ),
     threads_option,
-)
+)  # fmt: skip
 dtype_option = click.option(
     "--dtype", type=dtype_choice, default="auto", show_default=True, help="Precision of matrix products."
 )
 heal_options = shared(
     click.option(
-        "--heal-tokens",
-        type=click.IntRange(2),
-        metavar="N",
-        default=32768,
-        show_default=True,
+        "--heal-tokens", type=click.IntRange(2), metavar="N", default=32768, show_default=True,
         help="Tokens to heal on, including those of --self-text.",
     ),
     click.option(
-        "--self-text",
-        type=click.IntRange(0),
-        metavar="N",
+        "--self-text", type=click.IntRange(0), metavar="N",
         help="How many of the --heal-tokens are sampled from the model itself.  [default: half]",
     ),
-)
+)  # fmt: skip
 stored_type_option = click.option(
     "--type",
     "type_name",
@@ -91,21 +73,15 @@ stored_type_option = click.option(
 )
 distill_options = shared(
     click.option(
-        "--distill-tokens",
-        type=click.IntRange(1),
-        metavar="N",
-        default=DISTILL_TOKENS,
-        show_default=True,
+        "--distill-tokens", type=click.IntRange(1), metavar="N", default=DISTILL_TOKENS, show_default=True,
         help="Tokens to distil on, three in four sampled from the model itself.",
     ),
     click.option(
-        "--minutes",
-        type=click.FloatRange(0, min_open=True),
-        metavar="N",
+        "--minutes", type=click.FloatRange(0, min_open=True), metavar="N",
         help="Distil for so many minutes; with --distill-tokens, at most.  "
         f"[default: at most {DISTILL_MINUTES}, without --distill-tokens]",
     ),
-)
+)  # fmt: skip
 seed_option = click.option(
     "--seed",
     type=click.IntRange(0, LARGEST_SEED),
@@ -339,6 +315,26 @@ def export(**options: Any) -> None:
     from tinysleb.commands.export import export as run
 
     run(ExportOptions(**options, given=options_given()))
+
+
+@main.command()
+@click.argument("models", nargs=-1, required=True)
+@text_options
+@pre_option
+@window_options
+@compute_options
+@dtype_option
+@click.option("--markdown", is_flag=True, help="Print the table as Markdown.")
+@json_option
+def compare(**options: Any) -> None:
+    """Print what MODELS lost, against the first of them.
+
+    A model is also PLAN.json, the first one shortened by a plan, or PLAN.json@3, by its first three cuts.
+    """
+    from tinysleb.commands.compare import CompareOptions
+    from tinysleb.commands.compare import compare as run
+
+    run(CompareOptions(**options, given=options_given()))
 
 
 @main.command("eval")

@@ -51,19 +51,24 @@ class Original:
 @torch.inference_mode()
 def ask_original(weights: Weights, tokens: Tensor, compute: Compute) -> Original:
     """What a model says of windows `[n, T]`, a few at a time; one walk for each of these."""
-    config, dtype = weights.config, compute.dtype
-    positions = block_positions(config, tokens.shape[1], compute.device)
     parts: list[tuple[Tensor, Tensor]] = []
     for first, last in chunks(len(tokens), windows_in_call(tokens.shape[1])):
-        states = embed(weights, tokens[first:last].to(compute.device))
-        blocks = load_blocks(weights, range(config.blocks), dtype, compute.device, ahead=False)
-        for block, position in zip(blocks, positions, strict=True):
-            advance(states, block, config, position)
-        normed = final_norm(weights, states, torch.float32).flatten(0, 1)
-        expected, information = (each.cpu() for each in _expected(weights, normed, dtype))
+        normed = normed_states(weights, tokens[first:last], compute, ahead=False)
+        expected, information = (each.cpu() for each in _expected(weights, normed, compute.dtype))
         shape = last - first, tokens.shape[1]
         parts.append((expected.view(*shape, -1), information.view(shape)))
     return Original(*(torch.cat(each) for each in zip(*parts, strict=True)))
+
+
+def normed_states(weights: Weights, tokens: Tensor, compute: Compute, ahead: bool) -> Tensor:
+    """What the head is applied to, float32 `[n · T, width]`, of windows `[n, T]`, in one walk."""
+    config = weights.config
+    positions = block_positions(config, tokens.shape[1], compute.device)
+    states = embed(weights, tokens.to(compute.device))
+    blocks = load_blocks(weights, range(config.blocks), compute.dtype, compute.device, ahead)
+    for block, position in zip(blocks, positions, strict=True):
+        advance(states, block, config, position)
+    return final_norm(weights, states, torch.float32).flatten(0, 1)
 
 
 def _expected(weights: Weights, states: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

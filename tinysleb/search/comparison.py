@@ -1,0 +1,149 @@
+"""Models against an original, token by token: llama.cpp's measures, by its names (`llama-perplexity`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tinysleb.checkpoint.config import head_name
+from tinysleb.checkpoint.damage import not_finite
+from tinysleb.checkpoint.weights import Weights
+from tinysleb.compute.compute import Compute
+from tinysleb.compute.memory import obey
+from tinysleb.errors import TinyslebError
+from tinysleb.model.chunks import chunks
+from tinysleb.search.original import normed_states
+
+COMPARED_AT_ONCE = 64
+"""Tokens whose logits over the whole vocabulary are held, of two models."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a model makes of windows, and how far that is from the original.
+
+    `perplexity` and its standard error; `ratio` to the original's; `mean_kld`, `median_kld` and `kld_99`: the
+    divergence KL(original ‖ model) of a token's next one, in nats, on average, in the median and at 99 %;
+    `same_top`: how often both find the same token the most likely; `rms_dp`: the root mean square of how
+    much less or more likely the text's token is. The original is at 1, 0, 0, 0, 1, 0.
+    """
+
+    perplexity: float
+    perplexity_error: float
+    ratio: float
+    mean_kld: float
+    median_kld: float
+    kld_99: float
+    same_top: float
+    rms_dp: float
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """Of each token that is predicted: the loss, the divergence, whether the top token is the same, and the
+    difference of the token's probability, all float32 `[m]`."""
+
+    losses: Tensor
+    divergences: Tensor
+    same_top: Tensor
+    differences: Tensor
+
+
+@torch.inference_mode()
+def compare(
+    original: Weights,
+    models: Sequence[Weights],
+    tokens: Tensor,
+    compute: Compute,
+    progress: Callable[[float], None] = lambda _done: None,
+) -> list[Comparison]:
+    """Compare models with `original` on windows `[n, T]`, tokens 1 … T-1 of each; the original's own
+    comparison comes first. As many windows at a time as fit into memory; a model is read once for these.
+
+    Raises TinyslebError if a model has another vocabulary, or a loss is not finite.
+    """
+    for model in models:
+        _check_vocabulary(original, model)
+    everything = [original, *models]
+    held = 2 * max(_head_bytes(each, compute) for each in everything)
+    memory = compute.memory_plan(original, len(models) + 1, tokens.shape[0], tokens.shape[1], held)
+    obey(memory)
+    found: list[list[_Tokens]] = [[] for _ in everything]
+    for first, last in chunks(len(tokens), memory.windows):
+        windows = tokens[first:last]
+        base = _Side(original, windows, compute, memory.ahead)
+        for number, model in enumerate(everything):
+            side = base if number == 0 else _Side(model, windows, compute, memory.ahead)
+            found[number].append(_compare_sides(base, side, windows))
+            progress((first + (number + 1) / len(everything) * (last - first)) / len(tokens))
+    results = [_joined(each) for each in found]
+    for weights, each in zip(everything, results, strict=True):
+        if not each.losses.isfinite().all():
+            raise not_finite(weights, "the perplexity")
+    loss = results[0].losses.double().mean().item()
+    return [_summed_up(each, loss) for each in results]
+
+
+class _Side:
+    """One model's last states on some windows, `[n, T, width]` in the dtype of the products, and its head."""
+
+    def __init__(self, weights: Weights, windows: Tensor, compute: Compute, ahead: bool) -> None:
+        normed = normed_states(weights, windows, compute, ahead).to(compute.dtype)
+        self.states = normed.view(*windows.shape, -1)[:, :-1].flatten(0, 1)
+        self.head = weights.tensor(head_name(weights.config)).to(compute.device, compute.dtype)
+
+    def log_probabilities(self, first: int, last: int) -> Tensor:
+        """Of the whole vocabulary, float32."""
+        return (self.states[first:last] @ self.head.T).float().log_softmax(-1)
+
+
+def _compare_sides(base: _Side, side: _Side, windows: Tensor) -> _Tokens:
+    targets = windows[:, 1:].flatten().to(base.states.device)
+    parts: list[_Tokens] = []
+    for first, last in chunks(len(targets), COMPARED_AT_ONCE):
+        theirs, own = (each.log_probabilities(first, last) for each in (base, side))
+        wanted = targets[first:last, None]
+        likely, found = (each.gather(1, wanted)[:, 0] for each in (theirs, own))
+        divergences = (theirs.exp() * (theirs - own)).sum(-1)
+        same_top = (theirs.argmax(-1) == own.argmax(-1)).float()
+        values = (-found, divergences, same_top, found.exp() - likely.exp())
+        parts.append(_Tokens(*(each.cpu() for each in values)))
+    return _joined(parts)
+
+
+def _joined(parts: Sequence[_Tokens]) -> _Tokens:
+    return _Tokens(*(torch.cat([getattr(p, name) for p in parts]) for name in _Tokens.__annotations__))
+
+
+def _summed_up(tokens: _Tokens, original_loss: float) -> Comparison:
+    losses, divergences = tokens.losses.double(), tokens.divergences.double()
+    loss = losses.mean().item()
+    error = (losses.std() / len(losses) ** 0.5).item()
+    return Comparison(
+        perplexity=math.exp(loss),
+        perplexity_error=math.exp(loss) * error,
+        ratio=math.exp(loss - original_loss),
+        mean_kld=divergences.mean().item(),
+        median_kld=divergences.quantile(0.5).item(),
+        kld_99=divergences.quantile(0.99).item(),
+        same_top=tokens.same_top.double().mean().item(),
+        rms_dp=tokens.differences.double().square().mean().sqrt().item(),
+    )
+
+
+def _head_bytes(weights: Weights, compute: Compute) -> int:
+    return weights.config.vocab_size * weights.config.width * compute.dtype.itemsize
+
+
+def _check_vocabulary(original: Weights, model: Weights) -> None:
+    one, other = original.config.vocab_size, model.config.vocab_size
+    if one != other:
+        raise TinyslebError(
+            f"{model.path} has a vocabulary of {other} tokens, and {original.path} one of {one}: what they "
+            "predict cannot be compared",
+            "compare a model with one that it was made from",
+        )
