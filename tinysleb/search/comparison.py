@@ -69,7 +69,7 @@ def compare(
     for model in models:
         _check_vocabulary(original, model)
     everything = [original, *models]
-    held = 2 * max(_head_bytes(each, compute) for each in everything)
+    held = max(_heads_bytes(each, compute) for each in everything)
     memory = compute.memory_plan(original, len(models) + 1, tokens.shape[0], tokens.shape[1], held)
     obey(memory)
     found: list[list[_Tokens]] = [[] for _ in everything]
@@ -135,8 +135,11 @@ def _summed_up(tokens: _Tokens, original_loss: float) -> Comparison:
     )
 
 
-def _head_bytes(weights: Weights, compute: Compute) -> int:
-    return weights.config.vocab_size * weights.config.width * compute.dtype.itemsize
+def _heads_bytes(weights: Weights, compute: Compute) -> int:
+    """Two heads, one of them also as it was read, and what is computed of them at a time."""
+    rows, width, item = weights.config.vocab_size, weights.config.width, compute.dtype.itemsize
+    logits_probabilities_and_their_difference = 2 * (item + 4 + 4) + 4 + 4
+    return rows * (width * (2 * item + 4) + COMPARED_AT_ONCE * logits_probabilities_and_their_difference)
 
 
 def _check_vocabulary(original: Weights, model: Weights) -> None:
