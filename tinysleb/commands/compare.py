@@ -14,7 +14,7 @@ from tinysleb.checkpoint.weights import Checkpoint, Shortened, Weights
 from tinysleb.commands.computing import choose_compute
 from tinysleb.commands.console import Console, print_json, print_line
 from tinysleb.commands.opening import opened
-from tinysleb.commands.options import ComputeOptions, check_windows, refuse_unused
+from tinysleb.commands.options import MeasuringOptions
 from tinysleb.commands.shortened import read_fitting_plan
 from tinysleb.errors import TinyslebError
 from tinysleb.search.comparison import Comparison
@@ -25,25 +25,15 @@ COLUMNS = ("model", "perplexity", "ratio", "mean KLD", "median", "99 %", "same t
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareOptions(ComputeOptions):
+class CompareOptions(MeasuringOptions):
     """The options of `compare`."""
 
     models: tuple[str, ...]
-    texts: tuple[Path, ...]
-    token_file: Path | None
-    pre: str | None
-    windows: int | None
-    window_length: int
     markdown: bool
-    as_json: bool
 
     def __post_init__(self) -> None:
         """Raise a usage error if there is no text, two kinds of it, or only one model."""
-        check_windows(self.given)
-        if self.token_file is not None:
-            refuse_unused(self.given, ("pre",), "With --tokens no text is read")
-        if not self.texts and self.token_file is None:
-            raise click.UsageError("Give a text with --text, or windows with --tokens.")
+        super().__post_init__()
         if len(self.models) < 2:
             raise click.UsageError("Give two models or more; the others are compared with the first.")
 

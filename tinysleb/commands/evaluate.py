@@ -6,35 +6,19 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-import click
-
 from tinysleb.commands.computing import choose_compute
 from tinysleb.commands.console import Console, print_json, print_line
 from tinysleb.commands.opening import opened
-from tinysleb.commands.options import ComputeOptions, check_windows, refuse_unused
+from tinysleb.commands.options import MeasuringOptions
 from tinysleb.search.evaluate import evaluate as evaluate_windows
 from tinysleb.text.windows import WindowSource, read_windows
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalOptions(ComputeOptions):
+class EvalOptions(MeasuringOptions):
     """The options of `eval`."""
 
     model: Path
-    texts: tuple[Path, ...]
-    token_file: Path | None
-    pre: str | None
-    windows: int | None
-    window_length: int
-    as_json: bool
-
-    def __post_init__(self) -> None:
-        """Raise a usage error if there is no text, or two kinds of it."""
-        check_windows(self.given)
-        if self.token_file is not None:
-            refuse_unused(self.given, ("pre",), "With --tokens no text is read")
-        if not self.texts and self.token_file is None:
-            raise click.UsageError("Give a text with --text, or windows with --tokens.")
 
 
 def evaluate(options: EvalOptions) -> None:

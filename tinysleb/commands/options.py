@@ -30,6 +30,26 @@ class ComputeOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MeasuringOptions(ComputeOptions):
+    """On what to measure models, taken in order, and how to print it."""
+
+    texts: tuple[Path, ...]
+    token_file: Path | None
+    pre: str | None
+    windows: int | None
+    window_length: int
+    as_json: bool
+
+    def __post_init__(self) -> None:
+        """Raise a usage error if there is no text, or two kinds of it."""
+        check_windows(self.given)
+        if self.token_file is not None:
+            refuse_unused(self.given, ("pre",), "With --tokens no text is read")
+        if not self.texts and self.token_file is None:
+            raise click.UsageError("Give a text with --text, or windows with --tokens.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class HealingOptions(ComputeOptions):
     """How to heal, on what, and in which type to store the result. `heal`: None for whatever is possible;
     `type_name`: None for the model's own."""
