@@ -17,13 +17,11 @@ from torch import Tensor
 
 from tinysleb.checkpoint.weights import Weights
 from tinysleb.compute.compute import Compute, Progress
-from tinysleb.model.blocks import Block
 from tinysleb.plan import Plan, Round
 from tinysleb.search.cuts import candidates
-from tinysleb.search.kept_states import KeptStates
 from tinysleb.search.lazy import expectations
 from tinysleb.search.original import Original
-from tinysleb.search.race import TIE, Race, Track, same_cost
+from tinysleb.search.race import TIE, Race, same_cost, track_for
 from tinysleb.sublayers import Cut, cuts_of, stack_left
 
 PASSES = 2
@@ -48,11 +46,8 @@ def exchange(
     stays without which attention and feed-forward would not alternate. Rounds after the first that changes
     have no scores.
     """
-    most, held = len(candidates(plan.stack, allowed, kind)) + 2, original.nbytes if original else 0
-    count, length = tokens.shape
-    memory = compute.memory_plan(weights, most, count, length, held)
-    blocks = dict[int, Block]() if memory.resident else None
-    track = Track(weights, tokens, compute, KeptStates(0), blocks, original=original)
+    most = len(candidates(plan.stack, allowed, kind)) + 2
+    track = track_for(weights, tokens, compute, most, original=original)
 
     def race(stack: Sequence[int], others: Sequence[Cut], known: tuple[Cut, Tensor] | None = None) -> Race:
         race = Race(track, stack, others, None)

@@ -75,6 +75,24 @@ class Track:
         return self.states.held + blocks + (self.original.nbytes if self.original else 0)
 
 
+def track_for(
+    weights: Weights,
+    tokens: Tensor,
+    compute: Compute,
+    candidates: int,
+    cost: Cost = same_cost,
+    original: Original | None = None,
+) -> Track:
+    """A track for so many candidates at most, which keeps what there is memory for.
+
+    Raises TinyslebError if there is too little memory.
+    """
+    (count, length), held = tokens.shape, original.nbytes if original else 0
+    memory = compute.memory_plan(weights, candidates, count, length, held)
+    blocks = dict[int, Block]() if memory.resident else None
+    return Track(weights, tokens, compute, KeptStates(memory.states), blocks, cost, original)
+
+
 class Race:
     """One round: what is known of each variant by its key, and the candidates in a heat.
 

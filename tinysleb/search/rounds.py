@@ -13,13 +13,12 @@ from torch import Tensor
 
 from tinysleb.checkpoint.weights import Weights
 from tinysleb.compute.compute import Compute, Progress, scaled
-from tinysleb.model.blocks import Block
 from tinysleb.plan import Plan, Round
 from tinysleb.search.cuts import ANY, candidates, check_target
-from tinysleb.search.kept_states import BASE, KeptStates, spread
+from tinysleb.search.kept_states import BASE, spread
 from tinysleb.search.lazy import expectations
 from tinysleb.search.original import Original
-from tinysleb.search.race import Cost, Race, Track, same_cost
+from tinysleb.search.race import Cost, Race, same_cost, track_for
 from tinysleb.sublayers import Cut
 
 
@@ -40,29 +39,26 @@ def search(
 
     `tokens`: calibration windows `[n, T]`. `allowed`: blocks whose sublayers may go. `kind`: one of `KINDS`.
     `cost`: what a cut saves, by which its increase of the loss is divided. `original`: what that says of the
-    windows, if the loss is to be the divergence from it. Of candidates within `TIE`, the
-    one that is lower in the stack goes.
+    windows, if the loss is to be the divergence from it. Of candidates within `TIE`, the one that is lower in
+    the stack goes.
     Raises TinyslebError if more is asked for than may go, or if a loss is not finite.
     """
     if kind != ANY:
         check_target(plan.target, plan.blocks, allowed)
     most = len(candidates(Plan(plan.blocks, 0, {}).stack, allowed, kind))
-    (count, length), held = tokens.shape, original.nbytes if original else 0
-    memory = compute.memory_plan(weights, most, count, length, held)
-    states, blocks = KeptStates(memory.states), dict[int, Block]() if memory.resident else None
-    track = Track(weights, tokens, compute, states, blocks, cost, original)
+    track = track_for(weights, tokens, compute, most, cost, original)
     before: Tensor | None = None
     while not plan.finished:
         number, target = len(plan.rounds) + 1, plan.target
         cuts = candidates(plan.stack, allowed, kind)
         positions = promising(plan, cuts) if number < target else []
-        states.want(positions, tokens.numel() * weights.config.width * 4 * len(cuts))
+        track.states.want(positions, tokens.numel() * weights.config.width * 4 * len(cuts))
         race = Race(track, plan.stack, cuts, plan.rounds[-1].loss if plan.rounds else plan.loss, before)
         report = partial(progress, f"round {number} of {target}")
         expected = expectations(plan, cuts, cost)
         race.run(expected, exact, scaled(report, (number - 1) / target, number / target))
         cut = race.winner
-        states.remove(cut)
+        track.states.remove(cut)
         round_ = Round(cut, race.means[cut], race.scores())
         loss, before = race.means[BASE] if plan.loss is None else plan.loss, race.losses[cut]
         plan = replace(plan, loss=loss, rounds=(*plan.rounds, round_))

@@ -119,7 +119,8 @@ def run_search(
     scoring = Scoring(weights, calibration.tokens, plan, compute, allowed, request.kind, progress)
     for line in _announcement(scoring, calibration, rule):
         say(line)
-    following = _rounds(scoring, request)
+    original = _original(scoring, calibration.tokens)
+    following = _rounds(scoring, request, original)
     while (finished := finished_plan(rule, plan)) is None:
         begin = time.monotonic()
         plan = next(following)
@@ -127,24 +128,24 @@ def run_search(
             write_json(unfinished, plan_to_json(plan))
         say(f"{_round_line(plan)}, {time.monotonic() - begin:.1f} s")
     if request.refine and calibration.others is not None:
-        return _refined(replace(scoring, plan=finished), calibration.others, say)
+        return _refined(replace(scoring, plan=finished), original, calibration.others, say)
     return finished
 
 
-def _refined(scoring: Scoring, others: Tensor, say: Callable[[str], None]) -> Plan:
+def _refined(scoring: Scoring, original: Original | None, others: Tensor, say: Callable[[str], None]) -> Plan:
     """The plan with cuts exchanged for better ones, if they are that on other windows, too."""
     plan, begin = scoring.plan, time.monotonic()
     better = exchange(
         scoring.weights, scoring.tokens, plan, scoring.compute,
         allowed=scoring.allowed, kind=scoring.kind, progress=scoring.progress,
-        original=_original(scoring, scoring.tokens),
+        original=original,
     )  # fmt: skip
     if better is plan:
         say(f"no cut can be exchanged for a better one, {time.monotonic() - begin:.1f} s")
         return plan
-    original = _original(scoring, others)
+    of_others = _original(scoring, others)
     before, after = (
-        evaluate(Shortened(scoring.weights, each.kept), others, scoring.compute, original=original).loss
+        evaluate(Shortened(scoring.weights, each.kept), others, scoring.compute, original=of_others).loss
         for each in (plan, better)
     )
     removed = ", ".join(map(str, better.removed))
@@ -183,7 +184,7 @@ def read_unfinished(path: Path, resume: bool, force: bool, group: Group) -> Plan
     return None if text is None else plan_from_json(json.loads(text), path)
 
 
-def _rounds(scoring: Scoring, request: SearchRequest) -> Iterator[Plan]:
+def _rounds(scoring: Scoring, request: SearchRequest, original: Original | None) -> Iterator[Plan]:
     """The plan after each round, by the metric asked for."""
     score = METRICS[request.metric].score
     if score is not None:
@@ -191,7 +192,6 @@ def _rounds(scoring: Scoring, request: SearchRequest) -> Iterator[Plan]:
     costs, cost = request.costs, same_cost
     if request.kind == ANY and costs is not None:
         cost = partial(_relative_cost, costs)
-    original = _original(scoring, scoring.tokens)
     return rounds.search(
         scoring.weights, scoring.tokens, scoring.plan, scoring.compute,
         allowed=scoring.allowed, kind=scoring.kind, exact=request.exact, progress=scoring.progress, cost=cost,
