@@ -34,13 +34,7 @@ from tinysleb.heal.text import HealingText, Source, self_source, split_windows
 from tinysleb.heal.walk import heal
 from tinysleb.model.blocks import load_block
 from tinysleb.model.chunks import chunks
-from tinysleb.model.forward import (
-    advance,
-    down_inputs,
-    embed,
-    out_inputs,
-    product,
-)
+from tinysleb.model.forward import advance, down_inputs, embed, out_inputs, product
 from tinysleb.model.positions import block_positions
 from tinysleb.plan import Plan, Round, perplexity
 from tinysleb.search.cuts import removable

@@ -38,10 +38,7 @@ from tinysleb.compute.compute import Compute
 from tinysleb.compute.memory import Budget, resident_bytes
 from tinysleb.formats.safetensors_file import write_safetensors
 from tinysleb.model.blocks import Block, load_block
-from tinysleb.model.forward import (
-    attention,
-    block_forward,
-)
+from tinysleb.model.forward import attention, block_forward
 from tinysleb.model.positions import block_positions
 from tinysleb.plan import Plan
 from tinysleb.search.cuts import BLOCK, HALF, removable

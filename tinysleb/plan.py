@@ -15,7 +15,6 @@ from tinysleb.sublayers import Cut, Pair, cut_name, cut_named, pairs_of, stack_l
 MOST_BLOCKS = 10_000
 PERPLEXITY, DIVERGENCE = "perplexity", "kl"
 BY_HAND = 'a plan can be written by hand: {"blocks": 30, "removed": [3, "F6 A7"]}'
-RELATIVE = ("excess", "margin")
 SOURCE_NUMBERS = ("tokens", "original", "shortened", "healed", "closed")
 """What a plan says of each text that was healed on; losses are those of windows held back."""
 
@@ -222,7 +221,10 @@ def _with_original(source: dict[str, Any]) -> dict[str, Any]:
 def _round(item: dict[str, Any]) -> Round:
     scores = {
         _cut(name): Score(
-            float(score["loss"]), int(score["windows"]), *(_number(score.get(key)) for key in RELATIVE)
+            float(score["loss"]),
+            int(score["windows"]),
+            excess=_number(score.get("excess")),
+            margin=_number(score.get("margin")),
         )
         for name, score in item["candidates"].items()
     }

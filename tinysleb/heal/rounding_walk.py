@@ -31,13 +31,7 @@ from tinysleb.heal.ridge import add_to_gram, fill_lower
 from tinysleb.heal.rounding import encode_fed_forward
 from tinysleb.model.blocks import Block, load_blocks
 from tinysleb.model.chunks import chunks, windows_in_call
-from tinysleb.model.forward import (
-    embed_stream,
-    gated,
-    half_inputs,
-    mixed_values,
-    product,
-)
+from tinysleb.model.forward import embed_stream, gated, half_inputs, mixed_values, product
 from tinysleb.model.positions import Position, block_positions
 
 DAMPING = 0.5

@@ -32,13 +32,7 @@ from tinysleb.heal.ridge import OUTPUTS, NormalEquations, solve
 from tinysleb.heal.rounding import encode_fed_forward
 from tinysleb.model.blocks import Block, load_blocks
 from tinysleb.model.chunks import chunks, windows_in_call
-from tinysleb.model.forward import (
-    advance_half,
-    down_inputs,
-    embed_stream,
-    out_inputs,
-    product,
-)
+from tinysleb.model.forward import advance_half, down_inputs, embed_stream, out_inputs, product
 from tinysleb.model.positions import block_positions
 from tinysleb.model.streams import FileStream
 from tinysleb.sublayers import block_cut, pairs_of, sublayers_of

@@ -16,10 +16,7 @@ from tinysleb.compute.compute import Compute
 from tinysleb.compute.memory import obey
 from tinysleb.model.blocks import load_blocks
 from tinysleb.model.chunks import chunks
-from tinysleb.model.forward import (
-    advance_half,
-    embed,
-)
+from tinysleb.model.forward import advance_half, embed
 from tinysleb.model.positions import block_positions
 
 
