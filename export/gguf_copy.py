@@ -15,7 +15,7 @@ from gguf.utility import size_label
 
 from tinysleb.checkpoint.architectures import BY_GGUF_NAME
 from tinysleb.checkpoint.config import ModelConfig, check_rotation_pattern
-from tinysleb.checkpoint.gguf_names import gguf_name, interleaved, is_attention, rotated_heads
+from tinysleb.checkpoint.gguf_names import gguf_name, interleaved, is_attention, original_name, rotated_heads
 from tinysleb.checkpoint.gguf_source import GgufWeights, plan_in_gguf
 from tinysleb.errors import TinyslebError
 from tinysleb.export.deci import as_deci, as_written
@@ -255,15 +255,6 @@ def _shortened_name(name: str, kept: int, blocks: int) -> str:
 
 def _replace(metadata: dict[str, GgufValue], key: str, value: object) -> None:
     metadata[key] = replace(metadata[key], value=value)
-
-
-def original_name(name: str, kept: Sequence[Pair] | None) -> str:
-    """What a tensor of a model with the blocks `kept` is called in the original."""
-    match = re.match(r"blk\.(\d+)\.(.*)", name)
-    if match is None or kept is None:
-        return name
-    pair = kept[int(match[1])]
-    return f"blk.{pair.attention if is_attention(match[2]) else pair.feed_forward}.{match[2]}"
 
 
 def _copy_bytes(source: FileIO, target: FileIO, tensor: GgufTensor, name: str) -> None:

@@ -10,10 +10,11 @@ import gguf
 import torch
 from gguf.constants import GGUFValueType
 
+from tinysleb.checkpoint.gguf_names import original_name
 from tinysleb.checkpoint.gguf_source import GgufWeights
 from tinysleb.export.deci import Zeros, as_written
 from tinysleb.export.gguf_check import TensorTypes
-from tinysleb.export.gguf_copy import job_source, original_name
+from tinysleb.export.gguf_copy import job_source
 from tinysleb.export.gguf_mixture import mixed_type
 from tinysleb.export.gguf_model import CHUNK_ELEMENTS, check_type, column_importance, stored_chunk
 from tinysleb.export.gguf_writer import tinysleb_metadata, write_all, write_gguf_file

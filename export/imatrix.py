@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from gguf.constants import GGUFValueType
 
-from tinysleb.checkpoint.gguf_names import is_attention
+from tinysleb.checkpoint.gguf_names import original_name
 from tinysleb.errors import TinyslebError, shown
 from tinysleb.export.gguf_mixture import EMBEDDING, HEAD
 from tinysleb.formats.gguf_file import Floats, GgufFile, GgufValue, is_gguf, read_gguf
@@ -68,10 +68,7 @@ class Importance:
         """
         if len(shape) == 1:
             return None
-        original = name
-        if block := re.match(r"blk\.(\d+)\.(.*)", name):
-            pair = self.positions[int(block[1])]
-            original = f"blk.{pair.attention if is_attention(block[2]) else pair.feed_forward}.{block[2]}"
+        original = original_name(name, self.positions)
         mean = self.imatrix.means.get(original)
         if mean is None:
             if name in (EMBEDDING, HEAD):

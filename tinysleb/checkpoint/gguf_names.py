@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
 from tinysleb.checkpoint.architectures import Architecture
 from tinysleb.checkpoint.config import FEED_FORWARD, HALF_SIZES, ModelConfig
+from tinysleb.sublayers import Pair
 
 COMMON_NAMES = {
     "model.embed_tokens": "token_embd",
@@ -62,6 +63,15 @@ def empty_feed_forwards(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 def is_attention(name: str) -> bool:
     """Whether a tensor of a block belongs to its attention, by its name within the block in a GGUF."""
     return name.startswith(("attn_", "post_attention_norm."))
+
+
+def original_name(name: str, kept: Sequence[Pair] | None) -> str:
+    """What a tensor of a model with the blocks `kept` is called in the original."""
+    match = re.match(r"blk\.(\d+)\.(.*)", name)
+    if match is None or kept is None:
+        return name
+    pair = kept[int(match[1])]
+    return f"blk.{pair.attention if is_attention(match[2]) else pair.feed_forward}.{match[2]}"
 
 
 @cache

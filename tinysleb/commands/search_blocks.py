@@ -21,7 +21,7 @@ from tinysleb.export.writers import GGUF, own_format, with_one_cut
 from tinysleb.formats.files import refuse_full_disk
 from tinysleb.heal.repair import STEPS_PART
 from tinysleb.heal.run import PreparedHealing
-from tinysleb.search.cuts import ANY, HALF, HEALED
+from tinysleb.search.cuts import ANY, HALF, HEALED, removable
 from tinysleb.search.run import SearchRequest, check_request, read_unfinished, run_search
 from tinysleb.text.windows import Calibration, WindowSource, read_windows, with_others
 
@@ -35,7 +35,9 @@ def search_blocks(options: PruneOptions) -> None:
     if own_format(weights) != GGUF:
         refuse_unused(options.given, ("unknown_arrays",), "MODEL is not a GGUF")
     check_stored_type(weights, options.type_name)
-    shorter = with_one_cut(weights, options.cut, _allowed(weights, options))
+    shorter = with_one_cut(
+        weights, options.cut, removable(weights.config.blocks, options.keep_first, options.keep_last)
+    )
     refuse_unwritable(shorter, options.out, options, options.model, unknown_arrays=options.unknown_arrays)
     with join_group() as group:
         try:
@@ -98,7 +100,7 @@ def _say_if_unhealed(prepared: PreparedHealing | str, options: PruneOptions, con
 
 def _request(weights: Checkpoint, options: PruneOptions) -> SearchRequest:
     """What to search for. Raises TinyslebError if the disk has no space for the result."""
-    allowed = _allowed(weights, options)
+    allowed = removable(weights.config.blocks, options.keep_first, options.keep_last)
     rule = stopping_rule(options, weights, allowed)
     if rule.by_count_alone:
         kept = 1 - rule.most * block_parameter_count(weights.config) / parameter_count(weights.config)
@@ -107,10 +109,6 @@ def _request(weights: Checkpoint, options: PruneOptions) -> SearchRequest:
         rule, options.metric, options.seed, options.keep_first, options.keep_last, options.exact, options.cut,
         costs_of(options, weights), options.refined, options.score,
     )  # fmt: skip
-
-
-def _allowed(weights: Checkpoint, options: PruneOptions) -> range:
-    return range(options.keep_first, weights.config.blocks - options.keep_last)
 
 
 def _works(
