@@ -4,99 +4,33 @@ from __future__ import annotations
 
 import signal
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
 
-from tinysleb.commands.options import DISTILL, DISTILL_MINUTES, DISTILL_TOKENS, WAYS
-from tinysleb.commands.parsing import CommandGroup, HealingCommand, options_given, shared
+from tinysleb.commands.options import DISTILL, WAYS
+from tinysleb.commands.parsing import CommandGroup, HealingCommand, options_given
+from tinysleb.commands.shared_options import (
+    compute_options,
+    distill_options,
+    dtype_choice,
+    dtype_option,
+    force_option,
+    heal_options,
+    json_option,
+    path_type,
+    pre_option,
+    seed_option,
+    stored_type_option,
+    text_options,
+    threads_option,
+    window_options,
+)
 from tinysleb.compute.threads import limit_spinning
 from tinysleb.formats.tensor_types import WRITABLE
 from tinysleb.plan import DIVERGENCE, PERPLEXITY
 from tinysleb.search.cuts import CONTEXT, DEFAULT_KIND, KINDS, SEARCHES
 from tinysleb.search.metrics import METRICS
-
-path_type = click.Path(path_type=Path)
-dtype_choice = click.Choice(["auto", "float32", "bfloat16", "float16"])
-LARGEST_SEED = 2**63 - 1
-
-
-text_options = shared(
-    click.option("--text", "texts", type=path_type, multiple=True, help="A text file in UTF-8; repeatable."),
-    click.option("--tokens", "token_file", type=path_type, help="Windows as a .npy array, int32 [n, T]."),
-)
-window_options = shared(
-    click.option(
-        "--windows", type=click.IntRange(1), metavar="N",
-        help="Number of windows.  [default: 4; with eval and compare, all]",
-    ),
-    click.option(
-        "--window-length", type=click.IntRange(2), metavar="N", default=1024, show_default=True,
-        help="Tokens in a window.",
-    ),
-)  # fmt: skip
-threads_option = click.option(
-    "-t", "--threads", type=click.IntRange(1), metavar="N",
-    help="Processor threads.  [default: all cores that this process may use]",
-)  # fmt: skip
-compute_options = shared(
-    click.option(
-        "--memory", metavar="SIZE", default="4GiB", show_default=True,
-        help="Memory limit for the whole process.",
-    ),
-    click.option(
-        "--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True,
-        help="Where to compute.",
-    ),
-    threads_option,
-)  # fmt: skip
-dtype_option = click.option(
-    "--dtype", type=dtype_choice, default="auto", show_default=True, help="Precision of matrix products."
-)
-heal_options = shared(
-    click.option(
-        "--heal-tokens", type=click.IntRange(2), metavar="N", default=32768, show_default=True,
-        help="Tokens to heal on, including those of --self-text.",
-    ),
-    click.option(
-        "--self-text", type=click.IntRange(0), metavar="N",
-        help="How many of the --heal-tokens are sampled from the model itself.  [default: half]",
-    ),
-)  # fmt: skip
-stored_type_option = click.option(
-    "--type",
-    "type_name",
-    type=click.Choice(list(WRITABLE)),
-    metavar="TYPE",
-    help="Type of a GGUF's matrices, as for export.  [default: as in MODEL]",
-)
-distill_options = shared(
-    click.option(
-        "--distill-tokens", type=click.IntRange(1), metavar="N", default=DISTILL_TOKENS, show_default=True,
-        help="Tokens to distil on, three in four sampled from the model itself.",
-    ),
-    click.option(
-        "--minutes", type=click.FloatRange(0, min_open=True), metavar="N",
-        help="Distil for so many minutes; with --distill-tokens, at most.  "
-        f"[default: at most {DISTILL_MINUTES}, without --distill-tokens]",
-    ),
-)  # fmt: skip
-seed_option = click.option(
-    "--seed",
-    type=click.IntRange(0, LARGEST_SEED),
-    default=0,
-    metavar="N",
-    show_default=True,
-    help="Seed for choosing windows and for sampling.",
-)
-pre_option = click.option(
-    "--pre",
-    metavar="NAME",
-    help="llama.cpp's name for the pre-tokenizer, where MODEL does not say it or it is not recognised.",
-)
-force_option = click.option("--force", is_flag=True, help="Replace an existing output.")
-json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
 
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
