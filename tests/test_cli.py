@@ -175,7 +175,7 @@ def test_force_replaces_nothing_that_holds_an_input_or_is_no_model(
     )
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "thesis.txt").touch()
-    fails(run("prune", inside, "-o", "docs", *apply), "docs is a folder that holds no model")
+    fails(run("export", inside, "--hf", "docs", "--force"), "docs is a folder that holds no model")
     shutil.copy(tmp_path / "p.json", tmp_path / "x.plan.json")
     own = run("prune", tiny_gguf, "-o", "x.gguf", "--plan", "x.plan.json", "--remove", 1, "--force")
     fails(own, "x.plan.json is the input itself")

@@ -28,6 +28,8 @@ SOURCES = sorted([*ROOT.glob("tinysleb/**/*.py"), *ROOT.glob("export/*.py")])
 OTHERS = {
     "--allow-requantize": "llama-quantize",
     "--spec-type": "llama-server",
+    "--include": "hf",
+    "--local-dir": "hf",
     "--nproc-per-node": "torchrun",
 }
 """Options of other programs that hints and documentation name."""
@@ -100,7 +102,8 @@ def test_commands_in_the_documentation_run(
         (tmp_path / name).write_text('{"blocks": 6, "removed": [3, 1]}')
     (tmp_path / "FILE").write_text("".join(CORPUS) * 20, encoding="utf-8")
     words = shlex.split(line.replace("--remove 6", "--remove 2"))[1:]
-    quicker = QUICKER.get(words[0], []) if "--plan" not in words or words[0] == "heal" else ()
+    searches = not {"--plan", "--blocks"} & set(words) or words[0] == "heal"
+    quicker = QUICKER.get(words[0], []) if searches else ()
     result = run(*words, *quicker)
     assert result.exit_code == 0, result.output
 

@@ -80,7 +80,7 @@ def test_any_cuts_are_made_until_they_save_enough(tiny_folder: Path) -> None:
 
 
 def test_perplexity_stops_before_it_is_too_high() -> None:
-    rule = by_perplexity("20%", 4, "--max-perplexity-increase 20%")
+    rule = by_perplexity(0.2, 4, "--max-perplexity-increase 20%")
     assert rule.most == 4
     finished = finished_plan(rule, plan_of(10, 11, 11.9, 12.5))
     assert finished is not None
@@ -93,8 +93,6 @@ def test_perplexity_stops_before_it_is_too_high() -> None:
         finished_plan(rule, plan_of(10, 13))
     with pytest.raises(TinyslebError, match="does not say which perplexity"):
         finished_plan(rule, Plan(6, 1, {}, None, (Round(block_cut(1), math.nan, {}),)))
-    with pytest.raises(TinyslebError, match=r"increase 0\.15 is not a percentage"):
-        by_perplexity("0.15", 4, "increase 0.15")
 
 
 def test_sizes_that_cannot_be_met(tiny_folder: Path) -> None:
@@ -121,10 +119,11 @@ def test_the_output_fits_and_one_block_more_would_not(
     limit = size(model) - int(1.5 * block)
     assert limit > whole - 3 * block
     np.save("tokens.npy", np.random.default_rng(0).integers(0, 512, (2, 32)).astype(np.int32))
-    result = run("prune", model, "-o", "out.gguf", "--fit", limit, "--tokens", "tokens.npy")
+    out = "out" if kind == "folder" else "out.gguf"
+    result = run("prune", model, "-o", out, "--fit", limit, "--tokens", "tokens.npy")
     assert result.exit_code == 0, result.output
-    assert limit - 1.5 * block < size(tmp_path / "out.gguf") <= limit
-    plan_path = tmp_path / "out.gguf" / "plan.json" if kind == "folder" else tmp_path / "out.plan.json"
+    assert limit - 1.5 * block < size(tmp_path / out) <= limit
+    plan_path = tmp_path / "out" / "plan.json" if kind == "folder" else tmp_path / "out.plan.json"
     plan = json.loads(plan_path.read_text())
     assert plan["stopped"].startswith(f"--fit {limit}: the output takes")
     assert len(plan["removed"]) == plan["target"] == 2
@@ -144,11 +143,11 @@ def test_a_rule_cuts_a_plan_that_is_there(tiny_folder: Path, run: Run, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("option", "message"), [("--ratio", "is none"), ("--speedup", "is not a factor above 1")]
+    ("option", "message"), [("--ratio", "is not a percentage"), ("--speedup", "is not a factor above 1")]
 )
 def test_nan_is_no_rule(option: str, message: str, tiny_folder: Path, run: Run) -> None:
     result = run("prune", tiny_folder, option, "nan")
-    assert result.exit_code == 1
+    assert result.exit_code in (1, 2)
     assert message in result.stderr
 
 

@@ -10,6 +10,7 @@ import click
 
 from tinysleb.commands.options import DISTILL, WAYS
 from tinysleb.commands.parsing import CommandGroup, HealingCommand, options_given
+from tinysleb.commands.search_options import search_options, stopping_options
 from tinysleb.commands.shared_options import (
     compute_options,
     distill_options,
@@ -18,23 +19,24 @@ from tinysleb.commands.shared_options import (
     force_option,
     heal_options,
     json_option,
+    model_path,
+    output_option,
     path_type,
     pre_option,
+    quiet_option,
     seed_option,
     stored_type_option,
     text_options,
     threads_option,
     window_options,
 )
+from tinysleb.commands.values import cut_names
 from tinysleb.compute.threads import limit_spinning
 from tinysleb.formats.tensor_types import WRITABLE
-from tinysleb.plan import DIVERGENCE, PERPLEXITY
-from tinysleb.search.cuts import CONTEXT, DEFAULT_KIND, KINDS, SEARCHES
-from tinysleb.search.metrics import METRICS
 
 
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="tinysleb")
+@click.version_option(None, "-V", "--version", package_name="tinysleb")
 def main() -> None:
     """Make Llama-family models shorter and faster by removing the blocks they can do without."""
     limit_spinning()
@@ -42,79 +44,16 @@ def main() -> None:
 
 
 @main.command(cls=HealingCommand)
-@click.argument("model", type=path_type)
-@click.option(
-    "-o",
-    "--output",
-    type=path_type,
-    help="Where to write.  [default: MODEL's name plus --type and -sleb, in the current directory]",
+@click.argument("model", type=model_path)
+@output_option(
+    help="Where to write, or a folder to write into.  [default: MODEL's name plus --type and -sleb, here]"
 )
-@click.option("--remove", type=click.IntRange(1), metavar="N", help="Number of blocks to remove.")
-@click.option(
-    "--ratio",
-    type=click.FloatRange(0, 1),
-    metavar="R",
-    help="Fraction of the blocks to remove.  [default: 0.2]",
-)
-@click.option(
-    "--max-perplexity-increase", metavar="15%", help="Stop before perplexity has grown by more than this."
-)
-@click.option("--fit", metavar="3GiB", help="Remove blocks until the output is at most this large.")
-@click.option(
-    "--speedup",
-    type=click.FloatRange(1, min_open=True),
-    metavar="1.25",
-    help="Remove blocks until a token costs this many times fewer bytes to read.",
-)
-@click.option(
-    "--keep-first", type=click.IntRange(0), metavar="N", default=1, show_default=True,
-    help="Number of blocks at the bottom to keep.",
-)  # fmt: skip
-@click.option(
-    "--keep-last", type=click.IntRange(0), metavar="N", default=1, show_default=True,
-    help="Number of blocks at the top to keep.",
-)  # fmt: skip
+@stopping_options
 @text_options
 @pre_option
 @window_options
 @seed_option
-@click.option(
-    "--cut",
-    type=click.Choice(list(KINDS)),
-    default=DEFAULT_KIND,
-    show_default=True,
-    help="What may go together: a whole block; also a feed-forward and the attention above it; attention "
-    "alone; or any of these.",
-)
-@click.option(
-    "--context",
-    type=click.IntRange(1),
-    metavar="N",
-    default=CONTEXT,
-    show_default=True,
-    help="Tokens in the cache, for what a token costs (--speedup, --cut any).",
-)
-@click.option(
-    "--metric",
-    type=click.Choice(list(METRICS)),
-    default=PERPLEXITY,
-    show_default=True,
-    help="How blocks are chosen.",
-)
-@click.option(
-    "--score",
-    type=click.Choice([PERPLEXITY, DIVERGENCE]),
-    default=PERPLEXITY,
-    show_default=True,
-    help="kl: by the divergence from the original, which depends less on the text.",
-)
-@click.option(
-    "--search",
-    type=click.Choice(SEARCHES),
-    help="plain: as published. refined: then exchange cuts for better ones. healed: also try every run of "
-    "neighbouring blocks, and judge after healing.  [default: refined with --cut half, else plain]",
-)
-@click.option("--exact", is_flag=True, help="Score all candidates on all windows, without racing.")
+@search_options
 @compute_options
 @dtype_option
 @click.option(
@@ -132,6 +71,12 @@ def main() -> None:
     help="Apply this plan without a search; --remove and the like use only its beginning.",
 )
 @click.option(
+    "--blocks",
+    type=cut_names,
+    metavar="3,4,7-9",
+    help='Remove these without a search; "F5 A6" names sublayers. Healed only with --heal, as a --plan is.',
+)
+@click.option(
     "--unknown-arrays",
     type=click.Choice(["cut", "keep"]),
     help="Cut or keep arrays of a GGUF that have one entry per block and are not known.",
@@ -141,6 +86,7 @@ def main() -> None:
     "--force", is_flag=True, help="Replace an existing output; apply a plan made for another model."
 )
 @json_option
+@quiet_option
 def prune(**options: Any) -> None:
     """Find the blocks MODEL can do without, and write it without them.
 
@@ -162,9 +108,9 @@ def prune(**options: Any) -> None:
 
 
 @main.command()
-@click.argument("model", type=path_type)
+@click.argument("model", type=model_path)
 @click.option("--plan", type=path_type, required=True, help="Which blocks to remove.")
-@click.option("-o", "--output", type=path_type, required=True, help="What to write.")
+@output_option(required=True, help="Where to write, or a folder to write into.")
 @click.option(
     "--heal",
     type=click.Choice(WAYS[1:]),
@@ -185,6 +131,7 @@ def prune(**options: Any) -> None:
     "--force", is_flag=True, help="Replace an existing output; apply a plan made for another model."
 )
 @json_option
+@quiet_option
 def heal(**options: Any) -> None:
     """Apply a plan to MODEL and heal the result.
 
@@ -197,7 +144,7 @@ def heal(**options: Any) -> None:
 
 
 @main.command()
-@click.argument("model", type=path_type, required=False)
+@click.argument("model", type=model_path, required=False)
 @click.option(
     "--gguf",
     "gguf_out",
@@ -211,6 +158,7 @@ def heal(**options: Any) -> None:
     "--type",
     "type_name",
     metavar="TYPE",
+    shell_complete=lambda _context, _option, begun: [name for name in WRITABLE if name.startswith(begun)],
     default="auto",
     show_default=True,
     help=f"Type of a GGUF's matrices: {', '.join(WRITABLE)}; auto: the model's own.",
@@ -240,6 +188,7 @@ def heal(**options: Any) -> None:
 @pre_option
 @force_option
 @json_option
+@quiet_option
 def export(**options: Any) -> None:
     """Write MODEL as a GGUF or a Hugging Face folder.
 
@@ -260,6 +209,7 @@ def export(**options: Any) -> None:
 @dtype_option
 @click.option("--markdown", is_flag=True, help="Print the table as Markdown.")
 @json_option
+@quiet_option
 def compare(**options: Any) -> None:
     """Print what MODELS lost, against the first of them.
 
@@ -272,7 +222,7 @@ def compare(**options: Any) -> None:
 
 
 @main.command("eval")
-@click.argument("model", type=path_type)
+@click.argument("models", type=model_path, nargs=-1, required=True)
 @text_options
 @pre_option
 @window_options
@@ -281,10 +231,11 @@ def compare(**options: Any) -> None:
     "--dtype", type=dtype_choice, default="float32", show_default=True, help="Precision of matrix products."
 )
 @json_option
+@quiet_option
 def evaluate(**options: Any) -> None:
-    """Print MODEL's perplexity on a text.
+    """Print the perplexity of MODELS on a text.
 
-    The windows are taken in order from its start.
+    The windows are taken in order from its start, by the tokenizer of each model.
     """
     from tinysleb.commands.evaluate import EvalOptions
     from tinysleb.commands.evaluate import evaluate as run
@@ -293,7 +244,7 @@ def evaluate(**options: Any) -> None:
 
 
 @main.command()
-@click.argument("model", type=path_type)
+@click.argument("model", type=model_path)
 @click.option(
     "--memory",
     metavar="SIZE",
@@ -302,6 +253,7 @@ def evaluate(**options: Any) -> None:
 @window_options
 @threads_option
 @json_option
+@quiet_option
 def inspect(**options: Any) -> None:
     """Print what MODEL is, and what prune would need.
 
@@ -318,6 +270,7 @@ def inspect(**options: Any) -> None:
 @click.option("-o", "--output", type=path_type, required=True, help="The HTML file to write.")
 @force_option
 @json_option
+@quiet_option
 def report(**options: Any) -> None:
     """Show PLAN as a page.
 

@@ -32,10 +32,23 @@ def refuse_absent(path: Path) -> None:
     """Raise TinyslebError if there is nothing at a path."""
     if path.exists():
         return
-    hint = ""
-    if re.match(r"https?:/", str(path)) or re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
-        hint = "models are not downloaded: fetch it first (`hf download`), and give its folder"
+    hint = (
+        "" if path.parent.exists() or path.suffix in (".gguf", ".safetensors") else _how_to_fetch(str(path))
+    )
     raise TinyslebError(f"there is no file or folder {path}", hint)
+
+
+def _how_to_fetch(name: str) -> str:
+    """A hint, if what is not there may be a repository of models: its name, with a file type as llama.cpp
+    takes it, or its address."""
+    match = re.fullmatch(r"(?:https?:/+[^/]+/)?([\w.-]+)/([\w.-]+)(?::([\w.-]+))?/?", name)
+    if match is None:
+        return "models are not downloaded: fetch it first (`hf download`)" if "http" in name[:4] else ""
+    owner, model, type_name = match.groups()
+    files = f' --include "*{type_name}*"' if type_name else ""
+    return (
+        f"models are not downloaded: hf download {owner}/{model}{files} --local-dir {model}, and give {model}"
+    )
 
 
 def refuse_wrong_folder(folder: Path) -> None:

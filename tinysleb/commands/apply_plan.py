@@ -1,4 +1,4 @@
-"""`tinysleb prune --plan`: apply a plan without a search. A GGUF is cut without torch."""
+"""`tinysleb prune --plan` and `--blocks`: no search. A GGUF is cut without torch."""
 
 from __future__ import annotations
 
@@ -11,48 +11,61 @@ from tinysleb.commands.opening import opened
 from tinysleb.commands.options import NONE, refuse_unused
 from tinysleb.commands.prune_options import STOPPING, PruneOptions
 from tinysleb.commands.shortened import (
+    check_fitting,
     finish,
     print_shortened,
-    read_fitting_plan,
     refuse_unwritable,
 )
 from tinysleb.commands.stopping_rule import stopping_rule
 from tinysleb.commands.stored_types import check_stored_type
 from tinysleb.errors import TinyslebError
-from tinysleb.export.gguf_copy import COPIED_ONLY, write_unmodelled
+from tinysleb.export.gguf_copy import COPIED_ONLY, block_count, write_unmodelled
 from tinysleb.export.job import plan_beside
 from tinysleb.formats.files import refuse_existing
 from tinysleb.formats.gguf_file import GgufFile, is_gguf, read_gguf
-from tinysleb.plan import Plan, plan_to_json, read_plan
+from tinysleb.plan import Plan, plan_from_json, plan_to_json, read_plan
 from tinysleb.search.stopping import finished_plan
 
 if TYPE_CHECKING:
     from tinysleb.commands.shortened import Heal
 
-COPYING = {"model", "output", "plan", "unknown_arrays", "force", "as_json"}
+COPYING = {"model", "output", "plan", "blocks", "unknown_arrays", "force", "as_json"}
 """The options that a model which is only copied can use."""
 
 
-def apply_plan(options: PruneOptions, plan_path: Path) -> None:
-    """Write the model without the blocks that a plan names, or without the first of them."""
+def apply_plan(options: PruneOptions) -> None:
+    """Write the model without the blocks that a plan names, or without the first of them, or without those
+    that are named on the command line."""
     console, file = Console(), None
     if options.unknown_arrays or is_gguf(options.model):
         file = read_gguf(options.model)
         if options.unknown_arrays or str(file.values().get("general.architecture")) in COPIED_ONLY:
-            _cut_unmodelled(file, options, plan_path, console)
+            _cut_unmodelled(file, options, console)
             return
     weights = opened(options.model, console, options.pre, file)
     check_stored_type(weights, options.type_name)
-    plan = read_fitting_plan(plan_path, weights, options.force, console)
-    plan = _first_rounds(plan, plan_path, weights, options)
+    plan, source = _named_plan(options, weights.config.blocks)
+    check_fitting(plan, source, weights, options.force, console)
+    plan = _first_rounds(plan, source, weights, options)
     refuse_unwritable(
-        weights, options.out, options, options.model, plan_path,
+        weights, options.out, options, options.model, source,
         plan=plan, unknown_arrays=options.unknown_arrays,
     )  # fmt: skip
     heal = _prepare_heal(weights, options, console) if options.heal not in (None, NONE) else None
     plan = finish(weights, plan, options.out, options.unknown_arrays, heal, console, options.type_name)
     console.clear()
     print_shortened(weights, plan, options.out, options.as_json, searched=False)
+
+
+def _named_plan(options: PruneOptions, blocks: int) -> tuple[Plan, Path]:
+    """The plan for a model of so many blocks, and where it came from, for messages."""
+    if options.plan is not None:
+        return read_plan(options.plan), options.plan
+    source = Path("--blocks")
+    try:
+        return plan_from_json({"blocks": blocks, "removed": list(options.blocks or ())}, source), source
+    except TinyslebError as error:
+        raise TinyslebError(error.message, 'name blocks as 3,4,7-9, and sublayers as "F5 A6,A9"') from error
 
 
 def _prepare_heal(weights: Checkpoint, options: PruneOptions, console: Console) -> Heal:
@@ -79,14 +92,14 @@ def _first_rounds(plan: Plan, path: Path, weights: Checkpoint, options: PruneOpt
     return finished
 
 
-def _cut_unmodelled(file: GgufFile, options: PruneOptions, plan_path: Path, console: Console) -> None:
+def _cut_unmodelled(file: GgufFile, options: PruneOptions, console: Console) -> None:
     """Apply a plan to a GGUF whose family is not modelled: its bytes are copied, whatever they mean."""
     why = "This model's blocks are copied unread, and the plan is applied whole"
     usable = COPYING | ({"heal"} if options.heal == NONE else set())
     refuse_unused(options.given, [name for name in options.given if name not in usable], why)
-    out, plan = options.out, read_plan(plan_path)
+    out, (plan, source) = options.out, _named_plan(options, block_count(file))
     for path in (out, plan_beside(out)):
-        refuse_existing(path, options.force, file.path, plan_path)
+        refuse_existing(path, options.force, file.path, source)
     for note in write_unmodelled(file, out, plan, options.unknown_arrays).notes:
         console.say(note)
     if options.as_json:

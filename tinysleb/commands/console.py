@@ -16,6 +16,10 @@ from tinysleb.errors import TinyslebError
 LONGEST_MESSAGE = 1500
 """Characters of a message; what a file holds may be a name of megabytes."""
 SECONDS_BETWEEN_UPDATES = 0.2
+SECONDS_BETWEEN_LINES = 30
+"""Of progress, where it is written to a log."""
+QUIET = "tinysleb.quiet"
+"""Under this key, click's context says that nothing but results and errors is to be printed."""
 
 
 class Failure(click.ClickException):
@@ -57,17 +61,18 @@ def duration(seconds: float) -> str:
 
 
 class Console:
-    """Messages on stderr, and below them one line of progress, rewritten in place where that is a terminal.
+    """Messages on stderr, and below them one line of progress, rewritten in place where that is a terminal;
+    elsewhere, it is a line of its own now and then.
 
     `stages`: how much work each stage of the job is, in any unit; the time left is that of the whole job.
-    `silent`: print nothing, as all processes but the first do.
+    `silent`: print nothing, as all processes but the first do, and all with `--quiet`.
     """
 
     def __init__(self, stages: Sequence[float] = (1.0,), silent: bool = False) -> None:
-        self.silent = silent
-        self.visible = sys.stderr.isatty() and not silent
+        self.silent = silent or _is_quiet()
+        self.visible = sys.stderr.isatty() and not self.silent
         self.clock = JobClock(stages)
-        self.shown = -SECONDS_BETWEEN_UPDATES
+        self.shown, self.logged = -SECONDS_BETWEEN_UPDATES, time.monotonic()
 
     def say(self, line: str) -> None:
         """Print a message, above the line of progress."""
@@ -80,17 +85,25 @@ class Console:
         """Show the fraction `done` of the current stage, 0 to 1. One that falls begins the next stage."""
         now = time.monotonic()
         left = self.clock.seconds_left(done, now)
-        if not self.visible or now - self.shown < SECONDS_BETWEEN_UPDATES:
-            return
-        self.shown = now
         estimate = "" if left is None else f", about {duration(left)} left"
-        line = printable(f"{what}: {done:.0%}{estimate}")[: shutil.get_terminal_size().columns - 1]
-        click.echo(f"\r\033[K{line}", err=True, nl=False)
+        line = f"{what}: {done:.0%}{estimate}"
+        if self.visible and now - self.shown >= SECONDS_BETWEEN_UPDATES:
+            self.shown = now
+            fitting = printable(line)[: shutil.get_terminal_size().columns - 1]
+            click.echo(f"\r\033[K{fitting}", err=True, nl=False)
+        elif not self.visible and now - self.logged >= SECONDS_BETWEEN_LINES:
+            self.logged = now
+            self.say(line)
 
     def clear(self) -> None:
         """Remove the line of progress, before a result is printed."""
         if self.visible:
             click.echo("\r\033[K", err=True, nl=False)
+
+
+def _is_quiet() -> bool:
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.meta.get(QUIET))
 
 
 class JobClock:

@@ -1,10 +1,11 @@
-"""`tinysleb eval`: a model's perplexity on a text."""
+"""`tinysleb eval`: the perplexity of models on a text."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tinysleb.commands.computing import choose_compute
 from tinysleb.commands.console import Console, print_json, print_line
@@ -18,21 +19,34 @@ from tinysleb.text.windows import WindowSource, read_windows
 class EvalOptions(MeasuringOptions):
     """The options of `eval`."""
 
-    model: Path
+    models: tuple[Path, ...]
 
 
 def evaluate(options: EvalOptions) -> None:
-    """Print the perplexity on windows taken in order."""
-    console = Console()
-    weights = opened(options.model, console, options.pre)
+    """Print the perplexity on windows taken in order, of one model after the other."""
+    console, found = Console(), list[dict[str, Any]]()
+    for model in options.models:
+        found.append({"model": str(model), **_measured(model, options, console)})
+        console.clear()
+        if not options.as_json:
+            _print_measured(found[-1], first=len(found) == 1)
+    if options.as_json:
+        print_json(found[0] if len(found) == 1 else {"models": found})
+
+
+def _measured(model: Path, options: EvalOptions, console: Console) -> dict[str, Any]:
+    weights = opened(model, console, options.pre)
     source = WindowSource(options.texts, options.token_file, options.windows, options.window_length)
     tokens = read_windows(weights, source, seed=None).tokens
-    progress = partial(console.progress, f"evaluating {options.model}")
+    progress = partial(console.progress, f"evaluating {model}")
     result = evaluate_windows(weights, tokens, choose_compute(options), progress)
-    console.clear()
-    if options.as_json:
-        print_json({"perplexity": result.perplexity, **asdict(result)})
-        return
-    print_line(f"perplexity         {result.perplexity:.4f}")
-    print_line(f"tokens             {result.tokens} in {result.windows} windows")
-    print_line(f"tokens per second  {result.tokens_per_second:.0f}")
+    return {"perplexity": result.perplexity, **asdict(result)}
+
+
+def _print_measured(values: dict[str, Any], first: bool) -> None:
+    if not first:
+        print_line("")
+    print_line(f"model              {values['model']}")
+    print_line(f"perplexity         {values['perplexity']:.4f}")
+    print_line(f"tokens             {values['tokens']} in {values['windows']} windows")
+    print_line(f"tokens per second  {values['tokens_per_second']:.0f}")

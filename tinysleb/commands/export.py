@@ -13,6 +13,7 @@ from tinysleb.checkpoint.open_model import open_model
 from tinysleb.commands.console import Console, print_json, print_line
 from tinysleb.commands.opening import opened
 from tinysleb.commands.options import Given, refuse_unused
+from tinysleb.commands.outputs import output_in
 from tinysleb.errors import TinyslebError, pip_install
 from tinysleb.export.draft import check_draft
 from tinysleb.export.writers import GGUF, HUGGINGFACE, write
@@ -61,7 +62,8 @@ def export(options: ExportOptions) -> None:
         _export_folder(model, options.hf_out, options)
         return
     name = model.resolve().name if model.is_dir() else model.stem
-    _export_gguf(model, Path(options.gguf_out or f"{name}.gguf"), options)
+    default = Path(f"{name}.gguf")
+    _export_gguf(model, output_in(options.gguf_out, default, True) if options.gguf_out else default, options)
 
 
 def _export_folder(model: Path, out: Path, options: ExportOptions) -> None:

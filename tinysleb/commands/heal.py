@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from tinysleb.commands.computing import choose_compute
 from tinysleb.commands.console import Console
 from tinysleb.commands.healing import forget_distillation, heal_with, prepare
+from tinysleb.commands.interruption import told_what_is_kept
 from tinysleb.commands.opening import opened
 from tinysleb.commands.options import HealingOptions
+from tinysleb.commands.outputs import output_beside
 from tinysleb.commands.shortened import finish, print_shortened, read_fitting_plan, refuse_unwritable
 from tinysleb.commands.stored_types import check_stored_type
 
@@ -20,8 +23,13 @@ class HealOptions(HealingOptions):
 
     model: Path
     plan: Path
-    output: Path
+    output: str
     as_json: bool
+
+    @cached_property
+    def out(self) -> Path:
+        """Where the healed model goes."""
+        return output_beside(self.output, self.model, self.type_name)
 
 
 def heal(options: HealOptions) -> None:
@@ -30,10 +38,11 @@ def heal(options: HealOptions) -> None:
     weights = opened(options.model, console, options.pre)
     check_stored_type(weights, options.type_name)
     plan = read_fitting_plan(options.plan, weights, options.force, console)
-    refuse_unwritable(weights, options.output, options, options.model, options.plan, plan=plan)
+    refuse_unwritable(weights, options.out, options, options.model, options.plan, plan=plan)
     compute = choose_compute(options)
-    heal = heal_with(weights, prepare(weights, options, compute, options.output), compute, console)
-    plan = finish(weights, plan, options.output, None, heal, console, options.type_name)
-    forget_distillation(options.output)
+    heal = heal_with(weights, prepare(weights, options, compute, options.out), compute, console)
+    with told_what_is_kept(options.out, console):
+        plan = finish(weights, plan, options.out, None, heal, console, options.type_name)
+    forget_distillation(options.out)
     console.clear()
-    print_shortened(weights, plan, options.output, options.as_json, searched=False)
+    print_shortened(weights, plan, options.out, options.as_json, searched=False)

@@ -14,14 +14,28 @@ from tinysleb.errors import TinyslebError
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
+WORDS = "tinysleb.words"
+"""Under this key, click's context has the words of the command line."""
+
+
 class CommandGroup(click.Group):
     """Turns a `TinyslebError` into text, once."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Remember the command line as it was given."""
+        ctx.meta[WORDS] = list(args)
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except TinyslebError as error:
             raise Failure(error) from error
+
+
+def words_given() -> list[str]:
+    """The words of the command line behind the program's name."""
+    return list(click.get_current_context().meta[WORDS])
 
 
 def options_given() -> dict[str, str]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from tinysleb.commands.options import NONE, ComputeOptions, HealingOptions, refuse_several, refuse_unused
-from tinysleb.commands.shortened import default_output
+from tinysleb.commands.outputs import output_beside
 from tinysleb.errors import TinyslebError
 from tinysleb.plan import DIVERGENCE, PERPLEXITY
 from tinysleb.search.cuts import ANY, ATTENTION, BLOCK, HALF, HEALED, REFINED
@@ -25,10 +26,10 @@ class PruneOptions(HealingOptions):
     """The options of `prune`."""
 
     model: Path
-    output: Path | None
+    output: str | None
     remove: int | None
     ratio: float | None
-    max_perplexity_increase: str | None
+    max_perplexity_increase: float | None
     fit: str | None
     speedup: float | None
     keep_first: int
@@ -42,6 +43,7 @@ class PruneOptions(HealingOptions):
     search: str | None
     exact: bool
     plan: Path | None
+    blocks: tuple[int | str, ...] | None
     unknown_arrays: str | None
     as_json: bool
 
@@ -51,7 +53,8 @@ class PruneOptions(HealingOptions):
         refuse_several(self.given, STOPPING)
         if self.speedup is None and self.cut != ANY:
             refuse_unused(self.given, ("context",), "Only --speedup and --cut any ask what a token costs")
-        if self.plan is not None:
+        refuse_several(self.given, ("plan", "blocks"))
+        if self.plan is not None or self.blocks is not None:
             self._check_with_plan()
             return
         if self.heal == NONE:
@@ -93,12 +96,15 @@ class PruneOptions(HealingOptions):
         return possible and self.cut == HALF
 
     def _check_with_plan(self) -> None:
-        refuse_unused(self.given, SEARCH_ONLY, "With --plan there is no search")
+        option = "--plan" if self.blocks is None else "--blocks"
+        refuse_unused(self.given, SEARCH_ONLY, f"With {option} there is no search")
+        if self.blocks is not None:
+            refuse_unused(self.given, STOPPING, "--blocks says what goes")
         if self.heal in (None, NONE):
             unused = HEALING_ONLY + COMPUTING
-            refuse_unused(self.given, unused, "With --plan and without --heal nothing is computed")
+            refuse_unused(self.given, unused, f"With {option} and without --heal nothing is computed")
 
-    @property
+    @cached_property
     def out(self) -> Path:
-        """Where the shortened model goes."""
-        return self.output or default_output(self.model, self.type_name)
+        """Where the shortened model goes; asked for once, since what lies there may change meanwhile."""
+        return output_beside(self.output, self.model, self.type_name)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from tinysleb.checkpoint.config import block_parameter_count, parameter_count
 from tinysleb.checkpoint.weights import Checkpoint, total_bytes
 from tinysleb.commands.computing import choose_compute
 from tinysleb.commands.console import Console
 from tinysleb.commands.healing import forget_distillation, heal_with, prepare_unless
+from tinysleb.commands.interruption import told_what_is_kept, unfinished_search
 from tinysleb.commands.opening import open_as_given, tell_remarks
 from tinysleb.commands.options import refuse_unused
 from tinysleb.commands.prune_options import PruneOptions
@@ -52,7 +51,7 @@ def search_blocks(options: PruneOptions) -> None:
 
 
 def _search_and_write(weights: Checkpoint, options: PruneOptions, group: Group) -> None:
-    unfinished = options.out.with_name(options.out.name + ".unfinished.json")
+    unfinished = unfinished_search(options.out)
     request = _request(weights, options)
     allowed = check_request(request, weights.config.blocks)
     saved = read_unfinished(unfinished, options.resume, options.force, group)
@@ -66,7 +65,7 @@ def _search_and_write(weights: Checkpoint, options: PruneOptions, group: Group) 
     if options.resume and saved is None:
         console.say(f"there is no {unfinished} to resume: the search starts from the beginning")
     _say_if_unhealed(prepared, options, console)
-    try:
+    with told_what_is_kept(options.out, console):
         plan = run_search(
             weights, calibration, request, compute,
             saved=saved, unfinished=unfinished, say=console.say, progress=console.progress,
@@ -78,9 +77,6 @@ def _search_and_write(weights: Checkpoint, options: PruneOptions, group: Group) 
             runs_among = allowed if options.search == HEALED else None
             heal = heal_with(weights, prepared, compute, console, runs_among)
         plan = finish(weights, plan, options.out, options.unknown_arrays, heal, console, options.type_name)
-    except KeyboardInterrupt:
-        _say_how_to_continue(unfinished, console)
-        raise
     unfinished.unlink(missing_ok=True)
     forget_distillation(options.out)
     console.clear()
@@ -131,8 +127,3 @@ def _works(
             distilling = DISTILLING * prepared.distilling.limits.tokens * blocks
             works += [(1 - STEPS_PART) * distilling, HEALING * text.tokens * blocks, STEPS_PART * distilling]
     return works
-
-
-def _say_how_to_continue(unfinished: Path, console: Console) -> None:
-    if unfinished.exists():
-        console.say("Stopped. Finished rounds are saved; run the same command with --resume to continue.")

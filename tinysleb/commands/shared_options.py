@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import click
 
+from tinysleb.commands.console import QUIET
 from tinysleb.commands.options import DISTILL_MINUTES, DISTILL_TOKENS
 from tinysleb.commands.parsing import shared
+from tinysleb.commands.values import ModelPath
 from tinysleb.formats.tensor_types import WRITABLE
 
-path_type = click.Path(path_type=Path)
+path_type, model_path = click.Path(path_type=Path), ModelPath()
 dtype_choice = click.Choice(["auto", "float32", "bfloat16", "float16"])
 LARGEST_SEED = 2**63 - 1
+
+
+def _be_quiet(context: click.Context, _option: click.Parameter, quiet: bool) -> None:
+    """What a console asks for, wherever it is made."""
+    context.meta[QUIET] = quiet
 
 
 text_options = shared(
@@ -90,3 +98,8 @@ pre_option = click.option(
 )
 force_option = click.option("--force", is_flag=True, help="Replace an existing output.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+output_option = partial(click.option, "-o", "--output", type=click.Path())
+quiet_option = click.option(
+    "-q", "--quiet", is_flag=True, expose_value=False, callback=_be_quiet,
+    help="Print results and errors alone, neither messages nor progress.",
+)  # fmt: skip

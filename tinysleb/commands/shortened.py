@@ -28,15 +28,6 @@ if TYPE_CHECKING:
     """Heals the model shortened by a plan into files, and returns the plan with what it did."""
 
 
-def default_output(model: Path, type_name: str | None = None) -> Path:
-    """The model's name with the type that it gets, if any, and `-sleb`, in the current directory; of the same
-    kind as the model."""
-    end = f"-{type_name}-sleb" if type_name else "-sleb"
-    if model.is_dir():
-        return Path(f"{model.resolve().name}{end}")
-    return Path(f"{model.stem}{end}{model.suffix if model.suffix == '.gguf' else ''}")
-
-
 def refuse_unwritable(
     weights: Weights,
     out: Path,
@@ -59,6 +50,12 @@ def read_fitting_plan(path: Path, weights: Weights, force: bool, console: Consol
     `force` if the weights do.
     """
     plan = read_plan(path)
+    check_fitting(plan, path, weights, force, console)
+    return plan
+
+
+def check_fitting(plan: Plan, path: Path, weights: Weights, force: bool, console: Console) -> None:
+    """Raise TinyslebError as `read_fitting_plan` does; what few models survive is said."""
     if plan.blocks != weights.config.blocks:
         raise TinyslebError(
             f"{path} is for a model of {plan.blocks} blocks, {weights.path} has {weights.config.blocks}"
@@ -73,7 +70,6 @@ def read_fitting_plan(path: Path, weights: Weights, force: bool, console: Consol
     for block, where in ((0, "first"), (plan.blocks - 1, "last")):
         if not set(block_cut(block)) & set(plan.stack):
             console.say(f"warning: the plan removes the {where} block, which few models survive")
-    return plan
 
 
 def finish(

@@ -28,7 +28,7 @@ def stopping_rule(options: PruneOptions, weights: Checkpoint, allowed: range) ->
         stored = partial(in_types, type_name=options.type_name)
         return stopping.by_size(options.fit, weights, allowed, f"--fit {options.fit}", stored)
     if (increase := options.max_perplexity_increase) is not None:
-        return stopping.by_perplexity(increase, most, f"--max-perplexity-increase {increase}")
+        return stopping.by_perplexity(increase, most, f"--max-perplexity-increase {100 * increase:g}%")
     if options.speedup is not None:
         costs, name = costs_of(options, weights), f"--speedup {options.speedup:g}"
         if options.cut == ANY:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -95,12 +94,9 @@ def _saving(factor: float, costs: Costs, possible: float, name: str) -> float:
     return saving
 
 
-def by_perplexity(text: str, removable: int, name: str) -> StoppingRule:
-    """As long as perplexity on the calibration windows grows by at most `text`, such as `15%`."""
-    match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*%\s*", text)
-    if match is None:
-        raise TinyslebError(f"{name} is not a percentage", "write it as 15%")
-    return StoppingRule(name, removable, increase=float(match[1]) / 100)
+def by_perplexity(increase: float, removable: int, name: str) -> StoppingRule:
+    """As long as perplexity on the calibration windows grows by at most this fraction of what it was."""
+    return StoppingRule(name, removable, increase=increase)
 
 
 Stored = Callable[[Weights], Weights]

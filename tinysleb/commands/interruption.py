@@ -1,0 +1,46 @@
+"""What is said when somebody interrupts a command: what was kept, and how to go on."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tinysleb.commands.console import Console
+from tinysleb.commands.healing import unfinished_distillation
+from tinysleb.commands.parsing import words_given
+from tinysleb.heal.repair import stored_state
+from tinysleb.plan import read_plan
+
+
+def unfinished_search(out: Path) -> Path:
+    """Where a search leaves its rounds until `out` is written."""
+    return out.with_name(out.name + ".unfinished.json")
+
+
+@contextmanager
+def told_what_is_kept(out: Path, console: Console) -> Iterator[None]:
+    """Say, if what follows is interrupted on its way to `out`, what is kept, and what continues."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.clear()
+        kept = _kept(out)
+        if not kept:
+            console.say("stopped; nothing is kept")
+            raise
+        words = [word for word in words_given() if word != "--resume"]
+        command = shlex.join(["tinysleb", *words, "--resume"])
+        console.say(f"stopped; kept {' and '.join(kept)}; this continues: {command}")
+        raise
+
+
+def _kept(out: Path) -> list[str]:
+    kept: list[str] = []
+    if (search := unfinished_search(out)).exists():
+        rounds = len(read_plan(search).rounds)
+        kept.append(f"{rounds} {'round' if rounds == 1 else 'rounds'} of the search in {search}")
+    state = unfinished_distillation(out)
+    kept += [f"the distillation in {path}" for path in (state, stored_state(state)) if path.exists()]
+    return kept

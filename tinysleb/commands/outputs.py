@@ -1,0 +1,63 @@
+"""Where an output goes: under the name that was given, or in the folder that was given, under one of ours."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from tinysleb.errors import TinyslebError
+from tinysleb.formats.wrong_file import SUFFIXES
+
+FOLDER_ENDS = tuple(filter(None, (os.sep, os.altsep)))
+OTHER_SUFFIXES = {*SUFFIXES, ".safetensors", ".json"}
+"""What is neither the name of a GGUF nor that of a folder."""
+
+
+def default_output(model: Path, type_name: str | None = None) -> Path:
+    """The model's name with the type that it gets, if any, and `-sleb`, in the current directory; of the same
+    kind as the model."""
+    end = f"-{type_name}-sleb" if type_name else "-sleb"
+    if model.is_dir():
+        return Path(f"{model.resolve().name}{end}")
+    return Path(f"{model.stem}{end}{model.suffix if model.suffix == '.gguf' else ''}")
+
+
+def output_beside(given: str | None, model: Path, type_name: str | None) -> Path:
+    """Where the shortened `model` goes, which is of the model's kind: by default to `default_output`, or to
+    that in the folder that is given.
+
+    Raises TinyslebError for a name that other files have.
+    """
+    default = default_output(model, type_name)
+    if given is None:
+        return default
+    is_gguf = model.is_file() and model.suffix != ".safetensors"
+    return output_in(given, default, is_gguf)
+
+
+def output_in(given: str, default: Path, is_gguf: bool) -> Path:
+    """The output that is given, or `default` in it if it is a folder: for a folder of weights, only if no
+    other lies there, which is to be replaced."""
+    path = Path(given)
+    inside = path.is_dir() and (is_gguf or not _holds_model(path))
+    if inside or (is_gguf and given.endswith(FOLDER_ENDS)):
+        return path / default.name
+    if path.suffix in (OTHER_SUFFIXES if is_gguf else {*OTHER_SUFFIXES, ".gguf"}):
+        raise _wrong_name(path, is_gguf)
+    return path
+
+
+def _wrong_name(path: Path, is_gguf: bool) -> TinyslebError:
+    if is_gguf:
+        return TinyslebError(
+            f"the output is a GGUF, and {path} is not the name of one", f"call it {path.with_suffix('.gguf')}"
+        )
+    folder = path.with_suffix("")
+    return TinyslebError(
+        f"the output is a folder like MODEL, and {path} is not the name of one",
+        f"call it {folder}; tinysleb export {folder} --gguf makes a GGUF of it",
+    )
+
+
+def _holds_model(folder: Path) -> bool:
+    return (folder / "config.json").exists() or any(folder.glob("*.safetensors"))

@@ -1,0 +1,92 @@
+"""The options of a search: how much is to go, and how it is found. Click decorators, in the order of
+`--help`."""
+
+from __future__ import annotations
+
+import click
+
+from tinysleb.commands.parsing import shared
+from tinysleb.commands.values import growth, share
+from tinysleb.plan import DIVERGENCE, PERPLEXITY
+from tinysleb.search.cuts import CONTEXT, DEFAULT_KIND, KINDS, SEARCHES
+from tinysleb.search.metrics import METRICS
+
+stopping_options = shared(
+    click.option("--remove", type=click.IntRange(1), metavar="N", help="Number of blocks to remove."),
+    click.option(
+        "--ratio",
+        type=share,
+        metavar="20%",
+        help="Part of the blocks to remove, as 20% or 0.2.  [default: 20%]",
+    ),
+    click.option(
+        "--max-perplexity-increase",
+        type=growth,
+        metavar="15%",
+        help="Stop before perplexity has grown by more than this: 15%, 15 and 0.15 are the same.",
+    ),
+    click.option("--fit", metavar="3GiB", help="Remove blocks until the output is at most this large."),
+    click.option(
+        "--speedup",
+        type=click.FloatRange(1, min_open=True),
+        metavar="1.25",
+        help="Remove blocks until a token costs this many times fewer bytes to read.",
+    ),
+    click.option(
+        "--keep-first",
+        type=click.IntRange(0),
+        metavar="N",
+        default=1,
+        show_default=True,
+        help="Number of blocks at the bottom to keep.",
+    ),
+    click.option(
+        "--keep-last",
+        type=click.IntRange(0),
+        metavar="N",
+        default=1,
+        show_default=True,
+        help="Number of blocks at the top to keep.",
+    ),
+)
+"""How much is to go, and where."""
+search_options = shared(
+    click.option(
+        "--cut",
+        type=click.Choice(list(KINDS)),
+        default=DEFAULT_KIND,
+        show_default=True,
+        help="What may go together: a whole block; also a feed-forward and the attention above it; attention "
+        "alone; or any of these.",
+    ),
+    click.option(
+        "--context",
+        type=click.IntRange(1),
+        metavar="N",
+        default=CONTEXT,
+        show_default=True,
+        help="Tokens in the cache, for what a token costs (--speedup, --cut any).",
+    ),
+    click.option(
+        "--metric",
+        type=click.Choice(list(METRICS)),
+        default=PERPLEXITY,
+        show_default=True,
+        help="How blocks are chosen.",
+    ),
+    click.option(
+        "--score",
+        type=click.Choice([PERPLEXITY, DIVERGENCE]),
+        default=PERPLEXITY,
+        show_default=True,
+        help="kl: by the divergence from the original, which depends less on the text.",
+    ),
+    click.option(
+        "--search",
+        type=click.Choice(SEARCHES),
+        help="plain: as published. refined: then exchange cuts for better ones. healed: also try every run "
+        "of neighbouring blocks, and judge after healing.  [default: refined with --cut half, else plain]",
+    ),
+    click.option("--exact", is_flag=True, help="Score all candidates on all windows, without racing."),
+)
+"""How it is found."""
