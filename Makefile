@@ -10,12 +10,14 @@ SHORTER := models/SmolLM2-135M-Instruct.Q4_0-sleb.gguf
 SOURCES := pyproject.toml constraints.txt $(shell find tinysleb export -name __pycache__ -prune -o -print)
 QUICK := setup plan gguf_file tokenizer ridge cli
 REMOVE ?= 6
+# A demo that was interrupted goes on where it was.
+CONTINUE = $(if $(wildcard $(SHORTER).unfinished.*),--resume)
 
 .PHONY: demo test install model slow check quick fix clean
 
 demo: $(VENV)/.installed model
 	@echo "Pruning, healing and distilling take about 15 minutes on 2 cores."
-	$(BIN)/tinysleb prune $(MODEL) -o $(SHORTER) --type q4_0 --remove $(REMOVE) --force
+	$(BIN)/tinysleb prune $(MODEL) -o $(SHORTER) --type q4_0 --remove $(REMOVE) --force $(CONTINUE)
 	@echo "The whole model in the same type, to compare with:"
 	$(BIN)/tinysleb export $(MODEL) --gguf $(WHOLE) --type q4_0 --force
 	@echo "Perplexity on this project's own documentation, which the search has not seen:"

@@ -7,6 +7,8 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
+import tarfile
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -82,6 +84,15 @@ MAKE_VARIABLES = {"MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "MFLAGS", "VENV", "
 """What a `make` that runs these tests hands on to another."""
 
 
+def dry_run(folder: Path, *words: str) -> str:
+    """What `make` would do there."""
+    plain = {name: os.environ[name] for name in os.environ.keys() - MAKE_VARIABLES}
+    done = subprocess.run(
+        ["make", "--dry-run", *words], cwd=folder, env=plain, check=True, capture_output=True, text=True
+    )
+    return done.stdout
+
+
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 def test_an_edit_is_installed_before_it_is_checked(tmp_path: Path) -> None:
     """`make` is asked what it would do, in a copy of the project that is installed already."""
@@ -94,11 +105,35 @@ def test_an_edit_is_installed_before_it_is_checked(tmp_path: Path) -> None:
         (tmp_path / ".venv" / name).touch()
 
     def steps(*changed: str) -> list[str]:
-        words = ["make", "--dry-run", "check", *(f"--what-if={name}" for name in changed)]
-        plain = {name: os.environ[name] for name in os.environ.keys() - MAKE_VARIABLES}
-        done = subprocess.run(words, cwd=tmp_path, env=plain, check=True, capture_output=True, text=True)
-        return re.findall(r"^\S+/python -m pip|^\S+/pytest", done.stdout, re.MULTILINE)
+        done = dry_run(tmp_path, "check", *(f"--what-if={name}" for name in changed))
+        return re.findall(r"^\S+/python -m pip|^\S+/pytest", done, re.MULTILINE)
 
     assert steps() == [".venv/bin/pytest"]
     for changed in ("tinysleb/search/rounds.py", "export", "constraints.txt"):
         assert steps(changed) == [".venv/bin/python -m pip", ".venv/bin/pytest"]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_a_demo_continues_what_is_saved(tmp_path: Path) -> None:
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in ("tinysleb", "export", "models"):
+        (tmp_path / name).mkdir()
+    assert "--resume" not in dry_run(tmp_path, "demo")
+    (tmp_path / "models" / "SmolLM2-135M-Instruct.Q4_0-sleb.gguf.unfinished.json").touch()
+    assert re.search(r"tinysleb prune .* --resume$", dry_run(tmp_path, "demo"), re.MULTILINE)
+
+
+def test_the_sdist_has_what_its_tests_need(tmp_path: Path) -> None:
+    pytest.importorskip("setuptools")
+    copy = tmp_path / "copy"
+    kept_out = shutil.ignore_patterns(".*", "__pycache__", "models", "build", "*.egg-info")
+    shutil.copytree(ROOT, copy, ignore=kept_out, symlinks=True)
+    code = f"from setuptools.build_meta import build_sdist; build_sdist({str(tmp_path)!r})"
+    subprocess.run([sys.executable, "-c", code], cwd=copy, check=True, capture_output=True)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        packed = {name.partition("/")[2] for name in tar.getnames()}
+    there = {str(path.relative_to(copy)) for path in copy.rglob("*") if path.is_file()}
+    needed = {name for name in there if not name.startswith("tinysleb.egg-info")}
+    assert needed - packed == set()
