@@ -304,19 +304,25 @@ def llama_cpp_chat(path: Path, question: str) -> str:
     return str(_server(path).handle_chat_completions(request)["choices"][0]["message"]["content"])
 
 
-def llama_cpp_speculative(target: Path, draft: Path) -> str:
-    """Greedy text by llama.cpp's server, with one model drafting for another."""
-    request = {"prompt": GREEDY_PROMPT, "n_predict": 16, "temperature": 0}
-    return str(_server(target, draft).handle_completions(request)["choices"][0]["text"])
+def llama_cpp_speculative(
+    target: Path, draft: Path, prompt: str = GREEDY_PROMPT, count: int = 16, drafted: int = 3
+) -> tuple[str, dict[str, Any]]:
+    """Greedy text by llama.cpp's server, with one model drafting for another, and the server's timings, which
+    have `draft_n` and `draft_n_accepted`."""
+    request = {"prompt": prompt, "n_predict": count, "temperature": 0}
+    result = _server(target, draft, drafted).handle_completions(request)
+    return str(result["choices"][0]["text"]), dict(result["timings"])
 
 
-def _server(path: Path, draft: Path | None = None) -> Any:
+def _server(path: Path, draft: Path | None = None, drafted: int = 3) -> Any:
     import xllamacpp
 
     params = xllamacpp.CommonParams()
     params.model.path = str(path)
     if draft is not None:
         params.speculative.draft.mparams.path = str(draft)
+        params.speculative.types = [xllamacpp.common_speculative_type.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE]
+        params.speculative.draft.n_max = drafted
     params.n_ctx = 256
     params.warmup = False
     params.cpuparams.n_threads = 2

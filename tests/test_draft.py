@@ -27,7 +27,9 @@ def test_a_shortened_model_drafts_for_its_original(tiny_gguf: Path, run: Run) ->
     assert result.exit_code == 0, result.output
     assert f"llama-server -m {tiny_gguf} -md draft.gguf --spec-type draft-simple\n" in result.stdout
     assert hasattr(xllamacpp.common_speculative_type, "COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE")
-    assert llama_cpp_speculative(tiny_gguf, Path("draft.gguf"))
+    text, timings = llama_cpp_speculative(tiny_gguf, Path("draft.gguf"))
+    assert text
+    assert timings["draft_n"] > 0
 
 
 def changed_token(tokens: list[str]) -> list[str]:

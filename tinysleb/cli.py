@@ -10,7 +10,7 @@ import click
 
 from tinysleb.commands.options import DISTILL, WAYS
 from tinysleb.commands.parsing import CommandGroup, HealingCommand, options_given
-from tinysleb.commands.search_options import search_options, stopping_options
+from tinysleb.commands.search_options import draft_options, search_options, stopping_options
 from tinysleb.commands.shared_options import (
     compute_options,
     distill_options,
@@ -198,6 +198,39 @@ def export(**options: Any) -> None:
     from tinysleb.commands.export import export as run
 
     run(ExportOptions(**options, given=options_given()))
+
+
+@main.command(cls=HealingCommand)
+@click.argument("model", type=model_path)
+@output_option(help="Where to write, or a folder to write into.  [default: MODEL's name and -draft, here]")
+@draft_options
+@text_options
+@pre_option
+@window_options
+@seed_option
+@compute_options
+@dtype_option
+@click.option("--heal", type=click.Choice(WAYS), help="As for prune.  [default: distill]")
+@heal_options
+@distill_options
+@stored_type_option
+@click.option("--resume", is_flag=True, help="Continue an unfinished search or distillation.")
+@click.option(
+    "--force", is_flag=True, help="Replace an existing output; write a draft that does not pay, too."
+)
+@json_option
+@quiet_option
+def draft(**options: Any) -> None:
+    """Shorten MODEL to the draft that makes it generate fastest in llama.cpp.
+
+    Drafting changes no text: MODEL checks every token. The cuts are those with the highest expected speed-up,
+    by how often the draft writes what MODEL writes, and by what a token of it costs. Where none pays, that is
+    said, and nothing is written.
+    """
+    from tinysleb.commands.draft import draft as run
+    from tinysleb.commands.draft_options import DraftOptions
+
+    run(DraftOptions(**options, given=options_given()))
 
 
 @main.command()

@@ -13,22 +13,22 @@ OTHER_SUFFIXES = {*SUFFIXES, ".safetensors", ".json"}
 """What is neither the name of a GGUF nor that of a folder."""
 
 
-def default_output(model: Path, type_name: str | None = None) -> Path:
-    """The model's name with the type that it gets, if any, and `-sleb`, in the current directory; of the same
-    kind as the model."""
-    end = f"-{type_name}-sleb" if type_name else "-sleb"
+def default_output(model: Path, type_name: str | None = None, what: str = "sleb") -> Path:
+    """The model's name with the type that it gets, if any, and `what` it is, in the current directory; of the
+    same kind as the model."""
+    end = f"-{type_name}-{what}" if type_name else f"-{what}"
     if model.is_dir():
         return Path(f"{model.resolve().name}{end}")
     return Path(f"{model.stem}{end}{model.suffix if model.suffix == '.gguf' else ''}")
 
 
-def output_beside(given: str | None, model: Path, type_name: str | None) -> Path:
+def output_beside(given: str | None, model: Path, type_name: str | None, what: str = "sleb") -> Path:
     """Where the shortened `model` goes, which is of the model's kind: by default to `default_output`, or to
     that in the folder that is given.
 
     Raises TinyslebError for a name that other files have.
     """
-    default = default_output(model, type_name)
+    default = default_output(model, type_name, what)
     if given is None:
         return default
     is_gguf = model.is_file() and model.suffix != ".safetensors"

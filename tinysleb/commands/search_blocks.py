@@ -60,7 +60,7 @@ def _search_and_write(weights: Checkpoint, options: PruneOptions, group: Group) 
     prepared = prepare_unless(weights, options, compute, options.out, options.fit)
     if isinstance(prepared, str) and options.search == HEALED:
         raise TinyslebError(f"--search healed needs healing: {prepared}")
-    console = Console(_works(weights, calibration, request, prepared), silent=group.rank > 0)
+    console = Console(stage_works(weights, calibration, request, prepared), silent=group.rank > 0)
     tell_remarks(weights, console)
     if options.resume and saved is None:
         console.say(f"there is no {unfinished} to resume: the search starts from the beginning")
@@ -107,7 +107,7 @@ def _request(weights: Checkpoint, options: PruneOptions) -> SearchRequest:
     )  # fmt: skip
 
 
-def _works(
+def stage_works(
     weights: Checkpoint,
     calibration: Calibration,
     request: SearchRequest,

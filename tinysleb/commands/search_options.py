@@ -8,9 +8,36 @@ import click
 from tinysleb.commands.parsing import shared
 from tinysleb.commands.values import growth, share
 from tinysleb.plan import DIVERGENCE, PERPLEXITY
-from tinysleb.search.cuts import CONTEXT, DEFAULT_KIND, KINDS, SEARCHES
+from tinysleb.search.cuts import BLOCK, CONTEXT, DEFAULT_KIND, HALF, KINDS, SEARCHES
 from tinysleb.search.metrics import METRICS
+from tinysleb.search.speculative import LONGEST, MOST_DRAFTED
 
+keep_options = shared(
+    click.option(
+        "--keep-first",
+        type=click.IntRange(0),
+        metavar="N",
+        default=1,
+        show_default=True,
+        help="Number of blocks at the bottom to keep.",
+    ),
+    click.option(
+        "--keep-last",
+        type=click.IntRange(0),
+        metavar="N",
+        default=1,
+        show_default=True,
+        help="Number of blocks at the top to keep.",
+    ),
+)
+context_option = click.option(
+    "--context",
+    type=click.IntRange(1),
+    metavar="N",
+    default=CONTEXT,
+    show_default=True,
+    help="Tokens in the cache, for what a token costs (--speedup, --cut any, draft).",
+)
 stopping_options = shared(
     click.option("--remove", type=click.IntRange(1), metavar="N", help="Number of blocks to remove."),
     click.option(
@@ -32,22 +59,7 @@ stopping_options = shared(
         metavar="1.25",
         help="Remove blocks until a token costs this many times fewer bytes to read.",
     ),
-    click.option(
-        "--keep-first",
-        type=click.IntRange(0),
-        metavar="N",
-        default=1,
-        show_default=True,
-        help="Number of blocks at the bottom to keep.",
-    ),
-    click.option(
-        "--keep-last",
-        type=click.IntRange(0),
-        metavar="N",
-        default=1,
-        show_default=True,
-        help="Number of blocks at the top to keep.",
-    ),
+    keep_options,
 )
 """How much is to go, and where."""
 search_options = shared(
@@ -59,14 +71,7 @@ search_options = shared(
         help="What may go together: a whole block; also a feed-forward and the attention above it; attention "
         "alone; or any of these.",
     ),
-    click.option(
-        "--context",
-        type=click.IntRange(1),
-        metavar="N",
-        default=CONTEXT,
-        show_default=True,
-        help="Tokens in the cache, for what a token costs (--speedup, --cut any).",
-    ),
+    context_option,
     click.option(
         "--metric",
         type=click.Choice(list(METRICS)),
@@ -90,3 +95,36 @@ search_options = shared(
     click.option("--exact", is_flag=True, help="Score all candidates on all windows, without racing."),
 )
 """How it is found."""
+draft_options = shared(
+    click.option(
+        "--remove",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Try without up to N blocks.  [default: all that may go]",
+    ),
+    keep_options,
+    click.option(
+        "--cut",
+        type=click.Choice([BLOCK, HALF]),
+        default=HALF,
+        show_default=True,
+        help="What may go together: a whole block; also a feed-forward and the attention above it.",
+    ),
+    context_option,
+    click.option(
+        "--draft-max",
+        type=click.IntRange(1, MOST_DRAFTED),
+        metavar="N",
+        default=LONGEST,
+        show_default=True,
+        help="Tokens that are drafted at a time, at most.",
+    ),
+    click.option(
+        "--prompt-ratio",
+        type=click.FloatRange(1),
+        metavar="R",
+        help="How many times as fast MODEL reads a prompt as it generates, in tokens per second.  "
+        "[default: no limit, where memory is what generating waits for]",
+    ),
+)
+"""Which drafts are tried, and by what they are judged."""

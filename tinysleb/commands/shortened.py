@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -83,6 +83,17 @@ def finish(
 ) -> Plan:
     """Heal if `heal` is given, and write, in a type if that is given. Returns the plan with what healing
     did."""
+    with shortened_model(weights, plan, out, heal) as (model, plan):
+        write_shortened(model, plan, out, unknown_arrays, console, type_name)
+    return plan
+
+
+@contextmanager
+def shortened_model(
+    weights: Weights, plan: Plan, out: Path, heal: Heal | None
+) -> Iterator[tuple[Weights, Plan]]:
+    """The model shortened by a plan, healed if `heal` is given, and the plan with what healing did. What is
+    healed is kept in files beside `out`, which are deleted in the end."""
     plan = replace(plan, healing={})  # of a plan from a file: what was done to another output
     with ExitStack() as stack:
         model: Weights = Shortened(weights, plan.kept)
@@ -92,15 +103,21 @@ def finish(
             healed = HealedTensors(stack.enter_context(temporary_folder(out)))
             plan = heal(plan, healed)
             model = Healed(Shortened(weights, plan.kept), healed)
-        console.say(f"writing {out}")
-        written = write(
-            model, out, plan, output_format=own_format(weights), type_name=type_name or "auto",
-            unknown_arrays=unknown_arrays, force=True,
-        )  # fmt: skip
-        for note in (*written.notes, faster_type(in_types(model, type_name))):
-            if note:
-                console.say(note)
-    return plan
+        yield model, plan
+
+
+def write_shortened(
+    model: Weights, plan: Plan, out: Path, unknown_arrays: str | None, console: Console, type_name: str | None
+) -> None:
+    """Write what `shortened_model` gives, in its original's format; what is noteworthy is said."""
+    console.say(f"writing {out}")
+    written = write(
+        model, out, plan, output_format=own_format(model), type_name=type_name or "auto",
+        unknown_arrays=unknown_arrays, force=True,
+    )  # fmt: skip
+    for note in (*written.notes, faster_type(in_types(model, type_name))):
+        if note:
+            console.say(note)
 
 
 def print_shortened(weights: Weights, plan: Plan, out: Path, as_json: bool, searched: bool) -> None:

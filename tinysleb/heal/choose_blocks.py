@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
@@ -67,28 +68,17 @@ def choose_healed(
     Temporary files go into `folder`. Returns the finalists' losses, too, the best first.
     """
     counts = [min(JUDGES, max(1, len(source.fit) // 4)) for source in sources]
-    fit = _interleave([source.fit[:-count] for source, count in zip(sources, counts, strict=True)])
+    fit = interleave([source.fit[:-count] for source, count in zip(sources, counts, strict=True)])
     judges = [source.fit[-count:] for source, count in zip(sources, counts, strict=True)]
     step = 1 if plan.settings.get("cut") == HALF else 2
     removals = [plan.cuts, *_runs(allowed, plan.cuts, step)]
 
     def judge(cuts: tuple[Cut, ...], windows: Tensor) -> Choice:
-        shorter = _with_cuts(plan, cuts)
-        with tempfile.TemporaryDirectory(dir=folder) as name:
-            tensors = HealedTensors(Path(name))
-            heal(
-                unrounded(weights),
-                shorter.stack,
-                *split_windows(windows),
-                compute,
-                tensors,
-                lambda _done: None,
-            )
-            model = Healed(Shortened(weights, shorter.kept), tensors)
+        with repaired(weights, _with_cuts(plan, cuts), windows, compute, folder) as model:
             losses = [evaluate(model, each, compute, lambda _done: None).loss for each in judges]
         return Choice(cuts, sum(losses) / len(losses))
 
-    few = fit[: max(2, FEW_TOKENS // fit.shape[1])]
+    few = few_windows(fit)
     work = len(removals) * len(few) + FINALISTS * len(fit)
     choices = []
     for number, cuts in enumerate(removals, 1):
@@ -96,6 +86,24 @@ def choose_healed(
         progress(number * len(few) / work)
     finalists = sorted((judge(cuts, fit) for cuts in _finalists(choices)), key=attrgetter("loss"))
     return _plan_of(plan, finalists[0].cuts), finalists
+
+
+@contextmanager
+def repaired(
+    weights: Weights, plan: Plan, windows: Tensor, compute: Compute, folder: Path
+) -> Iterator[Weights]:
+    """The model shortened by a plan and healed on windows `[n, T]`, in float32; it is kept in files in
+    `folder`, which are deleted in the end."""
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        tensors = HealedTensors(Path(name))
+        fit, check = split_windows(windows)
+        heal(unrounded(weights), plan.stack, fit, check, compute, tensors, lambda _done: None)
+        yield Healed(Shortened(weights, plan.kept), tensors)
+
+
+def few_windows(windows: Tensor) -> Tensor:
+    """The first of windows `[n, T]`, enough to tell choices apart."""
+    return windows[: max(2, FEW_TOKENS // windows.shape[1])]
 
 
 def _finalists(choices: Sequence[Choice]) -> list[tuple[Cut, ...]]:
@@ -121,7 +129,7 @@ def _runs(allowed: range, known: Sequence[Cut], step: int) -> list[tuple[Cut, ..
     ]
 
 
-def _interleave(windows: Sequence[Tensor]) -> Tensor:
+def interleave(windows: Sequence[Tensor]) -> Tensor:
     """Windows of all sources in turn, so that the first few have some of each."""
     turns = torch.cat([(torch.arange(len(some)) + 0.5) / len(some) for some in windows])
     return torch.cat(list(windows))[turns.argsort(stable=True)]

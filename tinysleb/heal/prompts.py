@@ -60,6 +60,29 @@ def self_prompts(weights: Checkpoint, seed: int, say: Callable[[str], None]) -> 
     return (prompt if max(prompt) < rows else start for prompt in prompts)
 
 
+def chat_questions(weights: Checkpoint, seed: int, say: Callable[[str], None]) -> Iterator[list[int]]:
+    """Tokens of chats that begin with a question, to be answered, without end; none if the model does not
+    chat, and then `say` is told why it cannot, if it has a template. Raises TinyslebError if there is no
+    tokenizer."""
+    tokenizer, rows = Unfinished(open_tokenizer(weights)), weights.config.vocab_size
+    forms = _with_rows(_chat_forms(weights, tokenizer, say), tokenizer, rows, say)
+    plain = [form for form in forms if form.roles == ROLES[0]]
+    if not plain:
+        return iter(())
+    asked = questions(random.Random(f"questions of seed {seed}"))
+    prompts = (tokenizer.encode(plain[-1].filled([question])) for question in asked)
+    return (prompt for prompt in prompts if max(prompt) < rows)
+
+
+def text_ends(weights: Checkpoint) -> frozenset[int]:
+    """The tokens that end what a model writes, as far as its files name them."""
+    tokenizer = Unfinished(open_tokenizer(weights))
+    front = len(tokenizer.encode(""))
+    texts = END_OF_TEXT, weights.tokenizer_files().special_tokens.get("eos_token", "")
+    tokens = [tokenizer.encode(text)[front:] for text in texts if text]
+    return frozenset(found[0] for found in tokens if len(found) == 1)
+
+
 def check_prompts(weights: Checkpoint) -> None:
     """Raise TinyslebError if the model has no token that a sampled text can begin with."""
     _start(Unfinished(open_tokenizer(weights)), weights.config.vocab_size)

@@ -317,6 +317,18 @@ def log_sums(weights: Weights, states: Tensor, dtype: torch.dtype) -> Tensor:
     return log_sum
 
 
+def top_tokens(weights: Weights, states: Tensor, dtype: torch.dtype) -> Tensor:
+    """The most likely token behind each of normed states `[m, width]`, int64 `[m]`, in chunks as above; of
+    equals, the lowest."""
+    best = torch.full(states.shape[:1], -torch.inf, device=states.device)
+    tokens = torch.zeros(states.shape[:1], dtype=torch.int64, device=states.device)
+    for start, rows, chunk in _logit_chunks(weights, states, dtype):
+        values, places = chunk.float().max(-1)
+        tokens[rows] = torch.where(values > best[rows], places + start, tokens[rows])
+        best[rows] = torch.maximum(values, best[rows])
+    return tokens
+
+
 def _logit_chunks(
     weights: Weights, states: Tensor, dtype: torch.dtype
 ) -> Iterator[tuple[int, slice, Tensor]]:
