@@ -1,4 +1,5 @@
-"""Whether one GGUF can draft for another in llama.cpp's speculative decoding: the vocabulary must match.
+"""Whether one GGUF can draft for another in llama.cpp's speculative decoding: the vocabulary must match, and
+the draft must cost much less.
 
 What llama.cpp compares: `common_speculative_are_compatible` in its `common/speculative.cpp`.
 """
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from tinysleb.checkpoint.settings import SettingsReader
 from tinysleb.errors import TinyslebError, shown
 from tinysleb.formats.gguf_file import GgufFile
+from tinysleb.search.speculative import GENEROUS, least_acceptance
 
 MOST_MORE_TOKENS = 128
 FIRST_COMPARED_TOKEN = 5
@@ -24,6 +26,26 @@ def check_draft(draft: GgufFile, target: GgufFile) -> None:
             f"{draft.path} cannot draft for {target.path} in llama.cpp: {problem}",
             "a shortened model drafts for the model it was made from, and for others with its vocabulary",
         )
+
+
+def cost_warning(draft: GgufFile, target: GgufFile) -> str:
+    """What to say if a draft costs so much that it hardly pays, however well it guesses; else ''. A token
+    costs the bytes that are read for it."""
+    cost = _read_for_a_token(draft) / max(1, _read_for_a_token(target))
+    least = least_acceptance(cost)
+    if least <= GENEROUS:
+        return ""
+    price = f"a token of {draft.path} costs {cost:.0%} of one of {target.path}, so that drafting makes it"
+    if least > 1:
+        return f"warning: {price} slower, however many are accepted"
+    return f"warning: {price} slower, unless more than {least:.0%} are accepted"
+
+
+def _read_for_a_token(file: GgufFile) -> int:
+    """All tensors; of an embedding that is not the head as well, only a row is read."""
+    embedding = file.tensors.get("token_embd.weight")
+    apart = embedding.nbytes if embedding is not None and "output.weight" in file.tensors else 0
+    return sum(tensor.nbytes for tensor in file.tensors.values()) - apart
 
 
 def _mismatches(ours: SettingsReader, theirs: SettingsReader) -> Iterator[str]:

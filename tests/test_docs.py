@@ -30,6 +30,8 @@ OTHERS = {
     "--spec-type": "llama-server",
     "--include": "hf",
     "--local-dir": "hf",
+    "--spec-draft-n-max": "llama-server",
+    "--temp": "llama-speculative-simple",
     "--nproc-per-node": "torchrun",
 }
 """Options of other programs that hints and documentation name."""

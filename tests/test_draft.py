@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,28 @@ def test_a_shortened_model_drafts_for_its_original(tiny_gguf: Path, run: Run) ->
 
 def changed_token(tokens: list[str]) -> list[str]:
     return [*tokens[:300], "other", *tokens[301:]]
+
+
+def test_a_draft_that_costs_too_much_is_warned_of(tiny_gguf: Path, run: Run) -> None:
+    """Without one of six blocks; not in q8_0, a quarter of the bytes. At the rate that is named, the best
+    length gives as many tokens as it costs: 1 + a + … + aᵏ for k + 1 passes of the draft and one of its
+    original's."""
+    Path("p.json").write_text(json.dumps({"blocks": 6, "removed": [2]}))
+    assert run("prune", tiny_gguf, "--plan", "p.json", "-o", "cut.gguf").exit_code == 0
+    result = run("export", "cut.gguf", "--gguf", "draft.gguf", "--draft", tiny_gguf)
+    read = [
+        sum(t.nbytes for n, t in read_gguf(p).tensors.items() if n != "token_embd.weight")
+        for p in (Path("draft.gguf"), tiny_gguf)
+    ]
+    cost = read[0] / read[1]
+    assert f"draft.gguf costs {cost:.0%} of one of {tiny_gguf}" in result.stderr
+    (least,) = re.findall(r"unless more than (\d+)% are accepted", result.stderr)
+    gains = [
+        (sum((int(least) / 100) ** power for power in range(k + 1)), (k + 1) * cost + 1) for k in range(1, 17)
+    ]
+    assert max(tokens / time for tokens, time in gains) == pytest.approx(1, abs=0.01)
+    result = run("export", tiny_gguf, "--gguf", "small.gguf", "--type", "q8_0", "--draft", tiny_gguf)
+    assert "warning" not in result.stderr
 
 
 CHANGES: dict[str, tuple[dict[str, Any], str]] = {

@@ -6,6 +6,7 @@ import json
 import shlex
 import shutil
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -140,7 +141,9 @@ def test_the_best_draft_is_chosen(healed: bool, tiny_folder: Path, tokens: Tenso
         assert draft.cost == cost_of(Plan(6, count, {}, rounds=plan.rounds[:count]))
 
 
-def test_judges_are_answers_and_texts_that_go_on(tiny_folder: Path, tokens: Tensor) -> None:
+def test_judges_are_answers_and_texts_that_go_on(
+    tiny_folder: Path, tokens: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of a model that chats, half are answers; it is the given text where the model does not fit."""
     folder = tiny_folder.parent / "chats"
     shutil.copytree(tiny_folder, folder)
@@ -151,10 +154,9 @@ def test_judges_are_answers_and_texts_that_go_on(tiny_folder: Path, tokens: Tens
     (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": template}))
     said: list[str] = []
 
-    def judge(path: Path, has_tokenizer: bool, memory: int = 2**33) -> Judge:
-        compute = Compute(torch.device("cpu"), torch.float32, Budget(memory, 0))
+    def judge(path: Path, has_tokenizer: bool) -> Judge:
         windows = tokens.repeat(10, 1)
-        return draft_judge(open_model(path), windows, has_tokenizer, 0, compute, said.append, lambda _: None)
+        return draft_judge(open_model(path), windows, has_tokenizer, 0, COMPUTE, said.append, lambda _: None)
 
     assert len(judge(folder, True).tokens) == 32
     chats = sum(row[0] == 1 for row in judge(folder, True).tokens.tolist())
@@ -162,7 +164,9 @@ def test_judges_are_answers_and_texts_that_go_on(tiny_folder: Path, tokens: Tens
     alone = judge(folder, False)
     assert torch.equal(alone.tokens[:, :32], tokens.repeat(8, 1)[:, :32])
     assert not said
-    small = judge(folder, True, 8 * 2**20)
+    module = import_module("tinysleb.heal.draft_judge")
+    monkeypatch.setattr(module, "sampling_bytes", lambda *_: 2**40)
+    small = judge(folder, True)
     assert torch.equal(small.tokens, tokens.repeat(10, 1))
     assert "does not fit into memory" in said[0]
 

@@ -15,7 +15,7 @@ from tinysleb.commands.opening import opened
 from tinysleb.commands.options import Given, refuse_unused
 from tinysleb.commands.outputs import output_in
 from tinysleb.errors import TinyslebError, pip_install
-from tinysleb.export.draft import check_draft
+from tinysleb.export.draft import check_draft, cost_warning
 from tinysleb.export.writers import GGUF, HUGGINGFACE, write
 from tinysleb.formats.files import refuse_existing
 from tinysleb.formats.gguf_file import GgufValue, read_gguf
@@ -99,7 +99,10 @@ def _export_gguf(model: Path, out: Path, options: ExportOptions) -> None:
     if options.verify:
         _verify(model, out, written.metadata, options.as_json, console)
     if target is not None:
-        check_draft(read_gguf(out), target)
+        draft = read_gguf(out)
+        check_draft(draft, target)
+        if warning := cost_warning(draft, target):
+            console.say(warning)
         words = ["llama-server", "-m", target.path, "-md", out, "--spec-type", "draft-simple"]
         command = shlex.join(map(str, words))
         tell = console.say if options.as_json else print_line
