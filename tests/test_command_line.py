@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +24,12 @@ from tinysleb.checkpoint.open_model import open_model
 from tinysleb.cli import main
 from tinysleb.commands.console import Console
 from tinysleb.commands.outputs import output_beside
+from tinysleb.commands.plans import plan_of
+from tinysleb.commands.summary import perplexity_growth, ruined
 from tinysleb.commands.values import growth, only_model_in, share
 from tinysleb.errors import TinyslebError
 from tinysleb.formats.gguf_file import read_gguf
+from tinysleb.plan import Plan, Round
 
 Run = Callable[..., Any]
 FAST = ("--no-heal", "--tokens", "tokens.npy", "--dtype", "float32", "--exact")
@@ -241,3 +248,70 @@ def test_blocks_that_cannot_go(
     result = run("prune", tiny_gguf, "-o", "out.gguf", *words)
     assert result.exit_code == code
     assert message in result.stderr
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
+    tiny_folder: Path, tiny_gguf: Path, run: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "out.unfinished.npz").write_bytes(b"a distillation")
+    before = sorted(tmp_path.iterdir())
+    words = ("prune", tiny_folder, "-o", "out", "--tokens", "tokens.npy", "--dry-run", "--force")
+    lines = run(*words, "--ratio", "30%").stdout.splitlines()
+    assert lines[0].startswith("removing 2 of 6 blocks; calibrating on 3 windows of 40 tokens of tokens.npy")
+    assert lines[1].startswith("memory: all windows fit into a sweep")
+    assert lines[2].startswith("healing on 32768 tokens: tokens.npy")
+    assert lines[2].endswith("then distilled on 262144 tokens, or for 20 minutes at most")
+    assert re.fullmatch(r"about .* in all, at the pace of a block just now", lines[3])
+    assert lines[4:] == ["would write out; nothing was written"]
+    values = json.loads(run(*words, "--no-heal", "--json").stdout)
+    assert (values["output"], values["would"][2]) == ("out", "not healed: --heal none")
+    assert values["seconds"] > 0
+    cut = run("prune", tiny_gguf, "--blocks", "1,3", "--dry-run").stdout
+    assert cut.startswith(
+        "would cut 1, 3, which leaves 4 of 6 blocks\nnot healed\nwould write tiny-sleb.gguf;"
+    )
+    assert run("prune", tiny_gguf, "--blocks", "9", "--dry-run").exit_code == 1
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_what_was_ruined_is_said_to_be() -> None:
+    plan = Plan(6, 1, {"metric": "cosine"}, 2.4, (Round((2, 3), 6.2, {}),))
+    assert ruined(plan) == (
+        "warning: perplexity is 45 times the original's, and the model is hardly of use: remove less, "
+        "or heal; --metric perplexity finds better blocks than cosine"
+    )
+    assert perplexity_growth(plan) == pytest.approx(math.exp(3.8))
+    sources = [{"original": 2.0, "healed": 2.1}, {"original": 3.0, "healed": 3.3}]
+    healed = replace(plan, healing={"sources": sources})
+    assert perplexity_growth(healed) == pytest.approx(math.exp(0.2))
+    assert ruined(healed) == ""
+    assert ruined(Plan(6, 1, {}, None, (Round((2, 3), math.nan, {}),))) == ""
+    by_divergence = Plan(6, 1, {"score": "kl"}, 0.0, (Round((2, 3), 2.0, {}),))
+    assert perplexity_growth(by_divergence) == pytest.approx(math.exp(2.0))
+
+
+def test_the_summary_ends_with_what_to_type_next(tiny_gguf: Path, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").symlink_to(tiny_gguf)
+    (tmp_path / "FILE").write_text("Some text to compare the models on. " * 200)
+    result = run("prune", "m.gguf", "--blocks", "2,3")
+    first, compare, report = result.stderr.splitlines()[-3:]
+    assert first == "next: llama-cli -m m-sleb.gguf"
+    for line in (compare, report):
+        name, *words = shlex.split(line)
+        done = run(*words)
+        assert (name, done.exit_code) == ("tinysleb", 0), done.output
+    assert (tmp_path / "m-sleb.html").exists()
+
+
+def test_a_report_finds_the_plan_of_a_model(
+    tiny_folder: Path, tiny_gguf: Path, run: Run, tmp_path: Path
+) -> None:
+    assert run("prune", tiny_folder, "-o", "out", "--blocks", "1,4").exit_code == 0
+    assert run("prune", tiny_gguf, "-o", "out.gguf", "--blocks", "1,4").exit_code == 0
+    for path in ("out", "out/plan.json", "out/model.safetensors", "out.gguf"):
+        assert plan_of(tmp_path / path).removed == (1, 4)
+    shutil.copy(tiny_gguf, tmp_path / "stripped.gguf")
+    shutil.copy(tmp_path / "out.plan.json", tmp_path / "stripped.plan.json")
+    assert plan_of(tmp_path / "stripped.gguf").removed == (1, 4), "metadata are lost, and the file is there"
+    refused = run("report", tiny_gguf, "-o", "r.html")
+    assert f"{tiny_gguf} has no plan with it" in refused.stderr

@@ -33,6 +33,7 @@ OTHERS = {
     "--spec-draft-n-max": "llama-server",
     "--temp": "llama-speculative-simple",
     "--nproc-per-node": "torchrun",
+    "--prune-layers": "llama-quantize",
 }
 """Options of other programs that hints and documentation name."""
 QUICKER = {

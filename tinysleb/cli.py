@@ -81,6 +81,7 @@ def main() -> None:
     type=click.Choice(["cut", "keep"]),
     help="Cut or keep arrays of a GGUF that have one entry per block and are not known.",
 )
+@click.option("--dry-run", is_flag=True, help="Print what would be done, and about how long it takes.")
 @click.option("--resume", is_flag=True, help="Continue an unfinished search or distillation.")
 @click.option(
     "--force", is_flag=True, help="Replace an existing output; apply a plan made for another model."
@@ -305,7 +306,7 @@ def inspect(**options: Any) -> None:
 @json_option
 @quiet_option
 def report(**options: Any) -> None:
-    """Show PLAN as a page.
+    """Show PLAN, or the plan of a shortened model, as a page.
 
     It has the perplexity curve, every candidate of every round, and what healing did.
     """

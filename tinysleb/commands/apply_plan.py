@@ -6,18 +6,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinysleb.checkpoint.weights import Checkpoint
-from tinysleb.commands.console import Console, print_json, print_line
+from tinysleb.commands.console import Console, print_json
+from tinysleb.commands.dry_run import cut_line, print_dry_run
 from tinysleb.commands.opening import opened
 from tinysleb.commands.options import NONE, refuse_unused
 from tinysleb.commands.prune_options import STOPPING, PruneOptions
 from tinysleb.commands.shortened import (
     check_fitting,
     finish,
-    print_shortened,
     refuse_unwritable,
 )
 from tinysleb.commands.stopping_rule import stopping_rule
 from tinysleb.commands.stored_types import check_stored_type
+from tinysleb.commands.summary import print_cut, print_shortened, what_next
 from tinysleb.errors import TinyslebError
 from tinysleb.export.gguf_copy import COPIED_ONLY, block_count, write_unmodelled
 from tinysleb.export.job import plan_beside
@@ -29,7 +30,7 @@ from tinysleb.search.stopping import finished_plan
 if TYPE_CHECKING:
     from tinysleb.commands.shortened import Heal
 
-COPYING = {"model", "output", "plan", "blocks", "unknown_arrays", "force", "as_json"}
+COPYING = {"model", "output", "plan", "blocks", "unknown_arrays", "force", "as_json", "dry_run"}
 """The options that a model which is only copied can use."""
 
 
@@ -52,9 +53,13 @@ def apply_plan(options: PruneOptions) -> None:
         plan=plan, unknown_arrays=options.unknown_arrays,
     )  # fmt: skip
     heal = _prepare_heal(weights, options, console) if options.heal not in (None, NONE) else None
+    if options.dry_run:
+        healing = "not healed" if heal is None else f"then healed (--heal {options.heal})"
+        print_dry_run(options.out, [cut_line(plan), healing], options.as_json)
+        return
     plan = finish(weights, plan, options.out, options.unknown_arrays, heal, console, options.type_name)
     console.clear()
-    print_shortened(weights, plan, options.out, options.as_json, searched=False)
+    print_shortened(weights, plan, options.out, options.as_json, searched=False, console=console)
 
 
 def _named_plan(options: PruneOptions, blocks: int) -> tuple[Plan, Path]:
@@ -100,10 +105,14 @@ def _cut_unmodelled(file: GgufFile, options: PruneOptions, console: Console) -> 
     out, (plan, source) = options.out, _named_plan(options, block_count(file))
     for path in (out, plan_beside(out)):
         refuse_existing(path, options.force, file.path, source)
+    if options.dry_run:
+        print_dry_run(out, [cut_line(plan)], options.as_json)
+        return
     for note in write_unmodelled(file, out, plan, options.unknown_arrays).notes:
         console.say(note)
     if options.as_json:
         print_json({"output": str(out), **plan_to_json(plan)})
         return
-    removed = ", ".join(map(str, plan.removed))
-    print_line(f"{out}: {len(plan.kept)} of {plan.blocks} blocks, without {removed}")
+    print_cut(plan, out)
+    for line in what_next(file.path, out):
+        console.say(line)

@@ -16,9 +16,9 @@ from tinysleb.commands.draft_result import Result, pays, print_result, tried_lin
 from tinysleb.commands.healing import forget_distillation, heal_with, prepare_unless
 from tinysleb.commands.interruption import told_what_is_kept, unfinished_search
 from tinysleb.commands.opening import open_as_given, tell_remarks
-from tinysleb.commands.search_blocks import SAMPLING, stage_works
 from tinysleb.commands.shortened import refuse_unwritable, shortened_model, write_shortened
 from tinysleb.commands.stored_types import check_stored_type, in_types
+from tinysleb.commands.work import SAMPLING, console_works, job_stages
 from tinysleb.compute.compute import ALONE, Compute
 from tinysleb.export.draft import check_draft
 from tinysleb.export.writers import GGUF, own_format, with_one_cut
@@ -104,9 +104,11 @@ def _prepare(options: DraftOptions) -> Job:
 
 
 def _works(job: Job) -> list[float]:
-    searching, *healing = stage_works(job.weights, job.calibration, job.request, job.prepared)
+    config = job.weights.config
+    stages = job_stages(config, job.calibration, job.request, job.prepared)
+    searching, *healing = console_works(stages, config)
     writing, trying = SAMPLING * TEXTS * LENGTH, TRYING * 2 * TRIES * FEW_TOKENS
-    return [searching, *(each * job.weights.config.blocks for each in (writing, trying)), *healing]
+    return [searching, *(each * config.blocks for each in (writing, trying)), *healing]
 
 
 def _found(job: Job, console: Console) -> Result:

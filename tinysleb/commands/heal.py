@@ -13,8 +13,9 @@ from tinysleb.commands.interruption import told_what_is_kept
 from tinysleb.commands.opening import opened
 from tinysleb.commands.options import HealingOptions
 from tinysleb.commands.outputs import output_beside
-from tinysleb.commands.shortened import finish, print_shortened, read_fitting_plan, refuse_unwritable
+from tinysleb.commands.shortened import finish, read_fitting_plan, refuse_unwritable
 from tinysleb.commands.stored_types import check_stored_type
+from tinysleb.commands.summary import print_shortened
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,4 +46,4 @@ def heal(options: HealOptions) -> None:
         plan = finish(weights, plan, options.out, None, heal, console, options.type_name)
     forget_distillation(options.out)
     console.clear()
-    print_shortened(weights, plan, options.out, options.as_json, searched=False)
+    print_shortened(weights, plan, options.out, options.as_json, searched=False, console=console)

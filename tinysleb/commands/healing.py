@@ -66,7 +66,8 @@ def _distilling(options: HealingOptions, out: Path) -> Distilling:
                 f"{state} holds a distillation that did not finish",
                 "continue it with --resume, or start again with --force",
             )
-        forget_distillation(out)
+        if not options.dry_run:
+            forget_distillation(out)
     return Distilling(_limits(options), state)
 
 
@@ -100,6 +101,20 @@ def prepare_unless(
         return replace(prepare(weights, replace(options, heal=SOLVE), compute, out), undistilled=reason)
     except TinyslebError as error:
         return error.one_line
+
+
+def healing_line(prepared: PreparedHealing) -> str:
+    """What was prepared, for a dry run."""
+    text = prepared.text
+    names = [source.name for source in prepared.sources]
+    names += [f"{text.sampled} tokens sampled from the model"] if text.sampled else []
+    line = f"healing on {text.tokens} tokens: {', '.join(names)}"
+    if prepared.distilling is None:
+        return f"{line}; not distilled{': ' if prepared.undistilled else ''}{prepared.undistilled}"
+    limits = prepared.distilling.limits
+    most = [f"{limits.tokens} tokens"] if limits.tokens < ENDLESS else []
+    most += [f"{limits.seconds / 60:g} minutes"] if limits.seconds < inf else []
+    return f"{line}; then distilled on {', or for '.join(most)} at most"
 
 
 def heal_with(

@@ -52,7 +52,7 @@ class MeasuringOptions(ComputeOptions):
 @dataclass(frozen=True, kw_only=True)
 class HealingOptions(ComputeOptions):
     """How to heal, on what, and in which type to store the result. `heal`: None for whatever is possible;
-    `type_name`: None for the model's own."""
+    `type_name`: None for the model's own; `dry_run`: leave what lies on the disk as it is."""
 
     heal: str | None
     distill_tokens: int
@@ -66,6 +66,7 @@ class HealingOptions(ComputeOptions):
     heal_tokens: int
     self_text: int | None
     type_name: str | None
+    dry_run: bool = False
 
     def __post_init__(self) -> None:
         """Raise a usage error for options that do not go together."""

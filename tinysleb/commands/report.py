@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tinysleb.commands.console import print_json, print_line
+from tinysleb.commands.plans import plan_of
 from tinysleb.commands.report_page import report_html
 from tinysleb.formats.files import refuse_existing, replaced_file
-from tinysleb.plan import read_plan
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class ReportOptions:
 
 def report(options: ReportOptions) -> None:
     """Write the page, and print where."""
-    plan = read_plan(options.plan)
+    plan = plan_of(options.plan)
     refuse_existing(options.output, options.force, options.plan)
     with replaced_file(options.output) as temporary:
         temporary.write_text(report_html(plan), encoding="utf-8")

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tinysleb.checkpoint.config import block_parameter_count, parameter_count
 from tinysleb.checkpoint.weights import Checkpoint, total_bytes
 from tinysleb.commands.computing import choose_compute
-from tinysleb.commands.console import Console
-from tinysleb.commands.healing import forget_distillation, heal_with, prepare_unless
+from tinysleb.commands.console import Console, duration
+from tinysleb.commands.dry_run import print_dry_run
+from tinysleb.commands.healing import forget_distillation, heal_with, healing_line, prepare_unless
 from tinysleb.commands.interruption import told_what_is_kept, unfinished_search
 from tinysleb.commands.opening import open_as_given, tell_remarks
 from tinysleb.commands.options import refuse_unused
 from tinysleb.commands.prune_options import PruneOptions
-from tinysleb.commands.shortened import finish, print_shortened, refuse_unwritable
+from tinysleb.commands.shortened import finish, refuse_unwritable
 from tinysleb.commands.stopping_rule import costs_of, stopping_rule
 from tinysleb.commands.stored_types import check_stored_type, in_types
+from tinysleb.commands.summary import OWN_TEXT, print_shortened
+from tinysleb.commands.work import Stage, console_works, job_stages, seconds_of
+from tinysleb.compute.compute import Compute
 from tinysleb.compute.distributed import Group, join_group
 from tinysleb.errors import TinyslebError
 from tinysleb.export.writers import GGUF, own_format, with_one_cut
 from tinysleb.formats.files import refuse_full_disk
-from tinysleb.heal.repair import STEPS_PART
 from tinysleb.heal.run import PreparedHealing
-from tinysleb.search.cuts import ANY, HALF, HEALED, removable
-from tinysleb.search.run import SearchRequest, check_request, read_unfinished, run_search
+from tinysleb.search.cuts import HEALED, removable
+from tinysleb.search.pace import measure_pace
+from tinysleb.search.run import SearchRequest, announce, check_request, read_unfinished, run_search
 from tinysleb.text.windows import Calibration, WindowSource, read_windows, with_others
-
-RACING, SAMPLING, HEALING, DISTILLING = 0.35, 2.0, 1.0, 7.0
-"""What a token costs at each block in a search, sampling, healing and distilling, in block passes, about."""
 
 
 def search_blocks(options: PruneOptions) -> None:
@@ -60,11 +63,15 @@ def _search_and_write(weights: Checkpoint, options: PruneOptions, group: Group) 
     prepared = prepare_unless(weights, options, compute, options.out, options.fit)
     if isinstance(prepared, str) and options.search == HEALED:
         raise TinyslebError(f"--search healed needs healing: {prepared}")
-    console = Console(stage_works(weights, calibration, request, prepared), silent=group.rank > 0)
+    stages = job_stages(weights.config, calibration, request, prepared)
+    if options.dry_run:
+        _print_dry_run(weights, calibration, request, compute, prepared, stages, options)
+        return
+    console = Console(console_works(stages, weights.config), silent=group.rank > 0)
     tell_remarks(weights, console)
     if options.resume and saved is None:
         console.say(f"there is no {unfinished} to resume: the search starts from the beginning")
-    _say_if_unhealed(prepared, options, console)
+    _say_what_healing_lacks(prepared, options, console)
     with told_what_is_kept(options.out, console):
         plan = run_search(
             weights, calibration, request, compute,
@@ -80,7 +87,8 @@ def _search_and_write(weights: Checkpoint, options: PruneOptions, group: Group) 
     unfinished.unlink(missing_ok=True)
     forget_distillation(options.out)
     console.clear()
-    print_shortened(weights, plan, options.out, options.as_json, searched=True)
+    _say_what_healing_lacks(prepared, options, console)
+    print_shortened(weights, plan, options.out, options.as_json, searched=True, console=console)
 
 
 def _calibration(weights: Checkpoint, options: PruneOptions) -> Calibration:
@@ -89,8 +97,12 @@ def _calibration(weights: Checkpoint, options: PruneOptions) -> Calibration:
     return with_others(weights, source, calibration, options.seed) if options.refined else calibration
 
 
-def _say_if_unhealed(prepared: PreparedHealing | str, options: PruneOptions, console: Console) -> None:
-    if isinstance(prepared, str) and options.heal is None:
+def _say_what_healing_lacks(prepared: PreparedHealing | str, options: PruneOptions, console: Console) -> None:
+    """Before the search, and again in the end."""
+    if isinstance(prepared, PreparedHealing):
+        if not options.texts and options.token_file is None:
+            console.say(f"note: {OWN_TEXT}")
+    elif options.heal is None:
         console.say(f"not healed: {prepared}")
 
 
@@ -107,23 +119,18 @@ def _request(weights: Checkpoint, options: PruneOptions) -> SearchRequest:
     )  # fmt: skip
 
 
-def stage_works(
+def _print_dry_run(
     weights: Checkpoint,
     calibration: Calibration,
     request: SearchRequest,
+    compute: Compute,
     prepared: PreparedHealing | str,
-) -> list[float]:
-    """How much work each stage is, in tokens that pass a block; a search of n candidates is n²/2 passes."""
-    blocks = weights.config.blocks
-    rounds = range(blocks, max(blocks - request.rule.most, 1), -1)
-    scored = calibration.tokens.numel() * sum(candidates**2 / 2 for candidates in rounds)
-    works = [RACING * scored * (2 if request.kind in (HALF, ANY) else 1)]
-    works += works if request.refine and calibration.others is not None else []
-    if isinstance(prepared, PreparedHealing):
-        text = prepared.text
-        works += [SAMPLING * text.sampled * blocks] if text.sampled else []
-        works += [HEALING * text.tokens * blocks]
-        if prepared.distilling is not None:
-            distilling = DISTILLING * prepared.distilling.limits.tokens * blocks
-            works += [(1 - STEPS_PART) * distilling, HEALING * text.tokens * blocks, STEPS_PART * distilling]
-    return works
+    stages: Sequence[Stage],
+    options: PruneOptions,
+) -> None:
+    lines = announce(weights, calibration, request, compute)
+    lines += [f"not healed: {prepared}"] if isinstance(prepared, str) else [healing_line(prepared)]
+    pace = measure_pace(weights, compute, calibration.tokens.shape[1])
+    seconds = seconds_of(stages, pace)
+    lines.append(f"about {duration(seconds)} in all, at the pace of a block just now")
+    print_dry_run(options.out, lines, options.as_json, seconds)

@@ -1,24 +1,22 @@
-"""What `prune` and `heal` share: a plan's fit to a model, paths, and writing the shortened model."""
+"""What `prune` and `heal` share: a plan's fit to a model, and writing the shortened model."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tinysleb.checkpoint.config import parameter_count
 from tinysleb.checkpoint.fingerprint import is_same_model
 from tinysleb.checkpoint.weights import Shortened, Weights
-from tinysleb.commands.console import Console, print_json, print_line
+from tinysleb.commands.console import Console
 from tinysleb.commands.options import HealingOptions
 from tinysleb.commands.stored_types import faster_type, in_types
 from tinysleb.errors import TinyslebError
 from tinysleb.export.writers import check_writable, own_format, write
 from tinysleb.formats.files import temporary_folder
-from tinysleb.plan import Plan, perplexity, plan_to_json, read_plan
+from tinysleb.plan import Plan, read_plan
 from tinysleb.sublayers import block_cut
 
 if TYPE_CHECKING:
@@ -118,21 +116,3 @@ def write_shortened(
     for note in (*written.notes, faster_type(in_types(model, type_name))):
         if note:
             console.say(note)
-
-
-def print_shortened(weights: Weights, plan: Plan, out: Path, as_json: bool, searched: bool) -> None:
-    """What was written, and what it costs."""
-    before, after = (parameter_count(c) for c in (weights.config, weights.config.shortened(plan.kept)))
-    if as_json:
-        print_json({"output": str(out), "parameters": after, **plan_to_json(plan)})
-        return
-    removed = ", ".join(map(str, plan.removed)) or "none"
-    print_line(f"{out}: {len(plan.kept)} of {plan.blocks} blocks, without {removed}")
-    print_line(f"parameters: {before:,} -> {after:,} ({after / before:.0%})")
-    if searched and plan.loss is not None and not math.isnan(plan.rounds[-1].loss):
-        last = plan.rounds[-1].loss
-        what = "the calibration text, before healing" if plan.healing else "the calibration text"
-        if plan.by_divergence:
-            print_line(f"divergence from the original on {what}: {last:.3f} nats a token")
-        else:
-            print_line(f"perplexity on {what}: {perplexity(plan.loss):.2f} -> {perplexity(last):.2f}")

@@ -132,6 +132,19 @@ def run_search(
     return finished
 
 
+def announce(
+    weights: Weights, calibration: Calibration, request: SearchRequest, compute: Compute
+) -> list[str]:
+    """What `run_search` says before it begins. Raises TinyslebError as that does."""
+    blocks = weights.config.blocks
+    plan = Plan(blocks, request.rule.most, _settings(weights, calibration, compute, request))
+    allowed = check_request(request, blocks)
+    scoring = Scoring(
+        weights, calibration.tokens, plan, compute, allowed, request.kind, lambda _what, _done: None
+    )
+    return list(_announcement(scoring, calibration, request.rule))
+
+
 def _refined(scoring: Scoring, original: Original | None, others: Tensor, say: Callable[[str], None]) -> Plan:
     """The plan with cuts exchanged for better ones, if they are that on other windows, too."""
     plan, begin = scoring.plan, time.monotonic()

@@ -1,0 +1,71 @@
+"""How much work a job is, stage by stage: for the time that is left, and for what is said beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tinysleb.checkpoint.config import ModelConfig
+from tinysleb.heal.repair import STEPS_PART
+from tinysleb.heal.run import PreparedHealing
+from tinysleb.search.cuts import ANY, HALF
+from tinysleb.search.estimate import block_operations, head_operations
+from tinysleb.search.pace import Pace
+from tinysleb.search.run import SearchRequest
+from tinysleb.text.windows import Calibration
+
+RACING, SAMPLING, HEALING, DISTILLING = 0.35, 2.0, 1.0, 7.0
+"""What a token costs at each block in a search, sampling, healing and distilling, in block passes, about."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Tokens that pass a block, and those that pass the head, about; `limit`: seconds after which it ends."""
+
+    blocks: float
+    heads: float
+    limit: float = float("inf")
+
+
+def job_stages(
+    config: ModelConfig, calibration: Calibration, request: SearchRequest, prepared: PreparedHealing | str
+) -> list[Stage]:
+    """A search, and the healing that was prepared, if any was."""
+    refined = request.refine and calibration.others is not None
+    stages = search_stages(config, calibration.tokens.numel(), request.rule.most, request.kind, refined)
+    return stages + (healing_stages(config, prepared) if isinstance(prepared, PreparedHealing) else [])
+
+
+def search_stages(config: ModelConfig, tokens: int, cuts: int, kind: str, refined: bool) -> list[Stage]:
+    """A search on so many tokens until so many cuts are made, n candidates being n²/2 passes of the stack;
+    and as much again to refine it."""
+    rounds = range(config.blocks, max(config.blocks - cuts, 1), -1)
+    share = RACING * tokens * (2 if kind in (HALF, ANY) else 1)
+    stage = Stage(share * sum(count**2 / 2 for count in rounds), share * sum(rounds))
+    return [stage, stage] if refined else [stage]
+
+
+def healing_stages(config: ModelConfig, prepared: PreparedHealing) -> list[Stage]:
+    """Sampling, the closed form and distillation, as far as they were prepared."""
+    text, blocks = prepared.text, config.blocks
+    solving = Stage(HEALING * text.tokens * blocks, 0)
+    stages = [Stage(SAMPLING * text.sampled * blocks, SAMPLING * text.sampled)] if text.sampled else []
+    stages += [solving]
+    if prepared.distilling is not None:
+        limits = prepared.distilling.limits
+        tokens = DISTILLING * limits.tokens
+        for part in (1 - STEPS_PART, STEPS_PART):
+            stages += [Stage(part * tokens * blocks, part * tokens, part * limits.seconds), solving]
+        stages.pop()
+    return stages
+
+
+def console_works(stages: Sequence[Stage], config: ModelConfig) -> list[float]:
+    """The same for a console: in block passes of a token."""
+    head = head_operations(config) / block_operations(config)
+    return [stage.blocks + head * stage.heads for stage in stages]
+
+
+def seconds_of(stages: Sequence[Stage], pace: Pace) -> float:
+    """How long stages take at a pace."""
+    return sum(min(stage.limit, stage.blocks * pace.block + stage.heads * pace.head) for stage in stages)

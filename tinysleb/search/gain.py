@@ -1,0 +1,72 @@
+"""What a cut brings, from the headers alone: how large the model is afterwards, and how fast it could be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from tinysleb.checkpoint.config import ATTENTION, FEED_FORWARD, ModelConfig, half_of, shapes_of_block
+from tinysleb.checkpoint.weights import Weights, total_bytes
+from tinysleb.search.cost import Costs, generation_costs
+from tinysleb.search.cuts import CONTEXT
+from tinysleb.sublayers import Cut
+
+
+@dataclass(frozen=True)
+class Gain:
+    """The size of what is left, in bytes, and how many times as fast as the whole model it can be at best: at
+    reading a prompt, which is computed, and at writing, which waits for the bytes it reads."""
+
+    bytes: int
+    prompt_speed: float
+    generation_speed: float
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What each sublayer takes: bytes `stored`, bytes `read` for a token that is written, and operations
+    `computed` for one that is read."""
+
+    stored: Costs
+    read: Costs
+    computed: Costs
+
+    def gain(self, cuts: Iterable[Cut], part: float = 1.0) -> Gain:
+        """What it brings to leave out `part` of these cuts, on average."""
+        gone = list(cuts)
+        return Gain(
+            bytes=round(self.stored.total - part * self.stored.saved(gone)),
+            prompt_speed=_speed(self.computed, part * self.computed.saved(gone)),
+            generation_speed=_speed(self.read, part * self.read.saved(gone)),
+        )
+
+
+def _speed(costs: Costs, saved: float) -> float:
+    return costs.total / (costs.total - saved) if saved < costs.total else 1.0
+
+
+def footprint(weights: Weights, context: int = CONTEXT) -> Footprint:
+    """Of a model in the types that `weights` reports, for prompts and caches of `context` tokens."""
+    stored = generation_costs(weights, 0).sublayers
+    rest = total_bytes(weights) - sum(stored)
+    return Footprint(
+        Costs(stored, rest, 0), generation_costs(weights, context), prompt_costs(weights.config, context)
+    )
+
+
+def prompt_costs(config: ModelConfig, length: int) -> Costs:
+    """Multiplications and additions for one token of a prompt of so many, in each sublayer: its matrices and,
+    of attention, the scores and the mixture, of half of the prompt on average. The head is computed once a
+    prompt, and not counted."""
+    windows = config.attention_windows or (0,) * config.blocks
+    sublayers: list[int] = []
+    for index, window in enumerate(windows):
+        seen = min(length // 2, window or length)
+        halves = {ATTENTION: 0, FEED_FORWARD: 0}
+        for name, shape in shapes_of_block(config, index).items():
+            if len(shape) == 2:
+                halves[half_of(name, config.architecture)] += 2 * shape[0] * shape[1]
+        if halves[ATTENTION]:
+            halves[ATTENTION] += 4 * config.heads * config.head_dim * seen
+        sublayers += halves.values()
+    return Costs(sublayers, 0, length)
