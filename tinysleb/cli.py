@@ -289,9 +289,10 @@ def evaluate(**options: Any) -> None:
 @json_option
 @quiet_option
 def inspect(**options: Any) -> None:
-    """Print what MODEL is, and what prune would need.
+    """Print what MODEL is, and what prune would need and bring.
 
-    Only headers are read. With --memory, print what prune would do with it, and how long it would take.
+    Only headers are read; one block is tried, for the time that prune would take as it is by default. With
+    --memory, print what a search would do with that.
     """
     from tinysleb.commands.inspect import InspectOptions
     from tinysleb.commands.inspect import inspect as run

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tinysleb.checkpoint.weights import Checkpoint
 from tinysleb.commands.console import Console, duration, print_json, print_line
 from tinysleb.commands.describe import describe
 from tinysleb.commands.opening import opened
 from tinysleb.commands.options import Given, refuse_unused
+from tinysleb.commands.plans import plan_values
+from tinysleb.commands.preview import Preview, hold_what_prune_holds, previews
 from tinysleb.commands.stored_types import faster_type
 from tinysleb.compute.compute import compute_on
+from tinysleb.compute.threads import use_threads
 from tinysleb.errors import TinyslebError
 from tinysleb.formats.units import format_bytes
+from tinysleb.plan import plan_from_json
+from tinysleb.search.cuts import DEFAULT_KIND, candidates, removable
+from tinysleb.search.estimate import estimate
+from tinysleb.text.windows import DEFAULT_WINDOWS
 
 
 @dataclass(frozen=True)
@@ -32,40 +41,69 @@ class InspectOptions:
     def __post_init__(self) -> None:
         """Raise a usage error for options that only an estimate uses."""
         if self.memory is None:
-            refuse_unused(self.given, ("windows", "threads"), "Without --memory nothing is estimated")
+            refuse_unused(self.given, ("windows",), "Without --memory nothing is estimated")
 
 
 def inspect(options: InspectOptions) -> None:
     """Print what the headers say or, with a memory, what a search would do with it."""
     weights = opened(options.model, Console())
+    length = min(options.window_length, weights.config.context_length)
+    use_threads(options.threads)
+    hold_what_prune_holds(weights, options.windows or DEFAULT_WINDOWS, length)
     if options.memory is not None:
-        _print_estimate(weights, options, options.memory)
+        _print_estimate(weights, options, options.memory, length)
         return
-    values = describe(weights, options.window_length, compute_on())
+    compute = compute_on()
+    values = describe(weights, length, compute) | {"plan": _plan_told(options.model)}
+    cuts = list(previews(weights, compute, length))
     if options.as_json:
-        print_json(values)
+        print_json(values | {"cuts": [asdict(each) for each in cuts]})
         return
-    least, passes = values.pop("prune_memory_bytes"), values.pop("prune_block_passes")
-    for key, value in values.items():
-        print_line(f"{key.replace('_', ' '):<20} {_shown(key, value)}")
-    print_line(f"{'prune needs':<20} --memory of about {format_bytes(least)} at least")
-    print_line(f"{'':<20} {passes} block passes for each window in the first round, with --exact")
+    _print_values(values)
+    for each in cuts:
+        _print_preview(each)
     if note := faster_type(weights):
         print_line(note)
 
 
-def _print_estimate(weights: Checkpoint, options: InspectOptions, memory: str) -> None:
-    from tinysleb.compute.threads import use_threads
-    from tinysleb.search.cuts import DEFAULT_KIND, candidates, removable
-    from tinysleb.search.estimate import estimate
-    from tinysleb.text.windows import DEFAULT_WINDOWS, WindowSource, read_windows
+def _print_values(values: dict[str, Any]) -> None:
+    least, passes = values.pop("prune_memory_bytes"), values.pop("prune_block_passes")
+    if (plan := values.pop("plan")) is not None:
+        healed = ", healed" if plan["healed"] else ""
+        print_line(
+            f"{'shortened':<20} from {plan['blocks']} blocks, without {_listed(plan['removed'])}{healed}"
+        )
+    for key, value in values.items():
+        print_line(f"{key.replace('_', ' '):<20} {_shown(key, value)}")
+    print_line(f"{'prune needs':<20} --memory of about {format_bytes(least)} at least")
+    print_line(f"{'':<20} {passes} block passes for each window in the first round, with --exact")
 
-    count = options.windows or DEFAULT_WINDOWS
-    length = min(options.window_length, weights.config.context_length)
-    with suppress(TinyslebError):  # prune holds these when it begins, unless there is no tokenizer
-        read_windows(weights, WindowSource((), None, count, length), seed=0)
-    use_threads(options.threads)
-    blocks = weights.config.blocks
+
+def _print_preview(cut: Preview) -> None:
+    line = (
+        f"{format_bytes(cut.bytes)}; at best {cut.prompt_speed:.2f} times as fast with prompts, "
+        f"{cut.generation_speed:.2f} times in generation"
+    )
+    if cut.search_seconds is not None and cut.healing_seconds is not None:
+        line += f"; search {duration(cut.search_seconds)}, healing {duration(cut.healing_seconds)}, about"
+    print_line(f"{_without(cut.removed):<20} {line}")
+
+
+def _without(removed: int) -> str:
+    return f"without {removed} block{'' if removed == 1 else 's'}"
+
+
+def _plan_told(model: Path) -> dict[str, Any] | None:
+    """What is known of how a model was shortened, if it was."""
+    with suppress(TinyslebError):  # the model is what is to be shown, whatever its plan looks like
+        where, values = plan_values(model)
+        plan = plan_from_json(values, where)
+        return {"blocks": plan.blocks, "removed": list(plan.removed), "healed": bool(plan.healing)}
+    return None
+
+
+def _print_estimate(weights: Checkpoint, options: InspectOptions, memory: str, length: int) -> None:
+    count, blocks = options.windows or DEFAULT_WINDOWS, weights.config.blocks
     cuts = candidates(range(2 * blocks), removable(blocks, 1, 1), DEFAULT_KIND)
     needs = estimate(weights, compute_on(memory=memory), cuts, count, length)
     if options.as_json:
@@ -85,11 +123,15 @@ def _print_estimate(weights: Checkpoint, options: InspectOptions, memory: str) -
     print_line(f"time                 {spent}")
 
 
+def _listed(values: Sequence[object]) -> str:
+    return ", ".join(map(str, values)) or "none"
+
+
 def _shown(key: str, value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {format_bytes(size)}" for name, size in value.items())
     if key.endswith("bytes") and isinstance(value, int):
         return format_bytes(value)
     if isinstance(value, list):
-        return ", ".join(map(str, value)) or "none"
+        return _listed(value)
     return f"{value:,}" if key.endswith("parameters") else str(value)

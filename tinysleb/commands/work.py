@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tinysleb.checkpoint.config import ModelConfig
+from tinysleb.heal.course import Limits
 from tinysleb.heal.repair import STEPS_PART
 from tinysleb.heal.run import PreparedHealing
+from tinysleb.heal.text import HealingText
 from tinysleb.search.cuts import ANY, HALF
 from tinysleb.search.estimate import block_operations, head_operations
 from tinysleb.search.pace import Pace
@@ -33,7 +35,10 @@ def job_stages(
     """A search, and the healing that was prepared, if any was."""
     refined = request.refine and calibration.others is not None
     stages = search_stages(config, calibration.tokens.numel(), request.rule.most, request.kind, refined)
-    return stages + (healing_stages(config, prepared) if isinstance(prepared, PreparedHealing) else [])
+    if not isinstance(prepared, PreparedHealing):
+        return stages
+    limits = None if prepared.distilling is None else prepared.distilling.limits
+    return stages + healing_stages(config, prepared.text, limits)
 
 
 def search_stages(config: ModelConfig, tokens: int, cuts: int, kind: str, refined: bool) -> list[Stage]:
@@ -45,14 +50,13 @@ def search_stages(config: ModelConfig, tokens: int, cuts: int, kind: str, refine
     return [stage, stage] if refined else [stage]
 
 
-def healing_stages(config: ModelConfig, prepared: PreparedHealing) -> list[Stage]:
-    """Sampling, the closed form and distillation, as far as they were prepared."""
-    text, blocks = prepared.text, config.blocks
+def healing_stages(config: ModelConfig, text: HealingText, limits: Limits | None) -> list[Stage]:
+    """Sampling if any text is sampled, the closed form, and distillation if that has limits."""
+    blocks = config.blocks
     solving = Stage(HEALING * text.tokens * blocks, 0)
     stages = [Stage(SAMPLING * text.sampled * blocks, SAMPLING * text.sampled)] if text.sampled else []
     stages += [solving]
-    if prepared.distilling is not None:
-        limits = prepared.distilling.limits
+    if limits is not None:
         tokens = DISTILLING * limits.tokens
         for part in (1 - STEPS_PART, STEPS_PART):
             stages += [Stage(part * tokens * blocks, part * tokens, part * limits.seconds), solving]
