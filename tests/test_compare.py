@@ -38,6 +38,7 @@ def expected(original: Tensor, model: Tensor) -> Comparison:
         perplexity_error=perplexity * losses.std().item() / math.sqrt(len(losses)),
         ratio=perplexity / math.exp(theirs.mean()),
         mean_kld=float(divergences.mean()),
+        mean_kld_error=float(divergences.std(ddof=1) / math.sqrt(len(divergences))),
         median_kld=float(np.quantile(divergences, 0.5)),
         kld_99=float(np.quantile(divergences, 0.99)),
         same_top=float((p.argmax(-1) == q.argmax(-1)).double().mean()),
@@ -85,12 +86,51 @@ def test_from_the_command_line(run: Run, tiny_folder: Path, tiny_gguf: Path) -> 
     assert rows[0]["mean_kld"] == pytest.approx(0, abs=1e-6)
     assert 0 < rows[1]["mean_kld"] < rows[2]["mean_kld"]
     assert rows[3]["mean_kld"] == pytest.approx(rows[2]["mean_kld"], rel=1e-4)
-    table = run(*words).stdout.splitlines()
+    heading, *table = run(*words).stdout.split("\n\n")[0].splitlines()
+    assert heading.startswith("Text: 3 windows of 100 tokens")
     assert table[0].split()[:3] == ["model", "perplexity", "ratio"]
-    assert len(set(map(len, table[:5]))) == 1, "columns are aligned"
+    assert len(set(map(len, table))) == 1, "columns are aligned"
     markdown = run(*words, "--markdown").stdout.splitlines()
-    assert markdown[1] == "|---|---|---|---|---|---|---|---|"
-    assert markdown[3].startswith("| p.json@1 | ")
+    assert markdown[3] == "|---|---|---|---|---|---|---|---|"
+    assert markdown[5].startswith("| p.json@1 | ")
+
+
+def test_the_original_need_not_come_first(run: Run, tiny_folder: Path, tiny_gguf: Path) -> None:
+    np.save("t.npy", TOKENS.numpy().astype(np.int32))
+    Path("p.json").write_text('{"blocks": 6, "removed": [3]}')
+    words = ("compare", "p.json", tiny_folder, tiny_gguf, "--tokens", "t.npy")
+    rows = json.loads(run(*words, "--baseline", tiny_folder, "--json").stdout)["models"]
+    assert [row["model"] for row in rows] == [str(tiny_folder), "p.json", str(tiny_gguf)]
+    result = run(*words, "--baseline", "other")
+    assert result.exit_code == 2
+    assert "--baseline other is not one of the models" in result.stderr
+
+
+def test_smaller_types_and_speed_are_llama_cpps(run: Run, tiny_gguf: Path) -> None:
+    """The other type is made of the original and is near it; only files that llama.cpp loads are timed."""
+    np.save("t.npy", TOKENS.numpy().astype(np.int32))
+    Path("p.json").write_text('{"blocks": 6, "removed": [3]}')
+    result = run("compare", tiny_gguf, "p.json", "--tokens", "t.npy", "--quants", "q8_0", "--speed", "--json")
+    assert result.exit_code == 0, result.output
+    original, cut, quant = json.loads(result.stdout)["models"]
+    assert quant["model"] == f"{tiny_gguf} in q8_0"
+    assert quant["bytes"] < cut["bytes"] < original["bytes"]
+    assert quant["mean_kld"] < cut["mean_kld"] / 10
+    assert original["ideal"] == {"prompt": 1, "generation": 1}
+    assert cut["ideal"]["prompt"] == pytest.approx(6 / 5)
+    assert cut["speed"] is None
+    for rate in (original["speed"]["prompt"], quant["speed"]["generation"]):
+        assert 0 < rate["least"] <= rate["median"] <= rate["most"]
+
+
+def test_types_that_cannot_be_made_are_refused(run: Run, tiny_folder: Path, tiny_gguf: Path) -> None:
+    np.save("t.npy", TOKENS.numpy().astype(np.int32))
+    for model, kind, message in (
+        (tiny_gguf, "q9", "'q9' is not a type of file in llama.cpp"),
+        (tiny_folder, "q8_0", "is not a GGUF, and --quants has llama.cpp make others of it"),
+    ):
+        result = run("compare", model, "--tokens", "t.npy", "--quants", kind)
+        assert (result.exit_code, message in result.stderr) == (1, True), result.stderr
 
 
 def test_what_cannot_be_compared_is_refused(run: Run, tiny_folder: Path, tmp_path: Path) -> None:

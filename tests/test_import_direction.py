@@ -8,7 +8,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-ROOMS = "errors formats sublayers plan checkpoint text model compute search heal export commands cli"
+ROOMS = "errors formats sublayers plan checkpoint text model compute search heal measure export commands cli"
 """The architecture: a room imports only from those to its left, and from itself."""
 
 

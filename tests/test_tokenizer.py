@@ -103,7 +103,7 @@ def test_real_vocabularies_against_llama_cpps_vectors(name: str, llama_cpp_sourc
     texts = Path(f"{path}.inp").read_text(encoding="utf-8").split("\n__ggml_vocab_test__\n")
     expected = Path(f"{path}.out").read_text().splitlines()
     for text, line in zip(texts, expected, strict=False):
-        tokens = replace(tokenizer, bos=None).encode(text)  # type: ignore[type-var]
+        tokens = replace(tokenizer, bos=None).encode(text)
         assert tokens == [int(token) for token in line.split()], text
 
 

@@ -241,16 +241,49 @@ def draft(**options: Any) -> None:
 @window_options
 @compute_options
 @dtype_option
-@click.option("--markdown", is_flag=True, help="Print the table as Markdown.")
+@click.option("--baseline", metavar="MODEL", help="Which of them is the original.  [default: the first]")
+@click.option(
+    "--kl-divergence-base",
+    type=path_type,
+    metavar="FILE",
+    help="llama.cpp's file of the original's log-probabilities: read if it is there, else written.",
+)
+@click.option("--hellaswag", type=path_type, metavar="FILE", help="Questions in llama.cpp's format.")
+@click.option("--winogrande", type=path_type, metavar="FILE", help="Questions in llama.cpp's format.")
+@click.option("--multiple-choice", type=path_type, metavar="FILE", help="Questions in llama.cpp's format.")
+@click.option(
+    "--choices",
+    type=path_type,
+    metavar="FILE.jsonl",
+    help="Questions as lines of JSON: context, choices, answer (from 0).",
+)
+@click.option(
+    "--questions",
+    type=click.IntRange(1),
+    metavar="N",
+    default=400,
+    show_default=True,
+    help="Questions of a task, at most.",
+)
+@click.option(
+    "--quants",
+    metavar="Q3_K_M,Q2_K",
+    help="Also compare the original in these types, made by llama.cpp.",
+)
+@click.option("--speed", is_flag=True, help="Time GGUFs in llama.cpp.")
+@click.option("--show", is_flag=True, help="Print what the models write.")
+@click.option("--markdown", is_flag=True, help="Print the tables as Markdown.")
 @json_option
 @quiet_option
 def compare(**options: Any) -> None:
     """Print what MODELS lost, against the first of them.
 
-    A model is also PLAN.json, the first one shortened by a plan, or PLAN.json@3, by its first three cuts.
+    Token by token on a text, in answers that they write to twenty questions, and in tasks; and how small and
+    fast they are. A model is also PLAN.json, the first one shortened by a plan, or PLAN.json@3, by its first
+    three cuts.
     """
-    from tinysleb.commands.compare import CompareOptions
     from tinysleb.commands.compare import compare as run
+    from tinysleb.commands.compare_options import CompareOptions
 
     run(CompareOptions(**options, given=options_given()))
 

@@ -1,101 +1,176 @@
-"""`tinysleb compare`: what models lost, against the first of them, token by token."""
+"""`tinysleb compare`: what models lost against the first of them, how they write, and what that brings."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import click
+import torch
+from torch import Tensor
 
-from tinysleb.checkpoint.weights import Checkpoint, Shortened, Weights
+from tinysleb.checkpoint.weights import Checkpoint, Weights
+from tinysleb.commands.compare_options import CompareOptions
+from tinysleb.commands.compare_tables import Compared, Texts, print_compared
+from tinysleb.commands.compared_models import Model, open_models, quantized_models
 from tinysleb.commands.computing import choose_compute
-from tinysleb.commands.console import Console, print_json, print_line
+from tinysleb.commands.console import Console
 from tinysleb.commands.opening import opened
-from tinysleb.commands.options import MeasuringOptions
-from tinysleb.commands.shortened import read_fitting_plan
+from tinysleb.compute.compute import Compute
 from tinysleb.errors import TinyslebError
+from tinysleb.formats.logits_file import LogitsFile, LogProbabilities, read_logits_file, written_logits_file
+from tinysleb.measure.choices import Choices, drawn, encode_question, score_choices
+from tinysleb.measure.speed import Speed, ideal_speed, measure_speeds
+from tinysleb.measure.tasks import read_task
+from tinysleb.measure.writing import answer, judge, questions
 from tinysleb.search.comparison import Comparison
 from tinysleb.search.comparison import compare as compare_models
+from tinysleb.search.cuts import CONTEXT
+from tinysleb.text.long_text import tokens_around
+from tinysleb.text.tokenizer import open_tokenizer
 from tinysleb.text.windows import WindowSource, read_windows
 
-COLUMNS = ("model", "perplexity", "ratio", "mean KLD", "median", "99 %", "same top", "RMS Δp")
 
+@dataclass(frozen=True)
+class _Job:
+    """The models, the first of which is the original, and with what to measure them."""
 
-@dataclass(frozen=True, kw_only=True)
-class CompareOptions(MeasuringOptions):
-    """The options of `compare`."""
+    models: Sequence[Model]
+    original: Checkpoint
+    options: CompareOptions
+    compute: Compute
+    console: Console
 
-    models: tuple[str, ...]
-    markdown: bool
-
-    def __post_init__(self) -> None:
-        """Raise a usage error if there is no text, two kinds of it, or only one model."""
-        super().__post_init__()
-        if len(self.models) < 2:
-            raise click.UsageError("Give two models or more; the others are compared with the first.")
+    def progress(self, what: str) -> Callable[[float], None]:
+        """The progress of a stage."""
+        return partial(self.console.progress, what)
 
 
 def compare(options: CompareOptions) -> None:
-    """Print a line for each model."""
-    console, (first, *others) = Console(), options.models
-    original = opened(Path(first), console, options.pre)
-    models = [_opened(name, original, console) for name in others]
+    """Print what was measured of each model."""
+    with ExitStack() as stack:
+        job = _open(options, stack)
+        tasks = _read_tasks(job)
+        tokens, comparisons = _measure_text(job)
+        texts = _write(job)
+        accuracies = [
+            {kind: score_choices(each.weights, asked, job.compute, job.progress(f"{each.name}: {kind}"))
+             for kind, asked in tasks.items()}
+            for each in job.models
+        ]  # fmt: skip
+        speeds = _time(job)
+        compared = [
+            Compared(
+                each.name, each.weights, comparison, ideal_speed(job.original, each.weights, CONTEXT),
+                accuracy, speeds.get(each.name),
+            )
+            for each, comparison, accuracy in zip(job.models, comparisons, accuracies, strict=True)
+        ]  # fmt: skip
+    job.console.clear()
+    print_compared(compared, texts, tuple(tokens.shape), options)
+
+
+def _open(options: CompareOptions, stack: ExitStack) -> _Job:
+    console, names = Console(), options.in_order
+    original = opened(Path(names[0]), console, options.pre)
+    models = list(open_models(names, original, console))
+    compute = choose_compute(options)
+    if types := options.types:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        models += quantized_models(types, models[0], folder, console)
+    return _Job(models, original, options, compute, console)
+
+
+def _read_tasks(job: _Job) -> Mapping[str, Sequence[Choices]]:
+    found = {kind: read_task(kind, path) for kind, path in job.options.tasks.items()}
+    if not found:
+        return {}
+    encode, context = open_tokenizer(job.original).encode, job.original.config.context_length
+    return {
+        kind: [encode_question(each, encode, context) for each in drawn(asked, job.options.questions)]
+        for kind, asked in found.items()
+    }
+
+
+def _measure_text(job: _Job) -> tuple[Tensor, list[Comparison]]:
+    """The windows, and what each model makes of them; with a file of the original's log-probabilities, this
+    is read, or written."""
+    options = job.options
+    others = [each.weights for each in job.models[1:]]
+    path, progress = options.kl_divergence_base, job.progress("comparing")
+    if path is None:
+        tokens = _windows(job)
+        return tokens, compare_models(job.original, others, tokens, job.compute, progress)
+    known = _read_fitting(path, job.original) if path.exists() else None
+    tokens = _windows(job) if known is None else torch.from_numpy(known.tokens.astype("int64"))
+    with _written(path, tokens, job.original.config.vocab_size, known) as keep:
+        found = compare_models(
+            job.original, others, _begun(tokens, job.original), job.compute, progress,
+            second_half=True, known=known, keep=keep,
+        )  # fmt: skip
+    return tokens, found
+
+
+def _windows(job: _Job) -> Tensor:
+    options = job.options
     source = WindowSource(options.texts, options.token_file, options.windows, options.window_length)
-    tokens = read_windows(original, source, seed=None).tokens
-    compute, progress = choose_compute(options), partial(console.progress, "comparing")
-    found = compare_models(original, models, tokens, compute, progress)
-    console.clear()
-    count, length = tokens.shape
-    if options.as_json:
-        rows = [{"model": name, **asdict(each)} for name, each in zip(options.models, found, strict=True)]
-        print_json({"windows": count, "window_length": length, "models": rows})
-        return
-    table = [COLUMNS, *(_row(name, each) for name, each in zip(options.models, found, strict=True))]
-    for line in _markdown(table) if options.markdown else _aligned(table):
-        print_line(line)
-    print_line(f"{count} windows of {length} tokens; the divergence is from the first model, in nats a token")
+    return read_windows(job.original, source, seed=None).tokens
 
 
-def _opened(name: str, original: Checkpoint, console: Console) -> Weights:
-    """A model by its path, or the original shortened by `PLAN.json` or, as `PLAN.json@3`, its first cuts."""
-    match = re.fullmatch(r"(.*\.json)(?:@(\d{1,6}))?", name)
-    if match is None:
-        return opened(Path(name), console)
-    plan = read_fitting_plan(Path(match[1]), original, force=False, console=console)
-    count = len(plan.rounds) if match[2] is None else int(match[2])
-    if count > len(plan.rounds):
-        raise TinyslebError(f"{match[1]} makes {len(plan.rounds)} cuts, and {name} asks for {count}")
-    plan = replace(plan, target=count, rounds=plan.rounds[:count])
-    return Shortened(original, plan.kept)
-
-
-def _row(name: str, found: Comparison) -> tuple[str, ...]:
-    return (
-        name,
-        f"{found.perplexity:.2f} ± {found.perplexity_error:.2f}",
-        f"{found.ratio:.3f}",
-        f"{found.mean_kld:.4f}",
-        f"{found.median_kld:.4f}",
-        f"{found.kld_99:.3f}",
-        f"{found.same_top:.1%}",
-        f"{found.rms_dp:.1%}",
-    )
-
-
-def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if number == 0 else cell.rjust(width)
-            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+def _read_fitting(path: Path, original: Weights) -> LogitsFile:
+    file = read_logits_file(path)
+    if file.vocabulary != original.config.vocab_size:
+        raise TinyslebError(
+            f"{path} is of a model with a vocabulary of {file.vocabulary} tokens, and {original.path} has "
+            f"{original.config.vocab_size}",
+            "without the file, it is written anew",
         )
-        for row in table
-    ]
+    return file
 
 
-def _markdown(table: Sequence[Sequence[str]]) -> list[str]:
-    head, *rows = ["| " + " | ".join(row) + " |" for row in table]
-    return [head, "|" + "---|" * len(table[0]), *rows]
+@contextmanager
+def _written(
+    path: Path, tokens: Tensor, vocabulary: int, known: LogitsFile | None
+) -> Iterator[Callable[[LogProbabilities], None] | None]:
+    if known is not None:
+        yield None
+        return
+    with written_logits_file(path, tokens.numpy().astype("int32"), vocabulary) as keep:
+        yield keep
+
+
+def _begun(tokens: Tensor, original: Checkpoint) -> Tensor:
+    """Windows that begin with the token that a text begins with, in place of their first, as llama-perplexity
+    has it."""
+    before, _ = tokens_around(open_tokenizer(original))
+    if not before:
+        return tokens
+    return torch.cat((torch.full_like(tokens[:, :1], before[0]), tokens[:, 1:]), dim=1)
+
+
+def _write(job: _Job) -> Texts | None:
+    """What each model writes, and how that is; None if they cannot be asked, of which the user is told."""
+    compute = job.compute.between_stages()
+    try:
+        asked = questions(job.original)
+        answers = [
+            answer(each.weights, asked, compute, job.progress(f"{each.name} writes")) for each in job.models
+        ]
+    except TinyslebError as error:
+        job.console.say(f"the models are not asked to write: {error.one_line}")
+        return None
+    judged = [judge(asked, each, answers[0]) for each in answers]
+    return Texts(asked.prompts, answers, judged)
+
+
+def _time(job: _Job) -> Mapping[str, Speed]:
+    """What llama.cpp makes of those models that are GGUFs, by name."""
+    paths = {each.name: each.gguf for each in job.models if each.gguf is not None}
+    if not job.options.speed or not paths:
+        return {}
+    progress = job.progress("timing in llama.cpp")
+    found = measure_speeds(list(paths.values()), torch.get_num_threads(), progress)
+    return dict(zip(paths, found, strict=True))

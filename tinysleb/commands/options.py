@@ -42,10 +42,14 @@ class MeasuringOptions(ComputeOptions):
 
     def __post_init__(self) -> None:
         """Raise a usage error if there is no text, or two kinds of it."""
+        self.check_text(needed=True)
+
+    def check_text(self, needed: bool) -> None:
+        """The same, where text may be `needed` or not."""
         check_windows(self.given)
         if self.token_file is not None:
             refuse_unused(self.given, ("pre",), "With --tokens no text is read")
-        if not self.texts and self.token_file is None:
+        if needed and not self.texts and self.token_file is None:
             raise click.UsageError("Give a text with --text, or windows with --tokens.")
 
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 from tinysleb.checkpoint.weights import Checkpoint
 from tinysleb.errors import TinyslebError
 from tinysleb.heal.prompt_texts import EXCHANGES, QUESTIONS, SYSTEM_PROMPTS
-from tinysleb.text.chat_template import render_chats
+from tinysleb.text.chat_template import own_bos, render_chats
 from tinysleb.text.long_text import Unfinished
 from tinysleb.text.tokenizer import Tokenizer, open_tokenizer
 
@@ -136,7 +136,7 @@ def _chat_forms(weights: Checkpoint, tokenizer: Tokenizer, say: Callable[[str], 
     except TinyslebError as error:
         say(f"no chats are sampled from the model: {error.one_line}")
         return []
-    bos = special_tokens.get("bos_token", "") if tokenizer.encode("") else ""
+    bos = own_bos(special_tokens, tokenizer.encode)
     return [ChatForm(form.roles, (form.pieces[0].removeprefix(bos), *form.pieces[1:])) for form in forms]
 
 

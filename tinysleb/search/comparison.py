@@ -15,6 +15,7 @@ from tinysleb.checkpoint.weights import Weights
 from tinysleb.compute.compute import Compute
 from tinysleb.compute.memory import obey
 from tinysleb.errors import TinyslebError
+from tinysleb.formats.logits_file import RANGE, LogitsFile, LogProbabilities, first_scored
 from tinysleb.model.chunks import chunks
 from tinysleb.search.original import normed_states
 
@@ -26,16 +27,17 @@ COMPARED_AT_ONCE = 64
 class Comparison:
     """What a model makes of windows, and how far that is from the original.
 
-    `perplexity` and its standard error; `ratio` to the original's; `mean_kld`, `median_kld` and `kld_99`: the
-    divergence KL(original ‖ model) of a token's next one, in nats, on average, in the median and at 99 %;
-    `same_top`: how often both find the same token the most likely; `rms_dp`: the root mean square of how
-    much less or more likely the text's token is. The original is at 1, 0, 0, 0, 1, 0.
+    `perplexity` and its standard error; `ratio` to the original's; `mean_kld` and its standard error,
+    `median_kld` and `kld_99`: the divergence KL(original ‖ model) of a token's next one, in nats, on average,
+    in the median and at 99 %; `same_top`: how often both find the same token the most likely; `rms_dp`: the
+    root mean square of how much less or more likely the text's token is. The original is at 1, 0, 0, 0, 1, 0.
     """
 
     perplexity: float
     perplexity_error: float
     ratio: float
     mean_kld: float
+    mean_kld_error: float
     median_kld: float
     kld_99: float
     same_top: float
@@ -60,9 +62,16 @@ def compare(
     tokens: Tensor,
     compute: Compute,
     progress: Callable[[float], None] = lambda _done: None,
+    *,
+    second_half: bool = False,
+    known: LogitsFile | None = None,
+    keep: Callable[[LogProbabilities], None] | None = None,
 ) -> list[Comparison]:
     """Compare models with `original` on windows `[n, T]`, tokens 1 … T-1 of each; the original's own
     comparison comes first. As many windows at a time as fit into memory; a model is read once for these.
+
+    With `second_half`, only tokens beyond the middle of a window are predicted, as llama.cpp does; then the
+    original's log-probabilities are handed to `keep`, row after row, or taken as `known` without running it.
 
     Raises TinyslebError if a model has another vocabulary, or a loss is not finite.
     """
@@ -73,12 +82,14 @@ def compare(
     memory = compute.memory_plan(original, len(models) + 1, tokens.shape[0], tokens.shape[1], held)
     obey(memory)
     found: list[list[_Tokens]] = [[] for _ in everything]
+    start = first_scored(tokens.shape[1]) if second_half else 0
     for first, last in chunks(len(tokens), memory.windows):
-        windows = tokens[first:last]
-        base = _Side(original, windows, compute, memory.ahead)
+        windows = _Windows(tokens[first:last], start, memory.ahead)
+        base = windows.base(original, known, first, compute)
         for number, model in enumerate(everything):
-            side = base if number == 0 else _Side(model, windows, compute, memory.ahead)
-            found[number].append(_compare_sides(base, side, windows))
+            side = base if number == 0 else windows.side(model, compute)
+            targets = windows.targets.to(compute.device)
+            found[number].append(_compare_sides(base, side, targets, keep if number == 0 else None))
             progress((first + (number + 1) / len(everything) * (last - first)) / len(tokens))
     results = [_joined(each) for each in found]
     for weights, each in zip(everything, results, strict=True):
@@ -88,30 +99,79 @@ def compare(
     return [_summed_up(each, loss) for each in results]
 
 
-class _Side:
-    """One model's last states on some windows, `[n, T, width]` in the dtype of the products, and its head."""
+@dataclass(frozen=True)
+class _Windows:
+    """Some windows `[n, T]`, of which the tokens behind `start` are predicted."""
 
-    def __init__(self, weights: Weights, windows: Tensor, compute: Compute, ahead: bool) -> None:
-        normed = normed_states(weights, windows, compute, ahead).to(compute.dtype)
-        self.states = normed.view(*windows.shape, -1)[:, :-1].flatten(0, 1)
-        self.head = weights.tensor(head_name(weights.config)).to(compute.device, compute.dtype)
+    tokens: Tensor
+    start: int
+    ahead: bool
+
+    @property
+    def targets(self) -> Tensor:
+        """What is predicted, `[m]`."""
+        return self.tokens[:, self.start + 1 :].flatten()
+
+    def base(
+        self, original: Weights, known: LogitsFile | None, number: int, compute: Compute
+    ) -> _Side | _FileSide:
+        """What the original makes of them, or what a file holds of it from window `number` on."""
+        if known is None:
+            return self.side(original, compute)
+        return _FileSide(known, number * (self.tokens.shape[1] - 1 - self.start), compute)
+
+    def side(self, weights: Weights, compute: Compute) -> _Side:
+        """What a model makes of them."""
+        normed = normed_states(weights, self.tokens, compute, self.ahead).to(compute.dtype)
+        return _Side(weights, normed.view(*self.tokens.shape, -1)[:, self.start : -1].flatten(0, 1))
+
+
+class _Side:
+    """One model's last states `[m, width]` on some windows, in the dtype of the products, and its head."""
+
+    least = -math.inf
+
+    def __init__(self, weights: Weights, states: Tensor) -> None:
+        self.states = states
+        self.head = weights.tensor(head_name(weights.config)).to(states.device, states.dtype)
 
     def log_probabilities(self, first: int, last: int) -> Tensor:
         """Of the whole vocabulary, float32."""
         return (self.states[first:last] @ self.head.T).float().log_softmax(-1)
 
 
-def _compare_sides(base: _Side, side: _Side, windows: Tensor) -> _Tokens:
-    targets = windows[:, 1:].flatten().to(base.states.device)
+class _FileSide:
+    """An original that was run before, from a row of its file on; what was stored as less likely than
+    `least` is taken as impossible, as llama.cpp does."""
+
+    least = -float(RANGE)
+
+    def __init__(self, file: LogitsFile, row: int, compute: Compute) -> None:
+        self.file, self.row, self.device = file, row, compute.device
+
+    def log_probabilities(self, first: int, last: int) -> Tensor:
+        """Of the whole vocabulary, float32, as they were stored."""
+        return torch.from_numpy(self.file.rows(self.row + first, self.row + last)).to(self.device)
+
+
+def _compare_sides(
+    base: _Side | _FileSide,
+    side: _Side | _FileSide,
+    targets: Tensor,
+    keep: Callable[[LogProbabilities], None] | None,
+) -> _Tokens:
     parts: list[_Tokens] = []
     for first, last in chunks(len(targets), COMPARED_AT_ONCE):
-        theirs, own = (each.log_probabilities(first, last) for each in (base, side))
+        theirs = base.log_probabilities(first, last)
+        own = theirs if side is base else side.log_probabilities(first, last)
         wanted = targets[first:last, None]
         likely, found = (each.gather(1, wanted)[:, 0] for each in (theirs, own))
-        divergences = (theirs.exp() * (theirs - own)).sum(-1)
+        divergences = (theirs.exp() * (theirs - own)).masked_fill(theirs <= base.least, 0).sum(-1)
         same_top = (theirs.argmax(-1) == own.argmax(-1)).float()
         values = (-found, divergences, same_top, found.exp() - likely.exp())
         parts.append(_Tokens(*(each.cpu() for each in values)))
+        if keep is not None:
+            keep(theirs.cpu().numpy())
     return _joined(parts)
 
 
@@ -122,12 +182,13 @@ def _joined(parts: Sequence[_Tokens]) -> _Tokens:
 def _summed_up(tokens: _Tokens, original_loss: float) -> Comparison:
     losses, divergences = tokens.losses.double(), tokens.divergences.double()
     loss = losses.mean().item()
-    error = (losses.std() / len(losses) ** 0.5).item()
+    error, divergence_error = ((each.std() / len(each) ** 0.5).item() for each in (losses, divergences))
     return Comparison(
         perplexity=math.exp(loss),
         perplexity_error=math.exp(loss) * error,
         ratio=math.exp(loss - original_loss),
         mean_kld=divergences.mean().item(),
+        mean_kld_error=divergence_error,
         median_kld=divergences.quantile(0.5).item(),
         kld_99=divergences.quantile(0.99).item(),
         same_top=tokens.same_top.double().mean().item(),

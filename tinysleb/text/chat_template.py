@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tinysleb.errors import TinyslebError, shown
@@ -41,3 +41,9 @@ def render_chats(template: str, chats: Sequence[Chat], special_tokens: Mapping[s
     if len(errors) == len(chats):
         raise TinyslebError(f"the model's chat template cannot be rendered: {shown(errors[0])}")
     return [item if isinstance(item, str) else None for item in rendered]
+
+
+def own_bos(special_tokens: Mapping[str, str], encode: Callable[[str], list[int]]) -> str:
+    """The BOS token at the front of a rendered chat that is to be left out, since the tokenizer puts one
+    there itself; '' if it does not."""
+    return special_tokens.get("bos_token", "") if encode("") else ""

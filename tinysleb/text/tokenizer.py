@@ -7,7 +7,7 @@ Both are somebody else's libraries behind one `encode`. Byte-level BPE needs the
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -92,6 +92,11 @@ class SentencePieceTokenizer:
                 done += 1
         return tokens + self._encode_plain(text[done:]) + ([] if self.eos is None else [self.eos])
 
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, without special ones and those that have no text."""
+        special, size = set(self.specials.values()), self.processor.get_piece_size()
+        return str(self.processor.decode([t for t in tokens if t not in special and t < size]))
+
     def _encode_plain(self, text: str) -> list[int]:
         return list(self.processor.encode(text)) if text else []
 
@@ -136,8 +141,15 @@ class ByteLevelTokenizer:
         before, behind = ([] if token is None else [token] for token in (self.bos, self.eos))
         return before + list(self.tokenizer.encode(text).ids) + behind
 
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, without special ones and those that have no text."""
+        return self.tokenizer.decode(list(tokens), skip_special_tokens=True)
 
-def open_tokenizer(model: Checkpoint) -> Tokenizer:
+
+ModelTokenizer = SentencePieceTokenizer | ByteLevelTokenizer
+
+
+def open_tokenizer(model: Checkpoint) -> ModelTokenizer:
     """The tokenizer beside a checkpoint's weights, or the one in a GGUF's metadata.
 
     Raises TinyslebError if there is none, or if it needs a package that is not installed.
@@ -198,7 +210,7 @@ def load_sentencepiece(path: Path) -> SentencePieceProcessor:
         raise wrong_file(path) or not_one from error
 
 
-def _from_folder(source: TokenizerFolder) -> Tokenizer:
+def _from_folder(source: TokenizerFolder) -> ModelTokenizer:
     if source.sentencepiece is not None:
         return _sentencepiece_from_folder(source, source.sentencepiece)
     if (source.path / JSON_NAME).is_file():
@@ -216,7 +228,7 @@ def _from_folder(source: TokenizerFolder) -> Tokenizer:
     )
 
 
-def _sentencepiece_from_folder(source: TokenizerFolder, path: Path) -> Tokenizer:
+def _sentencepiece_from_folder(source: TokenizerFolder, path: Path) -> SentencePieceTokenizer:
     processor = load_sentencepiece(path)
     bos, eos = (index if index >= 0 else None for index in (processor.bos_id(), processor.eos_id()))
     if source.add_prefix_space is False:
@@ -232,7 +244,7 @@ def _sentencepiece_from_folder(source: TokenizerFolder, path: Path) -> Tokenizer
     )
 
 
-def _from_vocabulary_and_merges(source: TokenizerFolder) -> Tokenizer:
+def _from_vocabulary_and_merges(source: TokenizerFolder) -> ByteLevelTokenizer:
     tokenizer = load_vocabulary_and_merges(source)
     before, behind = around(source, family_of(source), tokenizer.get_vocab())
     return ByteLevelTokenizer(tokenizer, before, behind)
@@ -281,7 +293,7 @@ def _specials(processor: SentencePieceProcessor) -> dict[str, int]:
     return {text: index for index, (text, _, kind) in pieces if kind in (UNKNOWN, CONTROL)}
 
 
-def tokenizer_from_gguf(vocabulary: GgufVocabulary) -> Tokenizer:
+def tokenizer_from_gguf(vocabulary: GgufVocabulary) -> ModelTokenizer:
     """The tokenizer that a GGUF's vocabulary describes. Raises TinyslebError as `open_tokenizer` does."""
     if not vocabulary.tokens:
         raise TinyslebError(f"{vocabulary.where} holds no tokenizer", f"take a complete GGUF, {TOKENS_HINT}")
@@ -296,7 +308,7 @@ def tokenizer_from_gguf(vocabulary: GgufVocabulary) -> Tokenizer:
     )
 
 
-def _sentencepiece_from_gguf(vocabulary: GgufVocabulary) -> Tokenizer:
+def _sentencepiece_from_gguf(vocabulary: GgufVocabulary) -> SentencePieceTokenizer:
     tokens, types = vocabulary.tokens, vocabulary.types
     if not vocabulary.scores:
         raise TinyslebError(f"{vocabulary.where}: {len(tokens)} tokens but 0 token scores")
@@ -319,7 +331,7 @@ def _sentencepiece_from_gguf(vocabulary: GgufVocabulary) -> Tokenizer:
     return SentencePieceTokenizer(processor, _bos(vocabulary, default=True), specials, vocabulary.eos)
 
 
-def _byte_level_from_gguf(vocabulary: GgufVocabulary) -> Tokenizer:
+def _byte_level_from_gguf(vocabulary: GgufVocabulary) -> ByteLevelTokenizer:
     where, tokens = vocabulary.where, vocabulary.tokens
     rules = _rules(vocabulary)
     if not vocabulary.merges and any(
