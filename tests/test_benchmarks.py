@@ -120,3 +120,20 @@ def test_llama_cpp(
     sizes = {"RUNS": 1, "GENERATED": 4, "PROMPT": "The quick brown fox"}
     smallest(monkeypatch, "llama_cpp", tiny_gguf, "plan.json", "text.txt", 2, **sizes)
     assert capsys.readouterr().out.count("(1.00x)") == 2
+
+
+def test_results(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With fewer ways than there are."""
+    monkeypatch.syspath_prepend(FOLDER.parent)
+    searches = {
+        "SLEB": ("--cut", "block", "--windows", "2", "--window-length", "64"),
+        "a run of blocks": ("--metric", "cosine", "--windows", "2", "--window-length", "64"),
+    }
+    sizes = {"WINDOWS": 2, "LENGTH": 64, "SEARCHES": searches, "HEALED": ("SLEB",), "DISTILLED": ()}
+    words = ("text.txt", tiny_gguf, "--blocks", 2, "--to", "page.md")
+    smallest(monkeypatch, "results", *words, TYPES=("Q8_0",), **sizes)
+    page = Path("page.md").read_text(encoding="utf-8")
+    for row in ("original", "original in Q8_0", "SLEB", "SLEB, healed", "ReplaceMe"):
+        assert f"| {row} |" in page
+    assert page.count("no other beats:") == 3
+    assert Path("page.svg").read_text(encoding="utf-8").count("<!-- perplexity -->") == 3

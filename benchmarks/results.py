@@ -1,0 +1,348 @@
+"""What pruning costs and brings, beside its peers: the page docs/results.md and its picture, by one command.
+
+    python -m benchmarks.results TEXT MODEL.gguf … [--blocks 3 6 9] [--work FOLDER] [--to PAGE.md]
+
+Each model is cut in every way by as many blocks, or by what saves as many bytes for a token; some are healed
+in closed form, and distilled; llama.cpp makes the original in smaller types. All are compared with `tinysleb
+compare`: on TEXT, which nothing was fitted to, on windows of the given text (Python's documentation) that
+healing holds back, in twenty answers, and in llama.cpp's speed. What is in WORK already is not made again, so
+that it can go on after an interruption; measuring is one run. Needs the extras `llamacpp` and `plot`, hours,
+and a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.healing import replace_me
+from tinysleb.checkpoint.open_model import open_model
+from tinysleb.checkpoint.weights import Shortened
+from tinysleb.compute.compute import compute_on
+from tinysleb.export.writers import write
+from tinysleb.heal.healed_weights import Healed, HealedTensors, unrounded
+from tinysleb.heal.text import HealingText, text_sources
+from tinysleb.measure.quants import quantize
+from tinysleb.plan import plan_from_json
+from tinysleb.search.cost import Costs, generation_costs
+from tinysleb.search.cuts import CONTEXT
+
+SEARCHES: Mapping[str, Sequence[str]] = {
+    "SLEB": ("--cut", "block"),
+    "half blocks": ("--cut", "half"),
+    "attention": ("--cut", "attention"),
+    "any sublayer": ("--cut", "any"),
+    "block influence": ("--metric", "block-influence"),
+    "last blocks": ("--metric", "last"),
+    "random blocks": ("--metric", "random"),
+    "a run of blocks": ("--metric", "cosine"),
+}
+"""What is cut, and the options of `prune` that find it. The search for half blocks exchanges cuts at its end,
+and so is made for each size."""
+BY_BYTES = ("attention", "any sublayer")
+"""Cuts that go on until they save what so many blocks do."""
+HEALED = ("SLEB", "half blocks", "attention", "any sublayer")
+DISTILLED = ("SLEB", "half blocks")
+REPLACED = "a run of blocks"
+"""What ReplaceMe (arXiv 2505.02819) chooses, and puts a linear map in place of."""
+TYPES = ("Q3_K_M", "Q2_K")
+WINDOWS, LENGTH = 8, 1024
+DISTILL_TOKENS = 262144
+COLUMNS = (
+    "method", "blocks", "MB", "perplexity", "given", "KLD", "same top", "agrees", "repeated", "ended",
+    "prompt", "generation",
+)  # fmt: skip
+SMALLER = "original in smaller types"
+AXES = {
+    "prompt": "prompt, tokens/s",
+    "generation": "generation, tokens/s",
+    "bytes": "size, MB",
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A model that was made: by which method, and how much of the original is left out, in blocks."""
+
+    file: str
+    method: str
+    blocks: int | None
+
+
+class Maker:
+    """Makes all variants of a model in a folder."""
+
+    def __init__(self, model: Path, folder: Path, blocks: Sequence[int]) -> None:
+        self.model, self.folder, self.blocks = model.resolve(), folder.resolve(), blocks
+        folder.mkdir(parents=True, exist_ok=True)
+        self.weights = open_model(self.model)
+        self.costs: Costs = generation_costs(self.weights, CONTEXT)
+
+    def all(self) -> Iterator[Variant]:
+        """One after the other; the quick ones first."""
+        for kind in TYPES:
+            yield self.quant(kind)
+        for method in SEARCHES:
+            for count in self.blocks:
+                plan = self.plan(method, count)
+                if method == REPLACED:
+                    yield self.replaced(plan, count)
+                    continue
+                yield self.pruned(method, plan, count)
+                if method in HEALED:
+                    yield self.healed(f"{method}, healed", plan, count, "--heal", "solve")
+        for method in DISTILLED:
+            for count in self.blocks:
+                words = ("--distill-tokens", str(DISTILL_TOKENS), "--resume")
+                yield self.healed(f"{method}, distilled", self.plan(method, count), count, *words)
+
+    def path(self, method: str, count: int) -> Path:
+        """Where a variant goes."""
+        return self.folder / f"{method.replace(', ', '-').replace(' ', '-')}-{count}.gguf"
+
+    def plan(self, method: str, count: int) -> Path:
+        """What a method leaves out, as a plan by hand."""
+        path = self.folder / f"{method.replace(' ', '-')}-{count}.json"
+        if path.exists():
+            return path
+        most = count if method == "half blocks" else max(self.blocks)
+        found = self.folder / f"search-{method.replace(' ', '-')}-{most}.gguf"
+        if not found.exists():
+            self.run(
+                "prune",
+                self.model,
+                "-o",
+                found,
+                *SEARCHES[method],
+                *self.until(method, most),
+                "--heal",
+                "none",
+            )
+        made = plan_from_json(json.loads(found.with_suffix(".plan.json").read_text()), found)
+        saved = count * self.costs.block * (1 - 1e-6)
+        enough = (n for n in range(1, len(made.cuts) + 1) if self.costs.saved(made.cuts[:n]) >= saved)
+        cuts = list(made.removed)[: next(enough, len(made.cuts))]
+        path.write_text(json.dumps({"blocks": made.blocks, "removed": cuts}))
+        return path
+
+    def until(self, method: str, count: int) -> Sequence[str]:
+        """When a search stops."""
+        if method not in BY_BYTES:
+            return "--remove", str(count)
+        left = self.costs.total - count * self.costs.block
+        return "--speedup", f"{self.costs.total / left:.4f}"
+
+    def pruned(self, method: str, plan: Path, count: int) -> Variant:
+        path = self.path(method, count)
+        if not path.exists():
+            self.run("prune", self.model, "--plan", plan, "-o", path)
+        return Variant(path.name, method, count)
+
+    def healed(self, method: str, plan: Path, count: int, *words: str) -> Variant:
+        path = self.path(method, count)
+        if not path.exists():
+            self.run("heal", self.model, "--plan", plan, "-o", path, *words)
+        return Variant(path.name, method, count)
+
+    def replaced(self, plan: Path, count: int) -> Variant:
+        """ReplaceMe's linear maps, fitted on what the closed form is fitted on."""
+        path = self.path("ReplaceMe", count)
+        if not path.exists():
+            kept = plan_from_json(json.loads(plan.read_text()), plan).kept
+            compute, folder = compute_on(), self.folder / "tensors"
+            folder.mkdir(exist_ok=True)
+            tensors = HealedTensors(folder)
+            sources = text_sources(self.weights, HealingText([], None, 32768, 0, 0))
+            windows = torch.cat([source.fit for source in sources])
+            source = unrounded(self.weights)
+            replace_me(
+                source,
+                [pair.attention for pair in kept if pair.attention is not None],
+                windows,
+                compute,
+                tensors,
+            )
+            write(Healed(Shortened(self.weights, kept), tensors), path)
+        return Variant(path.name, "ReplaceMe", count)
+
+    def quant(self, kind: str) -> Variant:
+        path = self.folder / f"{kind}.gguf"
+        if not path.exists():
+            quantize(self.model, path, kind, torch.get_num_threads())
+        return Variant(path.name, f"original in {kind}", None)
+
+    def run(self, *words: object) -> str:
+        """A command of tinysleb, in the folder."""
+        command = [str(Path(sys.executable).with_name("tinysleb")), *map(str, words)]
+        print("$", shlex.join(["tinysleb", *command[1:]]), flush=True)
+        return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=self.folder).stdout
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured of a variant: on the text, and on the given one."""
+
+    variant: Variant
+    text: Mapping[str, Any]
+    given: Mapping[str, Any]
+
+    def at(self, axis: str) -> float:
+        """Its place on an axis of the picture."""
+        if axis == "bytes":
+            return float(self.text["bytes"]) / 1e6
+        return float(self.text["speed"][axis]["median"])
+
+
+def measure(maker: Maker, text: Path) -> list[Row]:
+    """All variants, the original first, in one run."""
+    variants = [Variant(str(maker.model), "original", 0), *maker.all()]
+    documentation, *_ = text_sources(maker.weights, HealingText([], None, 32768, 16384, 0))
+    np.save(maker.folder / "given.npy", documentation.held_back.numpy().astype(np.int32))
+    files = [each.file for each in variants]
+    windows = ("--windows", WINDOWS, "--window-length", LENGTH)
+    on_text = json.loads(
+        maker.run("compare", *files, "--text", text.resolve(), *windows, "--speed", "--json")
+    )
+    on_given = json.loads(maker.run("eval", *files, "--tokens", "given.npy", "--json"))
+    rows = zip(variants, on_text["models"], on_given["models"], strict=True)
+    return [Row(*each) for each in rows]
+
+
+def page(models: Mapping[str, Sequence[Row]], picture: Path, command: str) -> Iterator[str]:
+    """The page, line by line."""
+    yield "# Results\n"
+    yield "What pruning costs and brings, beside its peers. The page is generated; no figure is set by hand."
+    yield f"\n![Perplexity against speed and size, by method]({picture.name})\n"
+    yield "Perplexity, KLD (divergence from the original) and same top token are of text that nothing was"
+    yield "fitted to; given: the perplexity of windows of the given text that healing holds back. Agrees (for"
+    yield "how many tokens with the original), repeated and ended are of twenty answers: see"
+    yield "[comparing.md](comparing.md). Tokens per second are llama.cpp's.\n"
+    for name, rows in models.items():
+        yield f"## {name}\n"
+        yield from table(rows)
+        yield ""
+        for axis, title in AXES.items():
+            yield from best(rows, axis, title)
+        yield ""
+    yield "## How it was made\n"
+    yield f"```console\n$ {command}\n```\n"
+    packages = ", ".join(f"{each} {version(each)}" for each in ("tinysleb", "torch", "gguf", "cyllama"))
+    yield f"{packages}, Python {platform.python_version()}, {torch.get_num_threads()} threads,"
+    yield f"{processor()}."
+
+
+def table(rows: Sequence[Row]) -> Iterator[str]:
+    """Each variant in a line."""
+    yield f"| {' | '.join(COLUMNS)} |"
+    yield "|---" * len(COLUMNS) + "|"
+    first = rows[0]
+    for row in rows:
+        cells = [
+            row.variant.method,
+            "" if row.variant.blocks is None else str(row.variant.blocks),
+            f"{row.at('bytes'):.1f}",
+            f"{row.text['perplexity']:.2f}",
+            f"{row.given['perplexity']:.2f}",
+            f"{row.text['mean_kld']:.3f}",
+            f"{row.text['same_top']:.1%}",
+            *written(row.text["writing"]),
+            *(
+                f"{row.at(axis):.0f} ({row.at(axis) / first.at(axis):.2f}x)"
+                for axis in ("prompt", "generation")
+            ),
+        ]
+        yield f"| {' | '.join(cells)} |"
+
+
+def written(writing: Mapping[str, float] | None) -> Sequence[str]:
+    """How a model writes; nothing where it could not be asked."""
+    if writing is None:
+        return "", "", ""
+    return f"{writing['agreement']:.1f}", f"{writing['repeated']:.0%}", f"{writing['ended']:.0%}"
+
+
+def best(rows: Sequence[Row], axis: str, title: str) -> Iterator[str]:
+    """Which variants no other beats in both: the perplexity, and a place on an axis."""
+    sign = 1 if axis == "bytes" else -1
+    places = [(row.text["perplexity"], sign * row.at(axis)) for row in rows]
+    named = [
+        f"{row.variant.method}{f' ({row.variant.blocks})' if row.variant.blocks else ''}"
+        for row, own in zip(rows, places, strict=True)
+        if not any(other != own and other[0] <= own[0] and other[1] <= own[1] for other in places)
+    ]
+    yield f"- By perplexity and {title.split(',')[0]}, no other beats: {'; '.join(named)}."
+
+
+def processor() -> str:
+    """What computes, in words."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def curve(variant: Variant) -> str:
+    """What a variant's points are joined by."""
+    return SMALLER if variant.blocks is None else variant.method
+
+
+def draw(models: Mapping[str, Sequence[Row]], path: Path) -> None:
+    """Three panels for each model, perplexity against each axis; every method is a curve."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "tinysleb"
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(len(models), len(AXES), figsize=(15, 5 * len(models)), squeeze=False)
+    for (name, rows), line in zip(models.items(), panels, strict=True):
+        for (axis, title), panel in zip(AXES.items(), line, strict=True):
+            for number, method in enumerate(dict.fromkeys(curve(row.variant) for row in rows[1:])):
+                points = [rows[0], *(row for row in rows[1:] if curve(row.variant) == method)]
+                places = [row.at(axis) for row in points]
+                ours = method.split(",")[0] in HEALED
+                panel.plot(
+                    places, [row.text["perplexity"] for row in points], "-" if ours else "--", marker=".",
+                    label=method, color=f"C{number % 10}", linewidth=2 if number >= 10 else 1,
+                )  # fmt: skip
+            panel.set(xlabel=title, ylabel="perplexity", yscale="log", title=name)
+    panels[0][-1].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("text", type=Path)
+    parser.add_argument("models", type=Path, nargs="+")
+    parser.add_argument("--blocks", type=int, nargs="+", default=[3, 6, 9])
+    parser.add_argument("--work", type=Path, default=Path("results"))
+    parser.add_argument("--to", type=Path, default=Path("docs/results.md"))
+    options = parser.parse_args()
+    models = {}
+    for model in options.models:
+        models[model.stem] = measure(Maker(model, options.work / model.stem, options.blocks), options.text)
+    picture = options.to.with_suffix(".svg")
+    draw(models, picture)
+    names = [each.name for each in (options.text, *options.models)]
+    command = shlex.join(
+        ["python", "-m", "benchmarks.results", *names, "--blocks", *map(str, options.blocks)]
+    )
+    options.to.write_text("\n".join(page(models, picture, command)) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
