@@ -19,6 +19,7 @@ from tinysleb.checkpoint.architectures import ARCHITECTURES
 from tinysleb.checkpoint.open_model import open_model
 from tinysleb.cli import main
 from tinysleb.commands import stored_types
+from tinysleb.commands.report_style import STYLE
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -88,7 +89,8 @@ def test_options_named_in_the_documentation_exist(path: Path) -> None:
 
 
 def test_options_named_in_messages_and_hints_exist() -> None:
-    found = {name for string in strings() for name in re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", string)}
+    written = (string for string in strings() if string != STYLE)  # whose variables look like options
+    found = {name for string in written for name in re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", string)}
     assert len(found) > 20
     assert found <= options() | {"--no-heal"}, "which is read as --heal none"
 

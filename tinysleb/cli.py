@@ -336,13 +336,15 @@ def inspect(**options: Any) -> None:
 @main.command()
 @click.argument("plan", type=path_type)
 @click.option("-o", "--output", type=path_type, required=True, help="The HTML file to write.")
+@click.option("--compare", type=path_type, metavar="FILE", help="Show also what compare --json printed.")
 @force_option
 @json_option
 @quiet_option
 def report(**options: Any) -> None:
     """Show PLAN, or the plan of a shortened model, as a page.
 
-    It has the perplexity curve, every candidate of every round, and what healing did.
+    It has what healing did to text that was held back, the curve of the search, and every candidate of every
+    round; with --compare, the measures and texts of a comparison.
     """
     from tinysleb.commands.report import ReportOptions
     from tinysleb.commands.report import report as run

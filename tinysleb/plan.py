@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,9 @@ from tinysleb.sublayers import Cut, Pair, cut_name, cut_named, pairs_of, stack_l
 MOST_BLOCKS = 10_000
 PERPLEXITY, DIVERGENCE = "perplexity", "kl"
 BY_HAND = 'a plan can be written by hand: {"blocks": 30, "removed": [3, "F6 A7"]}'
+SIZE_NUMBERS = ("bytes", "prompt_speed", "generation_speed")
+"""What a plan says of the model after no cut, one, two and so on: its size, and how many times as fast as the
+original it can be at best."""
 SOURCE_NUMBERS = ("tokens", "original", "shortened", "healed", "closed")
 """What a plan says of each text that was healed on; losses are those of windows held back."""
 
@@ -51,7 +54,8 @@ class Plan:
     `target` is how many cuts are to be made at most; fewer rounds than that is an unfinished search.
     `stopped` says why a finished one ended. `loss` is the original model's. `scores`: a metric's value for
     each cut, where the metric is not a loss. `healing`: what was healed on and what it did (`heal/run.py`);
-    empty if nothing was healed. No times are kept: the same search gives the same bytes.
+    empty if nothing was healed. `sizes`: `SIZE_NUMBERS` after each number of cuts, where an output was
+    written. No times are kept: the same search gives the same bytes.
     """
 
     blocks: int
@@ -62,6 +66,7 @@ class Plan:
     stopped: str | None = None
     scores: Mapping[Cut, float] = field(default_factory=dict)
     healing: Mapping[str, Any] = field(default_factory=dict)
+    sizes: tuple[Mapping[str, float], ...] = ()
 
     @property
     def cuts(self) -> tuple[Cut, ...]:
@@ -106,6 +111,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         "settings": dict(plan.settings),
         **({"scores": _by_name(plan.scores)} if plan.scores else {}),
         **({"healing": dict(plan.healing)} if plan.healing else {}),
+        **({"sizes": [dict(size) for size in plan.sizes]} if plan.sizes else {}),
         "rounds": [_round_to_json(round_, plan) for round_ in plan.rounds],
     }
 
@@ -173,7 +179,7 @@ def plan_from_json(value: dict[str, Any], path: Path) -> Plan:
         return _from_json(value, blocks, [cut for cut in cuts if cut], target)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise TinyslebError(
-            f"{path}: `rounds`, `scores` or `healing` is not as tinysleb writes it ({error!r})"
+            f"{path}: `rounds`, `scores`, `healing` or `sizes` is not as tinysleb writes it ({error!r})"
         ) from error
 
 
@@ -190,6 +196,7 @@ def _from_json(value: dict[str, Any], blocks: int, cuts: list[Cut], target: int)
         stopped=None if value.get("stopped") is None else str(value["stopped"]),
         scores={_cut(name): float(score) for name, score in (value.get("scores") or {}).items()},
         healing=_healing(value.get("healing") or {}),
+        sizes=_sizes(value.get("sizes") or (), len(rounds)),
     )
 
 
@@ -206,6 +213,15 @@ def _healing(value: dict[str, Any]) -> dict[str, Any]:
         for item in value.get("blocks", ())
     ]
     return {**value, "sources": sources, "blocks": blocks} if value else {}
+
+
+def _sizes(items: Sequence[Mapping[str, Any]], cuts: int) -> tuple[dict[str, float], ...]:
+    """Those up to the last cut: of a plan that was cut short by hand, the rest says nothing."""
+    sizes = tuple(
+        {"bytes": int(item["bytes"])} | {name: float(item[name]) for name in SIZE_NUMBERS[1:]}
+        for item in items
+    )
+    return sizes[: cuts + 1] if len(sizes) > cuts else ()
 
 
 def _matrix(item: dict[str, Any]) -> str:

@@ -7,16 +7,18 @@ from pathlib import Path
 
 from tinysleb.commands.console import print_json, print_line
 from tinysleb.commands.plans import plan_of
+from tinysleb.commands.report_compare import read_comparison
 from tinysleb.commands.report_page import report_html
 from tinysleb.formats.files import refuse_existing, replaced_file
 
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """The options of `report`."""
+    """The options of `report`. `compare`: what `compare --json` printed."""
 
     plan: Path
     output: Path
+    compare: Path | None
     force: bool
     as_json: bool
 
@@ -24,10 +26,12 @@ class ReportOptions:
 def report(options: ReportOptions) -> None:
     """Write the page, and print where."""
     plan = plan_of(options.plan)
-    refuse_existing(options.output, options.force, options.plan)
+    compared = None if options.compare is None else read_comparison(options.compare)
+    inputs = (options.plan,) if options.compare is None else (options.plan, options.compare)
+    refuse_existing(options.output, options.force, *inputs)
     with replaced_file(options.output) as temporary:
-        temporary.write_text(report_html(plan), encoding="utf-8")
+        temporary.write_text(report_html(plan, compared), encoding="utf-8")
     if options.as_json:
-        print_json({"output": str(options.output)})
+        print_json({"output": str(options.output), "blocks": plan.blocks, "removed": list(plan.removed)})
     else:
         print_line(str(options.output))

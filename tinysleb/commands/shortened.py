@@ -17,6 +17,7 @@ from tinysleb.errors import TinyslebError
 from tinysleb.export.writers import check_writable, own_format, write
 from tinysleb.formats.files import temporary_folder
 from tinysleb.plan import Plan, read_plan
+from tinysleb.search.gain import with_sizes
 from tinysleb.sublayers import block_cut
 
 if TYPE_CHECKING:
@@ -79,9 +80,10 @@ def finish(
     console: Console,
     type_name: str | None,
 ) -> Plan:
-    """Heal if `heal` is given, and write, in a type if that is given. Returns the plan with what healing
-    did."""
+    """Heal if `heal` is given, and write, in a type if that is given. Returns the plan with what
+    each cut brings, and what healing did."""
     with shortened_model(weights, plan, out, heal) as (model, plan):
+        plan = with_sizes(plan, in_types(weights, type_name))
         write_shortened(model, plan, out, unknown_arrays, console, type_name)
     return plan
 

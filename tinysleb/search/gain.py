@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 from tinysleb.checkpoint.config import ATTENTION, FEED_FORWARD, ModelConfig, half_of, shapes_of_block
 from tinysleb.checkpoint.weights import Weights, total_bytes
+from tinysleb.plan import Plan
 from tinysleb.search.cost import Costs, generation_costs
 from tinysleb.search.cuts import CONTEXT
 from tinysleb.sublayers import Cut
@@ -43,6 +44,13 @@ class Footprint:
 
 def _speed(costs: Costs, saved: float) -> float:
     return costs.total / (costs.total - saved) if saved < costs.total else 1.0
+
+
+def with_sizes(plan: Plan, weights: Weights) -> Plan:
+    """The plan with what each of its cuts brings, of a model in the types that `weights` reports."""
+    whole, cuts = footprint(weights), plan.cuts
+    sizes = (asdict(whole.gain(cuts[:count])) for count in range(len(cuts) + 1))
+    return replace(plan, sizes=tuple(sizes))
 
 
 def footprint(weights: Weights, context: int = CONTEXT) -> Footprint:

@@ -17,6 +17,8 @@ from tinysleb.sublayers import Pair, block_cut, cut_title, whole_blocks
 
 HEALING_BYTES_PER_BLOCK = 300
 """What a plan says of a healed block."""
+SIZE_BYTES_PER_CUT = 130
+"""What a plan says of a cut's size and speed."""
 PLAN_BYTES_MORE = 8192
 """The plan's reason, and the model card's own text."""
 
@@ -185,4 +187,5 @@ def output_bytes(
     around = weights.bytes_around(len(shorter.tensors))
     text = json.dumps(plan_to_json(plan), indent=1)
     healing = HEALING_BYTES_PER_BLOCK * len(kept)
-    return around + total_bytes(shorter) + len(text) + healing + PLAN_BYTES_MORE
+    sizes = SIZE_BYTES_PER_CUT * (len(plan.rounds) + 1)
+    return around + total_bytes(shorter) + len(text) + healing + sizes + PLAN_BYTES_MORE
