@@ -12,6 +12,7 @@ from tinysleb.checkpoint.weights import Shortened, total_bytes
 from tinysleb.compute.compute import Compute, compute_on
 from tinysleb.compute.memory import Budget
 from tinysleb.errors import TinyslebError
+from tinysleb.measure.speed import ideal_speed
 from tinysleb.plan import Plan, Round
 from tinysleb.search.gain import footprint
 from tinysleb.search.pace import Pace, measure_pace
@@ -38,10 +39,17 @@ def test_speeds_by_hand(tiny_folder: Path) -> None:
     assert gain.generation_speed == pytest.approx((6 * block + head) / (5 * block + head))
     half = footprint(weights, context).gain([(6,)])
     queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
-    attention = 2 * config.width * (2 * queries + 2 * keys) + 4 * queries * context // 2
-    feed_forward = 2 * 3 * config.width * config.intermediate
+    attention, feed_forward = config.width * (2 * queries + 2 * keys), 3 * config.width * config.intermediate
     whole = 6 * (attention + feed_forward)
     assert half.prompt_speed == pytest.approx(whole / (whole - attention))
+
+
+@pytest.mark.parametrize("cuts", [(block_cut(2), block_cut(3)), ((3, 4),), ((4,), (6,))])
+def test_speeds_are_those_that_compare_tells(cuts: tuple[Cut, ...], tiny_folder: Path) -> None:
+    weights = open_model(tiny_folder)
+    plan = Plan(6, len(cuts), {}, rounds=tuple(Round(cut, 0.0, {}) for cut in cuts))
+    told, gain = ideal_speed(weights, Shortened(weights, plan.kept), 100), footprint(weights, 100).gain(cuts)
+    assert (gain.prompt_speed, gain.generation_speed) == pytest.approx((told.prompt, told.generation))
 
 
 def test_half_of_all_blocks_is_their_mean(tiny_folder: Path) -> None:

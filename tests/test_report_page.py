@@ -52,7 +52,10 @@ COMPARED = {
     "unknown": [1],
     "models": [
         dict.fromkeys(MEASURES, 0.0) | {"model": "whole"},
-        dict.fromkeys(MEASURES, 0.25) | {"model": "short<er>", "surprise": "!"},
+        dict.fromkeys(MEASURES, 0.25)
+        | {"model": "short<er>", "surprise": "!", "bytes": 79826048, "ideal": {"prompt": 1.25}}
+        | {"writing": {"agreement": 12.3, "repeated": 0.4}, "tasks": {"hellaswag": {"acc": 0.35}}}
+        | {"speed": None},
     ],
     "texts": [{"prompt": "Say <hello>", "texts": {"whole": "Hello & welcome", "short<er>": "Hello\nHello"}}],
 }
@@ -214,6 +217,7 @@ def test_a_comparison_is_shown(run: Callable[..., Any], tmp_path: Path) -> None:
     assert ["short<er>", "0.25", "0.25", "0.250", "0.2500", "0.2500", "0.250", "25.0%", "25.0%"] in read(
         page
     ).rows
+    assert ["short<er>", "12.3 tokens", "40%", "79,826,048", "×1.25", "35.0%"] in read(page).rows
     assert "16 windows of 256 tokens" in page
     assert "<h3>Say &lt;hello&gt;</h3>" in page
     assert "<h4>short&lt;er&gt;</h4><pre>Hello\nHello</pre>" in page

@@ -17,6 +17,18 @@ MEASURES = {
     "same_top": ("same top", "{:.1%}"), "rms_dp": ("RMS Δp", "{:.1%}"),
 }  # fmt: skip
 """The measures that are shown, by their keys; others that a file has are left out."""
+MORE: Mapping[tuple[str, ...], tuple[str, str]] = {
+    ("writing", "agreement"): ("as the first for", "{:.1f} tokens"),
+    ("writing", "repeated"): ("repeats itself", "{:.0%}"),
+    ("writing", "ended"): ("comes to an end", "{:.0%}"),
+    ("writing", "language"): ("right language", "{:.0%}"),
+    ("bytes",): ("bytes", "{:,}"),
+    ("ideal", "prompt"): ("prompts at best", "×{:.2f}"),
+    ("ideal", "generation"): ("writing at best", "×{:.2f}"),
+    ("speed", "prompt", "median"): ("prompts, tokens/s", "{:.0f}"),
+    ("speed", "generation", "median"): ("writing, tokens/s", "{:.0f}"),
+}
+"""More of them, by the keys that lead to them."""
 
 
 def read_comparison(path: Path) -> dict[str, Any]:
@@ -40,18 +52,51 @@ def read_comparison(path: Path) -> dict[str, Any]:
 
 
 def comparison(value: Mapping[str, Any]) -> str:
-    """The measures, and the texts if there are any."""
+    """The measures of a text, what else was measured, and the texts that models wrote, if there are any."""
     keys = [key for key in MEASURES if any(model.get(key) is not None for model in value["models"])]
     rows = [
-        [str(model.get("model", "")), *(_cell(key, model.get(key)) for key in keys)]
+        [str(model.get("model", "")), *(_formatted(model.get(key), MEASURES[key][1]) for key in keys)]
         for model in value["models"]
     ]
     head = ["model", *(MEASURES[key][0] for key in keys)]
     on = f"{value.get('windows', '?')} windows of {value.get('window_length', '?')} tokens"
     return (
         f"<h2>Compared with the original</h2><p>On {escape(on)} of another text, against the first model; "
-        f"the divergence (KLD) is in nats a token.</p>{table(head, rows)}{_texts(value.get('texts') or ())}"
+        f"the divergence (KLD) is in nats a token.</p>{table(head, rows)}"
+        f"{_more(value['models'])}{_texts(value.get('texts') or ())}"
     )
+
+
+def _more(models: Sequence[Mapping[str, Any]]) -> str:
+    """A table of how models write, of tasks, sizes and speeds, as far as they were measured."""
+    tasks = dict.fromkeys(kind for model in models for kind in _part(model, "tasks"))
+    columns: dict[tuple[str, ...], tuple[str, str]] = dict(MORE)
+    for kind in tasks:
+        name = kind.replace("_", " ")
+        columns["tasks", kind, "acc"] = name, "{:.1%}"
+        columns["tasks", kind, "acc_norm"] = f"{name}, by length", "{:.1%}"
+    known = [path for path in columns if any(_at(model, path) is not None for model in models)]
+    if not known:
+        return ""
+    rows = [
+        [str(model.get("model", "")), *(_formatted(_at(model, path), columns[path][1]) for path in known)]
+        for model in models
+    ]
+    return table(["model", *(columns[path][0] for path in known)], rows)
+
+
+def _part(value: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    part = value.get(key)
+    return part if isinstance(part, dict) else {}
+
+
+def _at(model: Mapping[str, Any], path: Sequence[str]) -> float | None:
+    """The number at a path of keys, if there is one."""
+    *keys, last = path
+    for key in keys:
+        model = _part(model, key)
+    found = model.get(last)
+    return found if isinstance(found, int | float) else None
 
 
 def headline(value: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -62,8 +107,8 @@ def headline(value: Mapping[str, Any]) -> tuple[str, str] | None:
     return f"{last['same_top']:.1%}", "same top token as the original, on the compared text"
 
 
-def _cell(key: str, value: float | None) -> str:
-    return "" if value is None else MEASURES[key][1].format(value)
+def _formatted(value: float | None, form: str) -> str:
+    return "" if value is None else form.format(value)
 
 
 def _texts(items: Sequence[Mapping[str, Any]]) -> str:

@@ -61,8 +61,10 @@ def generation_costs(weights: Weights, context: int) -> Costs:
     sublayers: list[int] = []
     for index, window in enumerate(windows):
         seen = min(context, window or context)
-        halves = {ATTENTION: 2 * config.kv_heads * config.head_dim * CACHE_BYTES * seen, FEED_FORWARD: 0}
+        halves = {ATTENTION: 0, FEED_FORWARD: 0}
         for name in shapes_of_block(config, index):
             halves[half_of(name, config.architecture)] += tensors[block_prefix(index) + name].nbytes
+        if halves[ATTENTION]:  # a block without attention has no cache
+            halves[ATTENTION] += 2 * config.kv_heads * config.head_dim * CACHE_BYTES * seen
         sublayers += halves.values()
     return Costs(sublayers, tensors[head_name(config)].nbytes, context)

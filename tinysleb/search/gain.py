@@ -25,8 +25,8 @@ class Gain:
 
 @dataclass(frozen=True)
 class Footprint:
-    """What each sublayer takes: bytes `stored`, bytes `read` for a token that is written, and operations
-    `computed` for one that is read."""
+    """What each sublayer takes: bytes `stored`, bytes `read` for a token that is written, and weights
+    `computed` with for one that is read."""
 
     stored: Costs
     read: Costs
@@ -54,27 +54,20 @@ def with_sizes(plan: Plan, weights: Weights) -> Plan:
 
 
 def footprint(weights: Weights, context: int = CONTEXT) -> Footprint:
-    """Of a model in the types that `weights` reports, for prompts and caches of `context` tokens."""
+    """Of a model in the types that `weights` reports, with `context` tokens in the cache."""
     stored = generation_costs(weights, 0).sublayers
     rest = total_bytes(weights) - sum(stored)
-    return Footprint(
-        Costs(stored, rest, 0), generation_costs(weights, context), prompt_costs(weights.config, context)
-    )
+    return Footprint(Costs(stored, rest, 0), generation_costs(weights, context), prompt_costs(weights.config))
 
 
-def prompt_costs(config: ModelConfig, length: int) -> Costs:
-    """Multiplications and additions for one token of a prompt of so many, in each sublayer: its matrices and,
-    of attention, the scores and the mixture, of half of the prompt on average. The head is computed once a
-    prompt, and not counted."""
-    windows = config.attention_windows or (0,) * config.blocks
+def prompt_costs(config: ModelConfig) -> Costs:
+    """The weights that multiply each token of a prompt, in each sublayer: what short prompts wait for. The
+    head's are not counted: llama.cpp applies it to the last token only."""
     sublayers: list[int] = []
-    for index, window in enumerate(windows):
-        seen = min(length // 2, window or length)
+    for index in range(config.blocks):
         halves = {ATTENTION: 0, FEED_FORWARD: 0}
         for name, shape in shapes_of_block(config, index).items():
             if len(shape) == 2:
-                halves[half_of(name, config.architecture)] += 2 * shape[0] * shape[1]
-        if halves[ATTENTION]:
-            halves[ATTENTION] += 4 * config.heads * config.head_dim * seen
+                halves[half_of(name, config.architecture)] += shape[0] * shape[1]
         sublayers += halves.values()
-    return Costs(sublayers, 0, length)
+    return Costs(sublayers, 0, 0)
