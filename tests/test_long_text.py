@@ -17,7 +17,7 @@ from reference import CORPUS, train_byte_level, train_sentencepiece
 from tinysleb.checkpoint.tokenizer_folder import read_tokenizer_folder
 from tinysleb.errors import TinyslebError
 from tinysleb.formats.text_file import text_between, text_parts
-from tinysleb.text import windows
+from tinysleb.text import given_text, windows
 from tinysleb.text.long_text import PartEncoder, tokens_around
 from tinysleb.text.pre_tokenizers import PRE_TOKENIZERS
 from tinysleb.text.tokenizer import ByteLevelTokenizer, SentencePieceTokenizer, Tokenizer, _from_folder
@@ -208,7 +208,7 @@ def test_few_windows_of_a_long_text_read_little(long_text: Path, monkeypatch: py
         read.append(stop - start)
         return text_between(path, start, stop)
 
-    monkeypatch.setattr(windows, "text_between", watched)
+    monkeypatch.setattr(given_text, "text_between", watched)
     from_text(Numbers(), [long_text], 8, 4, 0, 2**21)
     assert sum(read) <= 4 * 1024
 
@@ -221,7 +221,7 @@ def test_more_windows_than_a_long_text_has(long_text: Path) -> None:
 def test_windows_in_order_stop_reading_where_there_are_enough(
     long_text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(windows, "text_parts", partial(text_parts, size=1000))
+    monkeypatch.setattr(given_text, "text_parts", partial(text_parts, size=1000))
     with long_text.open("ab") as file:
         file.write(b"\xff")  # which is never reached
     found = from_text(Numbers(), [long_text], 8, 3, None, 2**21).tokens

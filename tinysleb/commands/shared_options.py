@@ -24,7 +24,13 @@ def _be_quiet(context: click.Context, _option: click.Parameter, quiet: bool) -> 
 
 
 text_options = shared(
-    click.option("--text", "texts", type=path_type, multiple=True, help="A text file in UTF-8; repeatable."),
+    click.option(
+        "--text",
+        "texts",
+        type=path_type,
+        multiple=True,
+        help="A text file in UTF-8, or chats, one in each line of a .jsonl; repeatable.",
+    ),
     click.option("--tokens", "token_file", type=path_type, help="Windows as a .npy array, int32 [n, T]."),
 )
 window_options = shared(

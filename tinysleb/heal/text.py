@@ -21,6 +21,7 @@ from tinysleb.errors import TinyslebError
 from tinysleb.formats.units import format_bytes
 from tinysleb.heal.prompts import self_prompts
 from tinysleb.model.sampling import load_resident, sample
+from tinysleb.text.given_text import given_texts
 from tinysleb.text.library import code, docstrings, library_files, library_windows
 from tinysleb.text.tokenizer import Tokenizer, open_tokenizer
 from tinysleb.text.windows import Calibration, check_vocabulary, from_text, from_token_file
@@ -84,10 +85,10 @@ def text_sources(weights: Checkpoint, text: HealingText) -> list[Source]:
     count = max(1, (text.tokens - text.sampled) // length)
     if not text.texts:
         return _default_sources(tokenizer, count, length, text.seed, vocab_size)
-    share = max(1, count // len(text.texts))
+    opened, share = given_texts(weights, tokenizer), max(1, count // len(text.texts))
     most = max(4 * HELD_BACK, HELD_BACK + share)
     return [
-        _source(from_text(tokenizer, [path], length, most, text.seed, vocab_size), share)
+        _source(from_text(tokenizer, [path], length, most, text.seed, vocab_size, opened), share)
         for path in text.texts
     ]
 

@@ -12,14 +12,13 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any, NoReturn
 
-from jinja2 import TemplateError, nodes
+from jinja2 import Template, TemplateError, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 SECONDS = 5
 MEMORY = 2**30
-LONGEST_TEXT = 2**16
 TODAY = datetime(2025, 1, 1)
 """A template may name the day; the same seed gives the same text on another one."""
 
@@ -39,8 +38,7 @@ def main() -> None:
     """From standard input to standard output: for each chat its text, or the error as `{"error": …}`."""
     _limit()
     request = json.load(sys.stdin)
-    rendered = [_render(request["template"], chat, request["tokens"]) for chat in request["chats"]]
-    json.dump(rendered, sys.stdout)
+    json.dump(_render_all(request), sys.stdout)
 
 
 def _limit() -> None:
@@ -51,16 +49,28 @@ def _limit() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
 
 
-def _render(template: str, chat: list[dict[str, str]], tokens: dict[str, str]) -> str | dict[str, str]:
+def _render_all(request: dict[str, Any]) -> list[str | dict[str, str]]:
+    chats = request["chats"]
     try:
-        text = (
-            _environment()
-            .from_string(template)
-            .render(messages=chat, tools=None, documents=None, add_generation_prompt=True, **tokens)
-        )
+        template = _environment().from_string(request["template"])
     except (Exception, RecursionError, MemoryError) as error:
-        return {"error": f"{type(error).__name__}: {str(error)[:200]}"}
-    return text if len(text) <= LONGEST_TEXT else {"error": f"it gives a text of {len(text)} characters"}
+        return [_failed(error)] * len(chats)
+    values = {**request["tokens"], "add_generation_prompt": request["ask"]}
+    return [_render(template, chat, values, request["longest"]) for chat in chats]
+
+
+def _render(
+    template: Template, chat: list[dict[str, str]], values: dict[str, Any], longest: int
+) -> str | dict[str, str]:
+    try:
+        text = template.render(messages=chat, tools=None, documents=None, **values)
+    except (Exception, RecursionError, MemoryError) as error:
+        return _failed(error)
+    return text if len(text) <= longest else {"error": f"it gives a text of {len(text)} characters"}
+
+
+def _failed(error: BaseException) -> dict[str, str]:
+    return {"error": f"{type(error).__name__}: {str(error)[:200]}"}
 
 
 def _environment() -> ImmutableSandboxedEnvironment:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tokenize import TokenError
@@ -16,8 +16,8 @@ from torch import Tensor
 from tinysleb.checkpoint.weights import Checkpoint
 from tinysleb.errors import TinyslebError
 from tinysleb.formats.files import valid_text
-from tinysleb.formats.text_file import text_between, text_parts, text_size
 from tinysleb.formats.wrong_file import check_no_pointer
+from tinysleb.text.given_text import GivenText, PlainText, given_texts
 from tinysleb.text.long_text import PartEncoder, Tokens
 from tinysleb.text.tokenizer import Tokenizer, open_tokenizer
 
@@ -88,7 +88,9 @@ def read_windows(weights: Checkpoint, windows: WindowSource, seed: int | None) -
         return found
     count = windows.count or (DEFAULT_WINDOWS if seed is not None else None)
     length = min(windows.length, config.context_length)
-    return from_text(open_tokenizer(weights), windows.texts, length, count, seed, config.vocab_size)
+    tokenizer = open_tokenizer(weights)
+    opened = given_texts(weights, tokenizer)
+    return from_text(tokenizer, windows.texts, length, count, seed, config.vocab_size, opened)
 
 
 def with_others(
@@ -117,8 +119,9 @@ def from_text(
     count: int | None,
     seed: int | None,
     vocab_size: int,
+    opened: Callable[[Path], GivenText] = PlainText,
 ) -> Calibration:
-    """Windows of the files' text (the default text if there are none).
+    """Windows of the files' text, each `opened` (the default text if there are none).
 
     The texts are tokenised one by one and cut into consecutive windows of `length` tokens; a
     remainder shorter than that is dropped. With a seed, `count` of them in random order; without, the first
@@ -133,13 +136,13 @@ def from_text(
     no row for.
     """
     source = ", ".join(valid_text(path.name) for path in files) or DEFAULT_SOURCE
-    encoder, sizes = PartEncoder(tokenizer), [text_size(path) for path in files]
-    if seed is not None and count is not None and sum(sizes) > LONG_TEXT:
-        windows = _sample_stretches(encoder, files, sizes, length, count, random.Random(seed))
+    encoder, given = PartEncoder(tokenizer), [opened(path) for path in files]
+    if seed is not None and count is not None and sum(text.size() for text in given) > LONG_TEXT:
+        windows = _sample_stretches(encoder, given, source, length, count, random.Random(seed))
         check_vocabulary(windows, source, vocab_size)
         return Calibration(windows, source)
     most = count if seed is None else None
-    texts = [text_parts(path) for path in files] if files else [iter([default_text()])]
+    texts = [text.parts() for text in given] if files else [iter([default_text()])]
     windows = _consecutive(encoder, texts, length, most, source)
     check_vocabulary(windows, source, vocab_size)
     if seed is None:
@@ -179,8 +182,8 @@ def _first_tokens(parts: Iterator[Tokens], most: int | None) -> Tokens:
 
 def _sample_stretches(
     encoder: PartEncoder,
-    files: Sequence[Path],
-    sizes: Sequence[int],
+    texts: Sequence[GivenText],
+    source: str,
     length: int,
     count: int,
     generator: random.Random,
@@ -188,8 +191,8 @@ def _sample_stretches(
     """`count` windows of long texts, as `from_text` says."""
     step = max(STRETCH, 16 * length)
     stretches = [
-        (path, start, min(start + step, size))
-        for path, size in zip(files, sizes, strict=True)
+        (text, start, min(start + step, size))
+        for text, size in ((text, text.size()) for text in texts)
         for start in range(0, size, step)
     ]
     order = generator.sample(stretches, len(stretches))
@@ -197,8 +200,8 @@ def _sample_stretches(
     found: list[Tensor] = []
     for each in (most, step):
         found, left, more = [], count, False
-        for stretch in order:
-            windows = cut_windows(encoder.plain(text_between(*stretch)), length)
+        for text, start, stop in order:
+            windows = cut_windows(encoder.plain(text.between(start, stop)), length)
             found.append(windows[generator.sample(range(len(windows)), min(each, left, len(windows)))])
             left -= len(found[-1])
             more = more or len(windows) > each
@@ -208,7 +211,7 @@ def _sample_stretches(
             break
     if not any(map(len, found)):
         raise TinyslebError(
-            f"{files[0].name}: no {step} bytes of it have the {length} tokens of one window",
+            f"{source}: no {step} bytes of it have the {length} tokens of one window",
             "give other text, or shorter windows",
         )
     return torch.cat(found)
