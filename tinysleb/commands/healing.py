@@ -123,13 +123,14 @@ def heal_with(
     compute: Compute,
     console: Console,
     runs_among: range | None = None,
+    by_quality: bool = False,
 ) -> Heal:
-    """What heals `weights` shortened by a plan; `runs_among` as in `heal_plan`."""
+    """What heals `weights` shortened by a plan; `runs_among` and `by_quality` as in `heal_plan`."""
 
     def heal(plan: Plan, healed: HealedTensors) -> Plan:
         return heal_plan(
             weights, plan, prepared, compute.between_stages(), healed,
-            runs_among=runs_among, say=console.say, progress=console.progress,
+            runs_among=runs_among, by_quality=by_quality, say=console.say, progress=console.progress,
         )  # fmt: skip
 
     return heal

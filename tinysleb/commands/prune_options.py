@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import click
+
 from tinysleb.commands.options import NONE, ComputeOptions, HealingOptions, refuse_several, refuse_unused
 from tinysleb.commands.outputs import output_beside
 from tinysleb.errors import TinyslebError
@@ -73,6 +75,8 @@ class PruneOptions(HealingOptions):
             sizes = ("fit", "max_perplexity_increase")
             why = "--search healed needs a fixed number of blocks (--remove, --ratio or --speedup)"
             refuse_unused(self.given, sizes, why)
+            if self.by_quality:
+                raise click.UsageError(f"{why}.")
             if self.heal == NONE:
                 raise TinyslebError("--search healed needs healing, and --heal none leaves it out")
             if self.cut in (ATTENTION, ANY):
@@ -81,17 +85,24 @@ class PruneOptions(HealingOptions):
     def _check_refined(self) -> None:
         why = "--search refined needs a fixed number of cuts (--remove, --ratio or --speedup)"
         refuse_unused(self.given, ("fit", "max_perplexity_increase"), why)
+        if self.by_quality:
+            raise click.UsageError(f"{why}.")
         refuse_unused(self.given, ("token_file",), "--search refined judges by other windows of the text")
         refuse_unused(self.given, ("exact",), "--search refined goes on where SLEB ends")
         if self.metric != PERPLEXITY or self.cut not in (BLOCK, HALF):
             raise TinyslebError("--search refined is for --metric perplexity, and --cut block or half")
 
     @property
+    def by_quality(self) -> bool:
+        """Whether nothing says how much is to go, so that what the model bears is found out."""
+        return all(getattr(self, name) is None for name in STOPPING)
+
+    @property
     def refined(self) -> bool:
         """Whether cuts are exchanged after the search: if asked for, or where nothing stands against it."""
         if self.search is not None:
             return self.search == REFINED
-        by_count = self.fit is None and self.max_perplexity_increase is None
+        by_count = self.fit is None and self.max_perplexity_increase is None and not self.by_quality
         possible = by_count and self.token_file is None and not self.exact and self.metric == PERPLEXITY
         return possible and self.cut == HALF
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from tinysleb.checkpoint.config import block_parameter_count, parameter_count
 from tinysleb.checkpoint.weights import Checkpoint, total_bytes
@@ -15,7 +16,7 @@ from tinysleb.commands.opening import open_as_given, tell_remarks
 from tinysleb.commands.options import refuse_unused
 from tinysleb.commands.prune_options import PruneOptions
 from tinysleb.commands.shortened import finish, refuse_unwritable
-from tinysleb.commands.stopping_rule import costs_of, stopping_rule
+from tinysleb.commands.stopping_rule import costs_of, stopping_rule, unhealed_part
 from tinysleb.commands.stored_types import check_stored_type, in_types
 from tinysleb.commands.summary import OWN_TEXT, print_shortened
 from tinysleb.commands.work import Stage, console_works, job_stages, seconds_of
@@ -29,6 +30,9 @@ from tinysleb.search.cuts import HEALED, removable
 from tinysleb.search.pace import measure_pace
 from tinysleb.search.run import SearchRequest, announce, check_request, read_unfinished, run_search
 from tinysleb.text.windows import Calibration, WindowSource, read_windows, with_others
+
+if TYPE_CHECKING:
+    from tinysleb.commands.shortened import Heal
 
 
 def search_blocks(options: PruneOptions) -> None:
@@ -56,7 +60,7 @@ def search_blocks(options: PruneOptions) -> None:
 def _search_and_write(weights: Checkpoint, options: PruneOptions, group: Group) -> None:
     unfinished = unfinished_search(options.out)
     request = _request(weights, options)
-    allowed = check_request(request, weights.config.blocks)
+    check_request(request, weights.config.blocks)
     saved = read_unfinished(unfinished, options.resume, options.force, group)
     calibration = _calibration(weights, options)
     compute = choose_compute(options, group, saved)
@@ -79,16 +83,29 @@ def _search_and_write(weights: Checkpoint, options: PruneOptions, group: Group) 
         )  # fmt: skip
         if group.rank > 0:
             return
-        heal = None
-        if isinstance(prepared, PreparedHealing):
-            runs_among = allowed if options.search == HEALED else None
-            heal = heal_with(weights, prepared, compute, console, runs_among)
+        heal = _what_heals(weights, prepared, request, options, compute, console)
+        plan = unhealed_part(plan, request.rule) if heal is None else plan
         plan = finish(weights, plan, options.out, options.unknown_arrays, heal, console, options.type_name)
     unfinished.unlink(missing_ok=True)
     forget_distillation(options.out)
     console.clear()
     _say_what_healing_lacks(prepared, options, console)
     print_shortened(weights, plan, options.out, options.as_json, searched=True, console=console)
+
+
+def _what_heals(
+    weights: Checkpoint,
+    prepared: PreparedHealing | str,
+    request: SearchRequest,
+    options: PruneOptions,
+    compute: Compute,
+    console: Console,
+) -> Heal | None:
+    if not isinstance(prepared, PreparedHealing):
+        return None
+    allowed = removable(weights.config.blocks, options.keep_first, options.keep_last)
+    runs_among = allowed if options.search == HEALED else None
+    return heal_with(weights, prepared, compute, console, runs_among, request.rule.by_quality)
 
 
 def _calibration(weights: Checkpoint, options: PruneOptions) -> Calibration:

@@ -44,7 +44,7 @@ stopping_options = shared(
         "--ratio",
         type=share,
         metavar="20%",
-        help="Part of the blocks to remove, as 20% or 0.2.  [default: 20%]",
+        help="Part of the blocks to remove, as 20% or 0.2.",
     ),
     click.option(
         "--max-perplexity-increase",

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 from tinysleb.checkpoint.weights import Checkpoint
 from tinysleb.commands.prune_options import PruneOptions
 from tinysleb.commands.stored_types import in_types
+from tinysleb.plan import PERPLEXITY, Plan
 from tinysleb.search import stopping
 from tinysleb.search.cost import Costs, generation_costs
 from tinysleb.search.cuts import ANY, ATTENTION, check_target
-from tinysleb.search.stopping import StoppingRule
+from tinysleb.search.stopping import LIMIT, StoppingRule, finished_plan
 
-DEFAULT_RATIO = 0.2
+LARGEST_PART = 0.5
+"""Of the blocks, that may go by default."""
 
 
 def costs_of(options: PruneOptions, weights: Checkpoint) -> Costs:
@@ -21,7 +24,8 @@ def costs_of(options: PruneOptions, weights: Checkpoint) -> Costs:
 
 
 def stopping_rule(options: PruneOptions, weights: Checkpoint, allowed: range) -> StoppingRule:
-    """The rule that the options name, or a fifth of the blocks. Raises TinyslebError if it cannot be met."""
+    """The rule that the options name, or as much as the model bears. Raises TinyslebError if it cannot be
+    met."""
     blocks = weights.config.blocks
     most = min(len(allowed), blocks - 1)
     if options.fit is not None:
@@ -37,11 +41,22 @@ def stopping_rule(options: PruneOptions, weights: Checkpoint, allowed: range) ->
         return stopping.by_speedup(options.speedup, costs, each, most, name)
     if options.remove is not None:
         rule = stopping.by_count(options.remove, f"--remove {options.remove}")
+    elif options.ratio is not None:
+        rule = stopping.by_ratio(options.ratio, weights.config, f"--ratio {options.ratio:g}")
     else:
-        ratio = DEFAULT_RATIO if options.ratio is None else options.ratio
-        rule = stopping.by_ratio(ratio, weights.config, f"--ratio {ratio:g}")
+        most = max(1, min(most, int(LARGEST_PART * blocks)))
+        return stopping.by_quality(most, known=options.metric == PERPLEXITY)
     if options.cut != ANY:
         return rule
     check_target(rule.most, blocks, allowed)
     costs = costs_of(options, weights)
     return stopping.by_saving(rule.most * costs.block, costs, 2 * len(allowed), rule.name)
+
+
+def unhealed_part(plan: Plan, rule: StoppingRule) -> Plan:
+    """What is left of a plan by quality if nothing can be healed: the perplexity that was found while
+    searching decides. Raises TinyslebError if not even the first cut is left, or no perplexity is known."""
+    if not rule.by_quality:
+        return plan
+    least = stopping.by_perplexity(math.exp(LIMIT) - 1, rule.most, "by default, where nothing is healed")
+    return finished_plan(least, plan) or plan

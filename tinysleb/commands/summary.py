@@ -10,6 +10,7 @@ from tinysleb.checkpoint.config import parameter_count
 from tinysleb.checkpoint.weights import Weights
 from tinysleb.commands.console import Console, print_json, print_line
 from tinysleb.plan import PERPLEXITY, Plan, perplexity, plan_to_json
+from tinysleb.search.stopping import LIMIT
 
 RUINED = 4.0
 """From so many times the original's perplexity on, a model hardly writes a sentence."""
@@ -33,7 +34,7 @@ def print_shortened(
             print_line(f"divergence from the original on {what}: {last:.3f} nats a token")
         else:
             print_line(f"perplexity on {what}: {perplexity(plan.loss):.2f} -> {perplexity(last):.2f}")
-    if verdict := ruined(plan):
+    if verdict := ruined(plan) or beyond_the_limit(plan):
         print_line(verdict)
     for line in what_next(weights.path, out):
         console.say(line)
@@ -56,6 +57,17 @@ def ruined(plan: Plan) -> str:
         advice += f"; --metric {PERPLEXITY} finds better blocks than {metric}"
     return (
         f"warning: perplexity is {growth:.0f} times the original's, and the model is hardly of use: {advice}"
+    )
+
+
+def beyond_the_limit(plan: Plan) -> str:
+    """A warning, if the healed model is further from the original than one that writes as it should."""
+    kept = plan.healing.get("kept", {}).get("mean_kld", 0.0)
+    if kept <= LIMIT:
+        return ""
+    return (
+        f"warning: the healed model is {kept:.2f} nats from the original, and from {LIMIT:g} on it repeats "
+        "itself and loses the thread: remove less, or distil on more"
     )
 
 

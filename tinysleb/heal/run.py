@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tinysleb.checkpoint.config import ModelConfig
 from tinysleb.checkpoint.weights import Checkpoint, Shortened, Weights
@@ -19,7 +20,7 @@ from tinysleb.compute.compute import Compute, Progress, compute_on
 from tinysleb.compute.device import dtype_name
 from tinysleb.compute.memory import give_back_freed
 from tinysleb.errors import TinyslebError
-from tinysleb.heal.choose_blocks import choose_healed
+from tinysleb.heal.choosing import choose_how_many, choose_runs
 from tinysleb.heal.course import Limits
 from tinysleb.heal.distill import plan_distilling_memory
 from tinysleb.heal.healed_weights import Healed, HealedTensors
@@ -39,6 +40,7 @@ from tinysleb.heal.text import (
 )
 from tinysleb.heal.walk import RIDGE, STEP, HealedMatrix, check_healable, plan_healing_memory
 from tinysleb.plan import Plan, perplexity
+from tinysleb.search.comparison import compare
 from tinysleb.search.evaluate import evaluate
 
 Say = Callable[[str], None]
@@ -151,19 +153,26 @@ def heal_plan(
     healed: HealedTensors,
     *,
     runs_among: range | None = None,
+    by_quality: bool = False,
     say: Say,
     progress: Progress,
 ) -> Plan:
     """Heal `weights` shortened by `plan`, keeping tensors in `healed`; the plan with what healing did.
 
-    `runs_among`: blocks whose runs of neighbours compete with the plan's blocks, judged after healing. Raises
-    TinyslebError as `walk.heal` does.
+    `runs_among`: blocks whose runs of neighbours compete with the plan's blocks, judged after healing.
+    `by_quality`: make only as many of the plan's cuts as the healed model bears. Raises TinyslebError as
+    healing and choosing do.
     """
     sources = _gather_sources(weights, prepared, compute, say, progress)
     compared: dict[str, Any] = {}
     if runs_among is not None:
-        plan, finalists = _choose(weights, plan, runs_among, sources, compute, healed.folder, say, progress)
+        plan, finalists = choose_runs(
+            weights, plan, runs_among, sources, compute, healed.folder, say, progress
+        )
         compared = {"compared": finalists}
+    if by_quality:
+        plan, points = choose_how_many(weights, plan, sources, compute, healed.folder, say, progress)
+        compared = {"by_quality": points}
     report = _heal_and_judge(weights, plan, prepared, sources, compute, healed, say, progress)
     text = {"seed": prepared.text.seed, "ridge": RIDGE, "step": STEP}
     return replace(plan, healing=text | _provenance(sources, compute) | report | compared)
@@ -188,26 +197,6 @@ def _gather_sources(
     return sources
 
 
-def _choose(
-    weights: Checkpoint,
-    plan: Plan,
-    allowed: range,
-    sources: Sequence[Source],
-    compute: Compute,
-    folder: Path,
-    say: Say,
-    progress: Progress,
-) -> tuple[Plan, list[dict[str, Any]]]:
-    """The plan whose healed model is best, and the finalists as a plan is to say them."""
-    say(f"choosing by the healed loss: the search's blocks, or a run of {len(plan.removed)} neighbours")
-    choosing = partial(progress, "choosing by the healed loss")
-    plan, finalists = choose_healed(weights, plan, allowed, sources, compute, folder, choosing)
-    for choice in finalists:
-        blocks = ", ".join(map(str, choice.removed))
-        say(f"healed without {blocks}: perplexity {perplexity(choice.loss):.2f} on other windows")
-    return plan, [{"removed": list(choice.removed), "loss": choice.loss} for choice in finalists]
-
-
 def _heal_and_judge(
     weights: Checkpoint,
     plan: Plan,
@@ -222,17 +211,7 @@ def _heal_and_judge(
     if prepared.undistilled:
         say(f"not distilled: {prepared.undistilled}")
     fit, check = split_windows(torch.cat([source.fit for source in sources]))
-    memory = plan_healing_memory(weights.config, (len(fit) + len(check), fit.shape[1]), compute)
-    say(f"healing on {fit.numel()} tokens")
-    if not memory.streams:
-        say("healing: hidden states go into temporary files, since they do not fit into memory")
-    if not memory.direct:
-        say("healing: equations too wide for float64 in this memory are solved in float32, and refined")
-    if fit.numel() < weights.config.intermediate:
-        say(
-            f"warning: healing on {fit.numel()} tokens, fewer than the {weights.config.intermediate} inputs "
-            "it has to weigh; give more text"
-        )
+    _announce(weights, fit, check, compute, say)
     shortened = Shortened(weights, plan.kept)
     before = [_loss(model, source, compute) for source in sources for model in (weights, shortened)]
     give_back_freed()
@@ -253,9 +232,26 @@ def _heal_and_judge(
     ]
     for line in _outcome_lines(outcomes):
         say(line)
+    held_back = torch.cat([source.held_back for source in sources])
+    kept = compare(weights, [model], held_back, compute)[1]
+    report["kept"] = {"mean_kld": kept.mean_kld, "same_top": kept.same_top}
     if prepared.distilling is None and types is None:
         say(_solved_line(matrices))
     return report | {"sources": [_source_report(*pair) for pair in zip(sources, outcomes, strict=True)]}
+
+
+def _announce(weights: Checkpoint, fit: Tensor, check: Tensor, compute: Compute, say: Say) -> None:
+    memory = plan_healing_memory(weights.config, (len(fit) + len(check), fit.shape[1]), compute)
+    say(f"healing on {fit.numel()} tokens")
+    if not memory.streams:
+        say("healing: hidden states go into temporary files, since they do not fit into memory")
+    if not memory.direct:
+        say("healing: equations too wide for float64 in this memory are solved in float32, and refined")
+    if fit.numel() < weights.config.intermediate:
+        say(
+            f"warning: healing on {fit.numel()} tokens, fewer than the {weights.config.intermediate} inputs "
+            "it has to weigh; give more text"
+        )
 
 
 def _lessons(

@@ -305,8 +305,11 @@ def _announcement(scoring: Scoring, calibration: Calibration, rule: StoppingRule
     plan, compute, weights = scoring.plan, scoring.compute, scoring.weights
     count, length = calibration.tokens.shape
     windows = f"{count} window" if count == 1 else f"{count} windows"
-    until = f"making cuts until {rule.name} is met, of"
-    removing = f"removing {rule.most} of" if rule.by_count_alone else until
+    removing = f"making cuts until {rule.name} is met, of"
+    if rule.by_quality:
+        removing = "removing as many as the model bears of"
+    elif rule.by_count_alone:
+        removing = f"removing {rule.most} of"
     processes = f", {compute.group.size} processes" if compute.group.size > 1 else ""
     yield (
         f"{removing} {plan.blocks} blocks; calibrating on {windows} of {length} tokens of "

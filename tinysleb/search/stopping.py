@@ -19,6 +19,10 @@ HEALING_BYTES_PER_BLOCK = 300
 """What a plan says of a healed block."""
 SIZE_BYTES_PER_CUT = 130
 """What a plan says of a cut's size and speed."""
+LIMIT = 0.3
+"""The divergence from the original, in nats, up to which a model still writes as it should."""
+BY_DEFAULT, HOPELESS = "by default", 1.0
+"""How a rule is called that nobody named, and by how much perplexity has grown when no more need be tried."""
 PLAN_BYTES_MORE = 8192
 """The plan's reason, and the model card's own text."""
 
@@ -29,7 +33,7 @@ class StoppingRule:
 
     `increase`: the largest growth of perplexity, as a fraction of what it was. `output_bytes`: the largest
     size of the output; `size_of`: the size of the output shortened by a plan. `saving`: how many bytes fewer
-    are to be read for a token, by `costs`.
+    are to be read for a token, by `costs`. `by_quality`: how many of the cuts are made is decided afterwards.
     """
 
     name: str
@@ -39,11 +43,13 @@ class StoppingRule:
     size_of: Callable[[Plan], int] | None = None
     saving: float | None = None
     costs: Costs | None = None
+    by_quality: bool = False
 
     @property
     def by_count_alone(self) -> bool:
         """Whether exactly `most` cuts are made."""
-        return self.increase is None and self.output_bytes is None and self.saving is None
+        rules = (self.increase, self.output_bytes, self.saving)
+        return not self.by_quality and all(rule is None for rule in rules)
 
 
 def by_count(count: int, name: str) -> StoppingRule:
@@ -99,6 +105,12 @@ def _saving(factor: float, costs: Costs, possible: float, name: str) -> float:
 def by_perplexity(increase: float, removable: int, name: str) -> StoppingRule:
     """As long as perplexity on the calibration windows grows by at most this fraction of what it was."""
     return StoppingRule(name, removable, increase=increase)
+
+
+def by_quality(most: int, known: bool) -> StoppingRule:
+    """Cuts to choose from, `most` at most, by what is kept of the original afterwards; as long as perplexity
+    has not grown beyond what can be healed, if it is `known` while searching."""
+    return StoppingRule(BY_DEFAULT, most, increase=HOPELESS if known else None, by_quality=True)
 
 
 Stored = Callable[[Weights], Weights]
