@@ -95,6 +95,7 @@ def prune(**options: Any) -> None:
     is of the same kind. Without --text, blocks are chosen on Python's own documentation.
 
     Give at most one of --remove, --ratio, --max-perplexity-increase, --fit and --speedup to say when to stop.
+    Without, as much is removed as leaves a healed model that still writes as it should.
 
     The shortened model is then healed, on --text and on text sampled from the model: two matrices of each
     block above the first gap are solved for anew, then all are distilled from the original.

@@ -19,7 +19,7 @@ HEALING_BYTES_PER_BLOCK = 300
 """What a plan says of a healed block."""
 SIZE_BYTES_PER_CUT = 130
 """What a plan says of a cut's size and speed."""
-LIMIT = 0.3
+LIMIT = 0.2
 """The divergence from the original, in nats, up to which a model still writes as it should."""
 BY_DEFAULT, HOPELESS = "by default", 1.0
 """How a rule is called that nobody named, and by how much perplexity has grown when no more need be tried."""
