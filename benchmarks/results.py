@@ -1,6 +1,6 @@
 """What pruning costs and brings, beside its peers: the page docs/results.md and its picture, by one command.
 
-    python -m benchmarks.results TEXT MODEL.gguf … [--blocks 3 6 9] [--work FOLDER] [--to PAGE.md]
+    python -m benchmarks.results TEXT MODEL.gguf … [--blocks 3 6 9] [--distilled 6] [--work FOLDER]
 
 Each model is cut in every way by as many blocks, or by what saves as many bytes for a token; some are healed
 in closed form, and distilled; llama.cpp makes the original in smaller types. All are compared with `tinysleb
@@ -59,7 +59,6 @@ REPLACED = "a run of blocks"
 """What ReplaceMe (arXiv 2505.02819) chooses, and puts a linear map in place of."""
 TYPES = ("Q3_K_M", "Q2_K")
 WINDOWS, LENGTH = 8, 1024
-DISTILL_TOKENS = 262144
 COLUMNS = (
     "method", "blocks", "MB", "perplexity", "given", "KLD", "same top", "agrees", "repeated", "ended",
     "prompt", "generation",
@@ -81,11 +80,21 @@ class Variant:
     blocks: int | None
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """By how many blocks to cut, after how many of these cuts to distil as well, and on how many tokens."""
+
+    blocks: Sequence[int]
+    distilled: Sequence[int]
+    tokens: int
+
+
 class Maker:
     """Makes all variants of a model in a folder."""
 
-    def __init__(self, model: Path, folder: Path, blocks: Sequence[int]) -> None:
-        self.model, self.folder, self.blocks = model.resolve(), folder.resolve(), blocks
+    def __init__(self, model: Path, folder: Path, sizes: Sizes) -> None:
+        self.model, self.folder, self.blocks = model.resolve(), folder.resolve(), sizes.blocks
+        self.sizes = sizes
         folder.mkdir(parents=True, exist_ok=True)
         self.weights = open_model(self.model)
         self.costs: Costs = generation_costs(self.weights, CONTEXT)
@@ -104,8 +113,8 @@ class Maker:
                 if method in HEALED:
                     yield self.healed(f"{method}, healed", plan, count, "--heal", "solve")
         for method in DISTILLED:
-            for count in self.blocks:
-                words = ("--distill-tokens", str(DISTILL_TOKENS), "--resume")
+            for count in self.sizes.distilled:
+                words = ("--distill-tokens", str(self.sizes.tokens), "--resume")
                 yield self.healed(f"{method}, distilled", self.plan(method, count), count, *words)
 
     def path(self, method: str, count: int) -> Path:
@@ -329,12 +338,15 @@ def main() -> None:
     parser.add_argument("text", type=Path)
     parser.add_argument("models", type=Path, nargs="+")
     parser.add_argument("--blocks", type=int, nargs="+", default=[3, 6, 9])
+    parser.add_argument("--distilled", type=int, nargs="*", default=[3, 6, 9])
+    parser.add_argument("--distill-tokens", type=int, default=262144)
     parser.add_argument("--work", type=Path, default=Path("results"))
     parser.add_argument("--to", type=Path, default=Path("docs/results.md"))
     options = parser.parse_args()
+    sizes = Sizes(options.blocks, options.distilled, options.distill_tokens)
     models = {}
     for model in options.models:
-        models[model.stem] = measure(Maker(model, options.work / model.stem, options.blocks), options.text)
+        models[model.stem] = measure(Maker(model, options.work / model.stem, sizes), options.text)
     picture = options.to.with_suffix(".svg")
     draw(models, picture)
     names = [each.name for each in (options.text, *options.models)]

@@ -18,6 +18,8 @@ from tinysleb.text.windows import Calibration
 
 RACING, SAMPLING, HEALING, DISTILLING = 0.35, 2.0, 1.0, 7.0
 """What a token costs at each block in a search, sampling, healing and distilling, in block passes, about."""
+USUAL_PART, USUAL_TRIES = 0.2, 3
+"""Where the model says how much goes: part of the blocks until no more need be tried, and healed models."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,17 @@ def job_stages(
 ) -> list[Stage]:
     """A search, and the healing that was prepared, if any was."""
     refined = request.refine and calibration.others is not None
-    stages = search_stages(config, calibration.tokens.numel(), request.rule.most, request.kind, refined)
+    rule = request.rule
+    cuts = min(rule.most, max(1, round(USUAL_PART * config.blocks))) if rule.by_quality else rule.most
+    stages = search_stages(config, calibration.tokens.numel(), cuts, request.kind, refined)
     if not isinstance(prepared, PreparedHealing):
         return stages
     limits = None if prepared.distilling is None else prepared.distilling.limits
-    return stages + healing_stages(config, prepared.text, limits)
+    healing = healing_stages(config, prepared.text, limits)
+    if rule.by_quality:
+        choosing = Stage(USUAL_TRIES * HEALING * prepared.text.tokens * config.blocks, 0)
+        healing.insert(1 if prepared.text.sampled else 0, choosing)
+    return stages + healing
 
 
 def search_stages(config: ModelConfig, tokens: int, cuts: int, kind: str, refined: bool) -> list[Stage]:
