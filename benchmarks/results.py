@@ -350,9 +350,9 @@ def main() -> None:
     picture = options.to.with_suffix(".svg")
     draw(models, picture)
     names = [each.name for each in (options.text, *options.models)]
-    command = shlex.join(
-        ["python", "-m", "benchmarks.results", *names, "--blocks", *map(str, options.blocks)]
-    )
+    sizes_given = ["--blocks", *options.blocks, "--distilled", *options.distilled]
+    sizes_given += ["--distill-tokens", options.distill_tokens]
+    command = shlex.join(["python", "-m", "benchmarks.results", *names, *map(str, sizes_given)])
     options.to.write_text("\n".join(page(models, picture, command)) + "\n", encoding="utf-8")
 
 
