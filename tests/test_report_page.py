@@ -208,6 +208,27 @@ def test_the_course_of_distillation_is_shown() -> None:
     assert "windows held back: 0.500 shortened, 0.400 healed" in report_html(by_divergence)
 
 
+def test_what_the_number_of_cuts_was_chosen_by_is_shown() -> None:
+    points = [
+        {"cuts": cuts, "mean_kld": cuts / 20, "same_top": 1 - cuts / 10, "ratio": 1 + cuts / 8}
+        for cuts in (1, 2, 3)
+    ]
+    healing = {"by_quality": points, "kept": {"mean_kld": 0.1, "same_top": 0.81}}
+    page = report_html(replace(PLAN, healing=healing, stopped="by default: 0.10 nats from the original"))
+    assert ["2", "0.100", "80.0%", "×1.25", "chosen"] in read(page).rows
+    assert ["3", "0.150", "70.0%", "×1.38", ""] in read(page).rows
+    assert "<b>81.0%</b><span>same top token as the original, healed, on text that was held back" in page
+    assert "--remove" not in page.split("How it was made")[1]
+
+
+def test_a_plan_that_was_edited_by_hand_is_an_error(run: Callable[..., Any], tmp_path: Path) -> None:
+    for healing in ({"by_quality": [{"cuts": 1}]}, {"distilled": {"divergence": [1]}}, {"by_quality": 3}):
+        (tmp_path / "p.json").write_text(json.dumps({"blocks": 5, "removed": [1], "healing": healing}))
+        result = run("report", "p.json", "-o", "r.html")
+        assert result.exit_code == 1, result.output
+        assert "Error: p.json: `healing` is not as tinysleb writes it" in result.stderr
+
+
 def test_a_comparison_is_shown(run: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "p.json").write_text(json.dumps({"blocks": 5, "removed": [1]}))
     (tmp_path / "c.json").write_text(json.dumps(COMPARED))

@@ -50,6 +50,36 @@ def worst_growth(plan: Plan) -> tuple[float, str] | None:
     return max(((_growth(each), str(each["source"])) for each in sources), default=None)
 
 
+def kept_of(plan: Plan) -> float | None:
+    """How often the healed model's likeliest token is the original's, on text held back, if that is known."""
+    found = (plan.healing.get("kept") or {}).get("same_top")
+    return float(found) if isinstance(found, int | float) else None
+
+
+def how_much(plan: Plan) -> str:
+    """What healed models keep after so many cuts, where the number of cuts was chosen by that."""
+    points = plan.healing.get("by_quality") or ()
+    if not points:
+        return ""
+    rows = [
+        [
+            *(
+                f"{each['cuts']}",
+                f"{each['mean_kld']:.3f}",
+                f"{each['same_top']:.1%}",
+                f"×{each['ratio']:.2f}",
+            ),
+            "chosen" if each["cuts"] == len(plan.rounds) else "",
+        ]
+        for each in points
+    ]
+    head = ["cuts", "nats from the original", "same top token", "perplexity", ""]
+    return (
+        "<h2>How much to remove</h2><p>What a model keeps after so many cuts, healed by the closed form, on "
+        f"windows that were held back. {escape(plan.stopped or '')}</p>{table(head, rows, words=0)}"
+    )
+
+
 def _dumbbells(sources: Sequence[Mapping[str, Any]]) -> str:
     """Each text a row: the shortened and the healed model, by how much they lie above the original."""
     most = max(max(each["shortened"], each["healed"]) - each["original"] for each in sources)

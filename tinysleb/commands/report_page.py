@@ -10,11 +10,12 @@ from typing import Any
 from tinysleb import __version__
 from tinysleb.commands.report_compare import comparison, headline
 from tinysleb.commands.report_curve import curve, known_losses, measure, shown_loss
-from tinysleb.commands.report_healing import healed_blocks, held_back, worst_growth
+from tinysleb.commands.report_healing import healed_blocks, held_back, how_much, kept_of, worst_growth
 from tinysleb.commands.report_rounds import rounds
 from tinysleb.commands.report_style import page, table, tiles
 from tinysleb.formats.units import format_bytes
 from tinysleb.plan import Plan
+from tinysleb.search.stopping import BY_DEFAULT
 
 DEFAULT_TEXT = "Python's own documentation"
 USUAL = {
@@ -35,7 +36,7 @@ def report_html(plan: Plan, compared: Mapping[str, Any] | None = None) -> str:
         f"{tiles(_facts(plan, compared))}{'' if compared is None else comparison(compared)}{held_back(plan)}"
         f"<h2>The search</h2>{curve(plan)}"
         f"<h2>What leaving out each block would have cost</h2>{rounds(plan)}"
-        f"{healed_blocks(plan)}{_origin(plan)}"
+        f"{how_much(plan)}{healed_blocks(plan)}{_origin(plan)}"
     )
     return page(title, body)
 
@@ -44,6 +45,8 @@ def _facts(plan: Plan, compared: Mapping[str, Any] | None) -> Iterator[tuple[str
     """The figures that stand out; the fitted text's comes last, and only if there is no other."""
     if compared is not None and (found := headline(compared)) is not None:
         yield found
+    if (kept := kept_of(plan)) is not None:
+        yield f"{kept:.1%}", "same top token as the original, healed, on text that was held back"
     if (worst := worst_growth(plan)) is not None:
         yield f"×{worst[0]:.2f}", f"the original's perplexity, healed, on held-back {worst[1]}"
     if plan.sizes:
@@ -83,8 +86,9 @@ def command_of(plan: Plan) -> list[str]:
 
 
 def _rule(plan: Plan) -> list[str]:
-    """The stopping rule: the plan's reason to stop begins with it."""
-    rule = (plan.stopped or "").partition(":")[0]
+    """The stopping rule: the plan's reason to stop begins with it; none, where quality decided."""
+    if (rule := (plan.stopped or "").partition(":")[0]) == BY_DEFAULT:
+        return []
     return rule.split() if rule.startswith("--") else ["--remove", str(plan.target)]
 
 
