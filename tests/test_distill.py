@@ -366,6 +366,18 @@ def test_a_gguf_keeps_its_types_and_runs_in_llama_cpp(
     assert not list(Path().glob("*.unfinished*"))
 
 
+def test_the_plan_says_what_the_closed_form_alone_would_leave(plan: str, tiny_folder: Path, run: Run) -> None:
+    """As a run without distillation says; and the user is told where that is better."""
+    common = ("heal", tiny_folder, "--plan", plan, *FEW[:4], "--dtype", "float32", "--json")
+    solved = json.loads(run(*common, "--heal", "solve", "-o", "solved").stdout)["healing"]["sources"]
+    result = run(*common, "--distill-tokens", 4096, "-o", "distilled")
+    healing = json.loads(result.stdout)["healing"]
+    alone = healing["distilled"]["solved"]
+    assert alone == pytest.approx([source["healed"] for source in solved], rel=1e-5)
+    worse = sum(source["healed"] > loss for source, loss in zip(healing["sources"], alone, strict=True))
+    assert result.stderr.count("the closed form alone left perplexity") == worse
+
+
 def test_from_prune_with_a_folder_of_fused_matrices(plan: str, run: Run, tmp_path: Path) -> None:
     folder = make_variant("phi3", tmp_path / "m")
     result = run("prune", folder, "--plan", plan, "--heal", "distill", "-o", "out", *FEW, "--json")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -84,10 +84,14 @@ class Repair:
         return walk.heal(weights, self.plan.stack, self.fit, self.check, self.compute, healed, progress)
 
     def solve_and_distil(
-        self, distilling: Distilling, lessons: Lessons, healed: HealedTensors
+        self,
+        distilling: Distilling,
+        lessons: Lessons,
+        healed: HealedTensors,
+        judge: Callable[[Weights], Sequence[float]],
     ) -> tuple[list[HealedMatrix], dict[str, Any]]:
-        """Both, and what a plan is to say of the latter. The closed form is left out for families that norm
-        what a block adds.
+        """Both, and what a plan is to say of the latter, with what `judge` says of the former. The closed
+        form is left out for families that norm what a block adds.
 
         Where matrices are stored in few bits, the last part of the text serves to train their steps.
         """
@@ -98,13 +102,14 @@ class Repair:
             if not self.weights.config.architecture.post_norm:
                 matrices = self._solve(unrounded(self.weights), solved)
             student, width = Healed(self.shortened, solved), self.weights.config.width
+            solved_losses = list(judge(student))
             task = Task(
                 self.weights, student, self.first, zero_factors(width), lessons.windows, self.check,
                 self.seed, RATE, self.identity, lessons.bytes_to_write,
             )  # fmt: skip
             changes, course = self._distil(task, distilling.limits.part(1 - last), distilling.state)
             self._store(Changed(student, changes), self._distilled | set(solved.tensors), healed)
-        report = {"rank": rank_for(width), "rate": RATE} | _told(course)
+        report = {"rank": rank_for(width), "rate": RATE, "solved": solved_losses} | _told(course)
         if steps and not course.interrupted:
             self.say("distilling what is stored: the steps of its types")
             seen = course.tokens // task.length

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -223,14 +223,15 @@ def _heal_and_judge(
         matrices = repair.solve(healed)
     else:
         lessons = _lessons(weights, prepared, sources, compute, say)
-        matrices, report["distilled"] = repair.solve_and_distil(prepared.distilling, lessons, healed)
+        judge = partial(_losses, sources=sources, compute=compute)
+        matrices, report["distilled"] = repair.solve_and_distil(prepared.distilling, lessons, healed, judge)
     report["blocks"] = [asdict(matrix) for matrix in matrices]
     model = Healed(shortened, healed)
     outcomes = [
-        Outcome(source.name, before[2 * i], before[2 * i + 1], _loss(model, source, compute))
-        for i, source in enumerate(sources)
+        Outcome(source.name, before[2 * i], before[2 * i + 1], loss)
+        for i, (source, loss) in enumerate(zip(sources, _losses(model, sources, compute), strict=True))
     ]
-    for line in _outcome_lines(outcomes):
+    for line in (*_outcome_lines(outcomes), *_worse_lines(outcomes, report)):
         say(line)
     held_back = torch.cat([source.held_back for source in sources])
     kept = compare(weights, [model], held_back, compute)[1]
@@ -275,6 +276,10 @@ def _loss(weights: Weights, source: Source, compute: Compute) -> float:
     return evaluate(weights, source.held_back, compute).loss
 
 
+def _losses(weights: Weights, sources: Sequence[Source], compute: Compute) -> list[float]:
+    return [_loss(weights, source, compute) for source in sources]
+
+
 def _outcome_lines(outcomes: list[Outcome]) -> Iterator[str]:
     for outcome in outcomes:
         losses = (outcome.original, outcome.shortened, outcome.healed)
@@ -286,6 +291,17 @@ def _outcome_lines(outcomes: list[Outcome]) -> Iterator[str]:
         )
         if healed > shortened:
             yield f"warning: on {outcome.source}, the healed model is worse than the shortened one"
+
+
+def _worse_lines(outcomes: Sequence[Outcome], report: Mapping[str, Any]) -> Iterator[str]:
+    """What distillation made worse than the closed form had left it, as on too few tokens for the model."""
+    for outcome, solved in zip(outcomes, report.get("distilled", {}).get("solved", ()), strict=False):
+        if outcome.healed > solved:
+            yield (
+                f"warning: on {outcome.source}, the closed form alone left perplexity "
+                f"{perplexity(solved):.2f}: distil on more (--distill-tokens, --minutes), or not at all "
+                "(--heal solve)"
+            )
 
 
 def _solved_line(matrices: list[HealedMatrix]) -> str:
