@@ -137,3 +137,11 @@ def test_results(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert f"| {row} |" in page
     assert page.count("no other beats:") == 3
     assert Path("page.svg").read_text(encoding="utf-8").count("<!-- perplexity -->") == 3
+
+
+def test_estimate(
+    tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs = (("--remove", "1", "--heal", "none", "--windows", "2", "--window-length", "64"),)
+    smallest(monkeypatch, "estimate", tiny_gguf, JOBS=jobs)
+    assert re.search(r"`--remove 1 .*` \| \d+ s \| \d+ s \| \d+\.\d\d \|", capsys.readouterr().out)

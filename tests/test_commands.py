@@ -93,6 +93,7 @@ def test_a_plan_can_be_healed_on_a_text(tiny_gguf: Path, run: Run) -> None:
     words = ("--plan", "p.json", "--heal", "--text", "t.txt", "--heal-tokens", 4096, "--self-text", 0)
     result = run("prune", tiny_gguf, "-o", "o.gguf", *words, "--seed", 3, "--json")
     assert result.exit_code == 0, result.output
+    assert not list(Path().glob("o.gguf.unfinished*"))
     healing = json.loads(result.stdout)["healing"]
     assert healing["seed"] == 3
     assert [source["source"] for source in healing["sources"]] == ["t.txt"]

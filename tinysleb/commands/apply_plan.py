@@ -58,6 +58,10 @@ def apply_plan(options: PruneOptions) -> None:
         print_dry_run(options.out, [cut_line(plan), healing], options.as_json)
         return
     plan = finish(weights, plan, options.out, options.unknown_arrays, heal, console, options.type_name)
+    if heal is not None:
+        from tinysleb.commands.healing import forget_distillation
+
+        forget_distillation(options.out)
     console.clear()
     print_shortened(weights, plan, options.out, options.as_json, searched=False, console=console)
 

@@ -36,10 +36,15 @@ def unfinished_distillation(out: Path) -> Path:
     return out.with_name(out.name + ".unfinished.npz")
 
 
+def kept_sample(out: Path) -> Path:
+    """Where the text that the model wrote is kept until `out` is written."""
+    return out.with_name(out.name + ".unfinished.sample.npz")
+
+
 def forget_distillation(out: Path) -> None:
-    """Delete the states of what led to `out`."""
+    """Delete the states of what led to `out`, and what was sampled for it."""
     state = unfinished_distillation(out)
-    for path in (state, stored_state(state)):
+    for path in (state, stored_state(state), kept_sample(out)):
         path.unlink(missing_ok=True)
 
 
@@ -47,7 +52,9 @@ def prepare(weights: Checkpoint, options: HealingOptions, compute: Compute, out:
     """Read the text to heal on. Raises TinyslebError if the model cannot be healed as was asked for."""
     tokens, sampled = options.heal_tokens, options.self_text
     sampled = tokens // 2 if sampled is None else sampled
-    text = HealingText(options.texts, options.token_file, tokens, sampled, options.seed)
+    text = HealingText(
+        options.texts, options.token_file, tokens, sampled, options.seed, kept=kept_sample(out)
+    )
     distilling = _distilling(options, out) if options.heal != SOLVE else None
     types = None if options.type_name is None else partial(wanted_types, options.type_name)
     prepared = prepare_healing(weights, text, compute, distilling, types)

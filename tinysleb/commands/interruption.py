@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tinysleb.commands.console import Console
-from tinysleb.commands.healing import unfinished_distillation
+from tinysleb.commands.healing import kept_sample, unfinished_distillation
 from tinysleb.commands.parsing import words_given
 from tinysleb.heal.repair import stored_state
 from tinysleb.plan import read_plan
@@ -41,6 +41,8 @@ def _kept(out: Path) -> list[str]:
     if (search := unfinished_search(out)).exists():
         rounds = len(read_plan(search).rounds)
         kept.append(f"{rounds} {'round' if rounds == 1 else 'rounds'} of the search in {search}")
+    if kept_sample(out).exists():
+        kept.append("the text that the model wrote")
     state = unfinished_distillation(out)
     kept += [f"the distillation in {path}" for path in (state, stored_state(state)) if path.exists()]
     return kept

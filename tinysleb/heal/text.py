@@ -6,7 +6,7 @@ what healing does to it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
@@ -14,11 +14,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tinysleb import __version__
+from tinysleb.checkpoint.fingerprint import fingerprint
 from tinysleb.checkpoint.weights import Checkpoint
 from tinysleb.compute.compute import Compute, scaled
 from tinysleb.compute.memory import give_back_freed, sampling_bytes
 from tinysleb.errors import TinyslebError
 from tinysleb.formats.units import format_bytes
+from tinysleb.heal.kept_sample import load_sample, save_sample
 from tinysleb.heal.prompts import self_prompts
 from tinysleb.model.sampling import load_resident, sample
 from tinysleb.text.given_text import given_texts
@@ -59,7 +62,8 @@ class Source:
 class HealingText:
     """What to heal on: `tokens` in all, `sampled` of them by the model itself, the rest from texts.
 
-    Windows are of `length` tokens, or as in `token_file`; `seed` chooses them.
+    Windows are of `length` tokens, or as in `token_file`; `seed` chooses them. `kept`: the file that keeps
+    what was sampled, if there is to be one.
     """
 
     texts: Sequence[Path]
@@ -68,6 +72,7 @@ class HealingText:
     sampled: int
     seed: int
     length: int = WINDOW_LENGTH
+    kept: Path | None = None
 
 
 def text_sources(weights: Checkpoint, text: HealingText) -> list[Source]:
@@ -148,22 +153,26 @@ def self_source(
     say: Callable[[str], None],
     progress: Callable[[float], None],
 ) -> Source:
-    """What the model writes. Raises TinyslebError as `self_windows` does."""
+    """What the model writes, or has written in the file that keeps it; what is missing there is added.
+
+    Raises TinyslebError as `self_windows` does.
+    """
     fitted = max(1, text.sampled // window_length(weights, text))
     held = min(HELD_BACK, max(1, fitted // 4))
     wanted = fitted + held
     portion = -(-wanted // -(-wanted // PORTION))
+    identity = f"{__version__} {fingerprint(weights)} {text.seed} {text.length} {compute.dtype}"
+    kept = None if text.kept is None else load_sample(text.kept, identity)
+    windows = torch.zeros(0, window_length(weights, text), dtype=torch.int64) if kept is None else kept
+    start = len(windows)
     portions = self_windows(
-        weights, text, compute, say, lambda done: progress(min(1.0, done / wanted)), portion
+        weights, text, compute, say, lambda done: progress(min(1.0, (start + done) / wanted)), portion, start
     )
-    windows = torch.cat(list(_at_least(wanted, portions)))
+    while len(windows) < wanted:
+        windows = torch.cat([windows, next(portions)])
+        if text.kept is not None:
+            save_sample(text.kept, windows, identity)
     return Source(SELF_SOURCE, windows[held:wanted], windows[:held])
-
-
-def _at_least(wanted: int, portions: Iterator[Tensor]) -> Iterator[Tensor]:
-    while wanted > 0:
-        yield (windows := next(portions))
-        wanted -= len(windows)
 
 
 def self_windows(
