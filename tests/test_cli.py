@@ -123,7 +123,7 @@ def test_a_killed_search_resumes_to_the_same_plan(
         return real(*args, **named)
 
     monkeypatch.setattr(race, "sweep", dies)
-    assert run(*words, "-o", "out").exit_code == 1
+    assert run(*words, "-o", "out").exit_code == 130
     assert not (tmp_path / "out").exists()
     fails(run(*words, "-o", "out"), f"stopped after {finished} rounds", "--resume")
     fails(run(*words, "-o", "out", "--resume", "--seed", 5), "with seed 0, now it is 5")
@@ -144,7 +144,7 @@ def test_what_is_found_is_cut_to_what_is_wanted(
 
     monkeypatch.setattr(shortened, "write", interrupted)
     words = ("prune", tiny_folder, "-o", "out", *FAST)
-    assert run(*words, "--remove", 3).exit_code == 1
+    assert run(*words, "--remove", 3).exit_code == 130
     three = json.loads((tmp_path / "out.unfinished.json").read_text())["removed"]
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)

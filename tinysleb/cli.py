@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import sys
 from typing import Any
 
 import click
@@ -30,6 +28,7 @@ from tinysleb.commands.shared_options import (
     threads_option,
     window_options,
 )
+from tinysleb.commands.signals import stop_on_signals
 from tinysleb.commands.values import cut_names
 from tinysleb.compute.threads import limit_spinning
 from tinysleb.formats.tensor_types import WRITABLE
@@ -37,10 +36,11 @@ from tinysleb.formats.tensor_types import WRITABLE
 
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(None, "-V", "--version", package_name="tinysleb")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """Make Llama-family models shorter and faster by removing the blocks they can do without."""
     limit_spinning()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary files are deleted
+    context.call_on_close(stop_on_signals())
 
 
 @main.command(cls=HealingCommand)

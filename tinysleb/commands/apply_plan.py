@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,11 +59,10 @@ def apply_plan(options: PruneOptions) -> None:
         healing = "not healed" if heal is None else f"then healed (--heal {options.heal})"
         print_dry_run(options.out, [cut_line(plan), healing], options.as_json)
         return
-    plan = finish(weights, plan, options.out, options.unknown_arrays, heal, console, options.type_name)
-    if heal is not None:
-        from tinysleb.commands.healing import forget_distillation
-
-        forget_distillation(options.out)
+    write = partial(
+        finish, weights, plan, options.out, options.unknown_arrays, heal, console, options.type_name
+    )
+    plan = write() if heal is None else _healing(write, options.out, console)
     console.clear()
     print_shortened(weights, plan, options.out, options.as_json, searched=False, console=console)
 
@@ -83,6 +84,16 @@ def _prepare_heal(weights: Checkpoint, options: PruneOptions, console: Console) 
 
     compute = choose_compute(options)
     return heal_with(weights, prepare(weights, options, compute, options.out), compute, console)
+
+
+def _healing(write: Callable[[], Plan], out: Path, console: Console) -> Plan:
+    from tinysleb.commands.healing import forget_distillation
+    from tinysleb.commands.interruption import told_what_is_kept
+
+    with told_what_is_kept(out, console):
+        plan = write()
+    forget_distillation(out)
+    return plan
 
 
 def _first_rounds(plan: Plan, path: Path, weights: Checkpoint, options: PruneOptions) -> Plan:

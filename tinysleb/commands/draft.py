@@ -14,8 +14,9 @@ from tinysleb.commands.console import Console
 from tinysleb.commands.draft_options import DraftOptions
 from tinysleb.commands.draft_result import Result, pays, print_result, tried_line
 from tinysleb.commands.healing import forget_distillation, heal_with, prepare_unless
-from tinysleb.commands.interruption import told_what_is_kept, unfinished_search
+from tinysleb.commands.interruption import told_what_is_kept
 from tinysleb.commands.opening import open_as_given, tell_remarks
+from tinysleb.commands.outputs import sole_command, unfinished_search
 from tinysleb.commands.shortened import refuse_unwritable, shortened_model, write_shortened
 from tinysleb.commands.stored_types import check_stored_type, in_types
 from tinysleb.commands.work import SAMPLING, console_works, job_stages
@@ -66,6 +67,11 @@ class Job:
 
 def draft(options: DraftOptions) -> None:
     """Search, choose, heal and judge; write the draft if it pays, and print what it is worth."""
+    with sole_command(options.out):
+        _draft(options)
+
+
+def _draft(options: DraftOptions) -> None:
     job = _prepare(options)
     console = Console(_works(job))
     tell_remarks(job.weights, console)

@@ -13,7 +13,7 @@ from tinysleb.checkpoint.open_model import open_model
 from tinysleb.commands.console import Console, print_json, print_line
 from tinysleb.commands.opening import opened
 from tinysleb.commands.options import Given, refuse_unused
-from tinysleb.commands.outputs import output_in
+from tinysleb.commands.outputs import output_in, sole_command
 from tinysleb.errors import TinyslebError, pip_install
 from tinysleb.export.draft import check_draft, cost_warning
 from tinysleb.export.writers import GGUF, HUGGINGFACE, write
@@ -59,11 +59,14 @@ def export(options: ExportOptions) -> None:
     """Write the model, check it if that was asked for, and print what was written."""
     model = options.model or _only_shortened_folder()
     if options.hf_out is not None:
-        _export_folder(model, options.hf_out, options)
+        with sole_command(options.hf_out):
+            _export_folder(model, options.hf_out, options)
         return
     name = model.resolve().name if model.is_dir() else model.stem
     default = Path(f"{name}.gguf")
-    _export_gguf(model, output_in(options.gguf_out, default, True) if options.gguf_out else default, options)
+    out = output_in(options.gguf_out, default, True) if options.gguf_out else default
+    with sole_command(out):
+        _export_gguf(model, out, options)
 
 
 def _export_folder(model: Path, out: Path, options: ExportOptions) -> None:

@@ -12,7 +12,7 @@ from tinysleb.commands.healing import forget_distillation, heal_with, prepare
 from tinysleb.commands.interruption import told_what_is_kept
 from tinysleb.commands.opening import opened
 from tinysleb.commands.options import HealingOptions
-from tinysleb.commands.outputs import output_beside
+from tinysleb.commands.outputs import output_beside, sole_command
 from tinysleb.commands.shortened import finish, read_fitting_plan, refuse_unwritable
 from tinysleb.commands.stored_types import check_stored_type
 from tinysleb.commands.summary import print_shortened
@@ -35,7 +35,11 @@ class HealOptions(HealingOptions):
 
 def heal(options: HealOptions) -> None:
     """Shorten a model by a plan, heal it, write it, and print what was written."""
-    console = Console()
+    with sole_command(options.out):
+        _heal(options, Console())
+
+
+def _heal(options: HealOptions, console: Console) -> None:
     weights = opened(options.model, console, options.pre)
     check_stored_type(weights, options.type_name)
     plan = read_fitting_plan(options.plan, weights, options.force, console)

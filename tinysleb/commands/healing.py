@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING
 from tinysleb.checkpoint.weights import Checkpoint
 from tinysleb.commands.console import Console
 from tinysleb.commands.options import DISTILL_MINUTES, NONE, SOLVE, HealingOptions
+from tinysleb.commands.outputs import kept_sample, unfinished_distillation
 from tinysleb.commands.stored_types import wanted_types
 from tinysleb.compute.compute import Compute
 from tinysleb.errors import TinyslebError
 from tinysleb.formats.files import refuse_full_disk
-from tinysleb.heal.course import Limits
+from tinysleb.heal.course import Limits, stored_state
 from tinysleb.heal.distilling_state import state_bytes
 from tinysleb.heal.healed_weights import HealedTensors, grown_types
-from tinysleb.heal.repair import Distilling, stored_state
+from tinysleb.heal.repair import Distilling
 from tinysleb.heal.run import PreparedHealing, heal_plan, prepare_healing
 from tinysleb.heal.text import HealingText
 from tinysleb.plan import Plan
@@ -29,16 +30,6 @@ if TYPE_CHECKING:
 
 ENDLESS = 2**62
 """Tokens, where the time alone ends a distillation."""
-
-
-def unfinished_distillation(out: Path) -> Path:
-    """Where a distillation leaves its state until `out` is written."""
-    return out.with_name(out.name + ".unfinished.npz")
-
-
-def kept_sample(out: Path) -> Path:
-    """Where the text that the model wrote is kept until `out` is written."""
-    return out.with_name(out.name + ".unfinished.sample.npz")
 
 
 def forget_distillation(out: Path) -> None:

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tinysleb.commands.console import Console
-from tinysleb.commands.healing import kept_sample, unfinished_distillation
+from tinysleb.commands.outputs import kept_sample, unfinished_distillation, unfinished_search
 from tinysleb.commands.parsing import words_given
-from tinysleb.heal.repair import stored_state
+from tinysleb.heal.course import stored_state
 from tinysleb.plan import read_plan
-
-
-def unfinished_search(out: Path) -> Path:
-    """Where a search leaves its rounds until `out` is written."""
-    return out.with_name(out.name + ".unfinished.json")
 
 
 @contextmanager
@@ -25,15 +20,18 @@ def told_what_is_kept(out: Path, console: Console) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        console.clear()
-        kept = _kept(out)
-        if not kept:
-            console.say("stopped; nothing is kept")
-            raise
-        words = [word for word in words_given() if word != "--resume"]
-        command = shlex.join(["tinysleb", *words, "--resume"])
-        console.say(f"stopped; kept {' and '.join(kept)}; this continues: {command}")
+        with suppress(OSError):  # the terminal may be gone
+            console.clear()
+            console.say(_what_continues(_kept(out)))
         raise
+
+
+def _what_continues(kept: list[str]) -> str:
+    if not kept:
+        return "stopped; nothing is kept"
+    words = [word for word in words_given() if word != "--resume"]
+    command = shlex.join(["tinysleb", *words, "--resume"])
+    return f"stopped; kept {' and '.join(kept)}; this continues: {command}"
 
 
 def _kept(out: Path) -> list[str]:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tinysleb.errors import TinyslebError
+from tinysleb.export.job import plan_beside
+from tinysleb.formats.output_lock import sole_writer
 from tinysleb.formats.wrong_file import SUFFIXES
+from tinysleb.heal.course import stored_state
 
 FOLDER_ENDS = tuple(filter(None, (os.sep, os.altsep)))
 OTHER_SUFFIXES = {*SUFFIXES, ".safetensors", ".json"}
@@ -61,3 +66,27 @@ def _wrong_name(path: Path, is_gguf: bool) -> TinyslebError:
 
 def _holds_model(folder: Path) -> bool:
     return (folder / "config.json").exists() or any(folder.glob("*.safetensors"))
+
+
+def unfinished_search(out: Path) -> Path:
+    """Where a search leaves its rounds until `out` is written."""
+    return out.with_name(out.name + ".unfinished.json")
+
+
+def unfinished_distillation(out: Path) -> Path:
+    """Where a distillation leaves its state until `out` is written."""
+    return out.with_name(out.name + ".unfinished.npz")
+
+
+def kept_sample(out: Path) -> Path:
+    """Where the text that the model wrote is kept until `out` is written."""
+    return out.with_name(out.name + ".unfinished.sample.npz")
+
+
+@contextmanager
+def sole_command(out: Path) -> Iterator[None]:
+    """Let no other process write `out`, nor what leads to it. Raises TinyslebError if one does."""
+    state = unfinished_distillation(out)
+    beside = [plan_beside(out)] if out.suffix == ".gguf" else []
+    with sole_writer(out, [*beside, unfinished_search(out), state, stored_state(state), kept_sample(out)]):
+        yield

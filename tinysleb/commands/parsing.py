@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import click
 
 from tinysleb.commands.console import Failure
 from tinysleb.commands.options import NONE, SOLVE, WAYS
+from tinysleb.commands.signals import exit_code
 from tinysleb.errors import TinyslebError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -31,6 +33,10 @@ class CommandGroup(click.Group):
             return super().invoke(ctx)
         except TinyslebError as error:
             raise Failure(error) from error
+        except KeyboardInterrupt as interrupt:
+            with suppress(OSError):  # the terminal may be gone
+                click.echo("\nAborted!", err=True)
+            raise click.exceptions.Exit(exit_code(interrupt)) from interrupt
 
 
 def words_given() -> list[str]:

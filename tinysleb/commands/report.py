@@ -11,6 +11,7 @@ from tinysleb.commands.report_compare import read_comparison
 from tinysleb.commands.report_page import report_html
 from tinysleb.errors import TinyslebError
 from tinysleb.formats.files import refuse_existing, replaced_file
+from tinysleb.formats.output_lock import sole_writer
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,16 @@ def report(options: ReportOptions) -> None:
     plan = plan_of(options.plan)
     compared = None if options.compare is None else read_comparison(options.compare)
     inputs = (options.plan,) if options.compare is None else (options.plan, options.compare)
-    refuse_existing(options.output, options.force, *inputs)
-    try:
-        page = report_html(plan, compared)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise TinyslebError(f"{options.plan}: `healing` is not as tinysleb writes it ({error!r})") from error
-    with replaced_file(options.output) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    with sole_writer(options.output):
+        refuse_existing(options.output, options.force, *inputs)
+        try:
+            page = report_html(plan, compared)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise TinyslebError(
+                f"{options.plan}: `healing` is not as tinysleb writes it ({error!r})"
+            ) from error
+        with replaced_file(options.output) as temporary:
+            temporary.write_text(page, encoding="utf-8")
     if options.as_json:
         print_json({"output": str(options.output), "blocks": plan.blocks, "removed": list(plan.removed)})
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -11,11 +12,13 @@ from tinysleb.commands.computing import choose_compute
 from tinysleb.commands.console import Console, duration
 from tinysleb.commands.dry_run import print_dry_run
 from tinysleb.commands.healing import forget_distillation, heal_with, healing_line, prepare_unless
-from tinysleb.commands.interruption import told_what_is_kept, unfinished_search
+from tinysleb.commands.interruption import told_what_is_kept
 from tinysleb.commands.opening import open_as_given, tell_remarks
 from tinysleb.commands.options import refuse_unused
+from tinysleb.commands.outputs import unfinished_search
 from tinysleb.commands.prune_options import PruneOptions
 from tinysleb.commands.shortened import finish, refuse_unwritable
+from tinysleb.commands.signals import Stopped
 from tinysleb.commands.stopping_rule import costs_of, stopping_rule, unhealed_part
 from tinysleb.commands.stored_types import check_stored_type, in_types
 from tinysleb.commands.summary import OWN_TEXT, print_shortened
@@ -48,8 +51,8 @@ def search_blocks(options: PruneOptions) -> None:
     with join_group() as group:
         try:
             _search_and_write(weights, options, group)
-        except SystemExit as error:
-            if group.size == 1:
+        except Stopped as error:
+            if group.size == 1 or error.number != signal.SIGTERM:
                 raise
             raise TinyslebError(
                 f"process {group.rank} was stopped because another process of this search failed",

@@ -9,7 +9,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +143,7 @@ def replaced_file(path: Path) -> Iterator[Path]:
         yield temporary
         _flush(temporary)
         temporary.replace(path)
+        _flush_folder(path.parent)
 
 
 @contextmanager
@@ -161,6 +162,9 @@ def replaced_folder(path: Path) -> Iterator[Path]:
         for file in temporary.rglob("*"):
             if file.is_file():
                 _flush(file)
+            elif file.is_dir():
+                _flush_folder(file)
+        _flush_folder(temporary)
         if path.exists():
             _check_replaceable(path)  # again: files may have come since
             with _temporary_name(path) as old:
@@ -172,6 +176,16 @@ def replaced_folder(path: Path) -> Iterator[Path]:
                     raise
         else:
             temporary.rename(path)
+        _flush_folder(path.parent)
+
+
+def delete_temporaries(path: Path) -> None:
+    """Delete what processes that ended have left beside `path`; for who knows that none is writing it."""
+    named = re.compile(re.escape(f".{path.name}.") + r"[0-9a-f]{8}\.part")
+    for entry in path.parent.iterdir():
+        if named.fullmatch(entry.name):
+            with suppress(OSError):  # another user's, for instance
+                _delete(entry)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -208,3 +222,13 @@ def _delete(path: Path) -> None:
 def _flush(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def _flush_folder(path: Path) -> None:
+    """So that a name is as safe as what it names. Some systems and file systems cannot, and need not."""
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

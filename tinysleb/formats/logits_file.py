@@ -21,6 +21,7 @@ import numpy as np
 from tinysleb.errors import TinyslebError, shown
 from tinysleb.formats.files import refuse_full_disk, replaced_file
 from tinysleb.formats.input_file import InputFile, input_file
+from tinysleb.formats.output_lock import sole_writer
 
 MAGIC = b"_logits_"
 HEADER = struct.Struct("<8sIii")
@@ -89,7 +90,7 @@ def written_logits_file(
     Raises TinyslebError if the disk has no space for it; then and after an error nothing is written.
     """
     refuse_full_disk(path, _file_bytes(tokens.shape[1], vocabulary, len(tokens)))
-    with replaced_file(path) as temporary, temporary.open("wb") as file:
+    with sole_writer(path), replaced_file(path) as temporary, temporary.open("wb") as file:
         file.write(HEADER.pack(MAGIC, tokens.shape[1], vocabulary, len(tokens)))
         file.write(tokens.astype("<i4").tobytes())
         yield lambda rows: _write_rows(file.write, rows)

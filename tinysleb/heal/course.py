@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import inf
+from pathlib import Path
 
 
 @dataclass
 class Course:
     """How far it has come: tokens seen, seconds taken, and losses (mean divergence from the original in nats
-    per token, on windows held back) after so many tokens; whether somebody ended it."""
+    per token, on windows held back) after so many tokens."""
 
     tokens: int = 0
     seconds: float = 0.0
     losses: list[tuple[int, float]] = field(default_factory=list)
-    interrupted: bool = False
 
     @property
     def best(self) -> tuple[int, float]:
@@ -36,3 +36,8 @@ class Limits:
     def done(self, course: Course) -> float:
         """The fraction done, 0 to 1; it depends on the time only where that runs out first."""
         return min(1.0, max(course.tokens / self.tokens, course.seconds / self.seconds))
+
+
+def stored_state(state: Path) -> Path:
+    """Where the distillation of what is stored leaves its state, beside that of the one before."""
+    return state.with_suffix(f".stored{state.suffix}")

@@ -122,7 +122,7 @@ def distill(
     """Changes to the student's blocks, by their indices, so that it predicts what the original does.
 
     It continues from the file `state`, if there is one, and leaves there how far it has come after every
-    portion. Interrupted, or if a number is not finite, it ends with the best so far. Raises TinyslebError if
+    portion. If a number is not finite, it ends with the best so far. Raises TinyslebError if
     there is too little memory, or if `state` is of another distillation.
     """
     distillation = _Distillation(task, limits, compute)
@@ -131,9 +131,6 @@ def distill(
         say(f"distillation continues after {distillation.course.tokens} tokens")
     try:
         distillation.learn_all(say, progress, state)
-    except KeyboardInterrupt:
-        distillation.course.interrupted = True
-        say("distillation was interrupted, and ends with the best so far")
     except NotFiniteError as error:
         if not distillation.course.losses:
             raise not_finite(task.shortened, "the divergence from the original") from error

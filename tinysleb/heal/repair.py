@@ -17,7 +17,7 @@ from tinysleb.checkpoint.weights import Checkpoint, Shortened, TensorInfo, Weigh
 from tinysleb.compute.compute import Compute, Progress
 from tinysleb.heal import walk
 from tinysleb.heal.change import Change
-from tinysleb.heal.course import Course, Limits
+from tinysleb.heal.course import Course, Limits, stored_state
 from tinysleb.heal.distill import Task, distill
 from tinysleb.heal.healed_weights import Healed, HealedTensors, encoding_for, unrounded
 from tinysleb.heal.lessons import Lessons
@@ -110,7 +110,7 @@ class Repair:
             changes, course = self._distil(task, distilling.limits.part(1 - last), distilling.state)
             self._store(Changed(student, changes), self._distilled | set(solved.tensors), healed)
         report = {"rank": rank_for(width), "rate": RATE, "solved": solved_losses} | _told(course)
-        if steps and not course.interrupted:
+        if steps:
             self.say("distilling what is stored: the steps of its types")
             seen = course.tokens // task.length
             task = replace(
@@ -168,11 +168,6 @@ class Repair:
         names = ", ".join(sorted({type_ for block in blocks for type_ in block.types}))
         error = sum(block.error for block in blocks) / max(1, len(blocks))
         self.say(f"{len(blocks)} blocks stored as {names}, which changes what they compute by {error:.2%}")
-
-
-def stored_state(state: Path) -> Path:
-    """Where the distillation of what is stored leaves its state, beside that of the one before."""
-    return state.with_suffix(f".stored{state.suffix}")
 
 
 def _told(course: Course) -> dict[str, Any]:
