@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from click.testing import CliRunner, Result
 
 from reference import make_llama
 from tinysleb.cli import main
+from tinysleb.commands import console
 from tinysleb.export import gguf_check
 
 REAL_MODEL = Path(__file__).parent.parent / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -77,6 +79,12 @@ def llama_cpp_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tar.extractall(folder, filter="data")
     (tree,) = folder.glob("*/vendor/llama.cpp")
     return tree
+
+
+@pytest.fixture(autouse=True)
+def no_progress_in_logs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is printed does not depend on how long it takes."""
+    monkeypatch.setattr(console, "SECONDS_BETWEEN_LINES", math.inf)
 
 
 @pytest.fixture(autouse=True)

@@ -22,6 +22,7 @@ import pytest
 
 from tinysleb.checkpoint.open_model import open_model
 from tinysleb.cli import main
+from tinysleb.commands import console
 from tinysleb.commands.console import Console
 from tinysleb.commands.outputs import output_beside
 from tinysleb.commands.plans import plan_of
@@ -170,6 +171,7 @@ def test_a_log_has_a_line_of_progress_now_and_then(monkeypatch: pytest.MonkeyPat
     now = [1000.0]
     monkeypatch.setattr(click, "echo", lambda text, **_named: lines.append(text))
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(console, "SECONDS_BETWEEN_LINES", 30)
     shown = Console()
     for second in range(100):
         now[0] = 1000.0 + second

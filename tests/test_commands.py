@@ -175,6 +175,9 @@ def test_the_time_left_is_that_of_the_whole_job() -> None:
     assert clock.seconds_left(1.0, 110.0) == pytest.approx(20)
     clock.seconds_left(0.0, 110.0)
     assert clock.seconds_left(0.25, 120.0) == pytest.approx(30), "by the second stage's own pace"
+    late = JobClock([1.0])
+    assert late.seconds_left(0.2, 0.0) is None, "what was done before it was asked says nothing"
+    assert late.seconds_left(0.4, 10.0) == pytest.approx(30)
     assert duration(4800) == "1 h 20 min"
     assert duration(65) == "1 min 05 s"
 

@@ -54,7 +54,7 @@ def apply_plan(options: PruneOptions) -> None:
         weights, options.out, options, options.model, source,
         plan=plan, unknown_arrays=options.unknown_arrays,
     )  # fmt: skip
-    heal = _prepare_heal(weights, options, console) if options.heal not in (None, NONE) else None
+    heal = _prepare_heal(weights, options) if options.heal not in (None, NONE) else None
     if options.dry_run:
         healing = "not healed" if heal is None else f"then healed (--heal {options.heal})"
         print_dry_run(options.out, [cut_line(plan), healing], options.as_json)
@@ -78,12 +78,15 @@ def _named_plan(options: PruneOptions, blocks: int) -> tuple[Plan, Path]:
         raise TinyslebError(error.message, 'name blocks as 3,4,7-9, and sublayers as "F5 A6,A9"') from error
 
 
-def _prepare_heal(weights: Checkpoint, options: PruneOptions, console: Console) -> Heal:
+def _prepare_heal(weights: Checkpoint, options: PruneOptions) -> Heal:
     from tinysleb.commands.computing import choose_compute
     from tinysleb.commands.healing import heal_with, prepare
+    from tinysleb.commands.work import console_works, prepared_stages
 
     compute = choose_compute(options)
-    return heal_with(weights, prepare(weights, options, compute, options.out), compute, console)
+    prepared = prepare(weights, options, compute, options.out)
+    console = Console(console_works(prepared_stages(weights.config, prepared), weights.config))
+    return heal_with(weights, prepared, compute, console)
 
 
 def _healing(write: Callable[[], Plan], out: Path, console: Console) -> Plan:

@@ -120,18 +120,19 @@ class JobClock:
         self.works = list(works)
         self.stage, self.done = 0, 0.0
         self.job_began: float | None = None
-        self.stage_began = 0.0
+        self.stage_began, self.done_before = 0.0, 0.0
 
     def seconds_left(self, done: float, now: float) -> float | None:
         """What is left at time `now`, in seconds, with the fraction `done` of the stage; None if unknown."""
         if self.job_began is None:
-            self.job_began = self.stage_began = now
+            self.job_began, self.stage_began, self.done_before = now, now, done
         if done < self.done:
-            self.stage, self.stage_began = min(self.stage + 1, len(self.works) - 1), now
+            self.stage = min(self.stage + 1, len(self.works) - 1)
+            self.stage_began, self.done_before = now, done
         self.done = done
-        if done < self.FEWEST_DONE:
+        if done < self.FEWEST_DONE or done <= self.done_before:
             return None
-        stage_left = (now - self.stage_began) * (1 - done) / done
+        stage_left = (now - self.stage_began) * (1 - done) / (done - self.done_before)
         work_done = sum(self.works[: self.stage]) + done * self.works[self.stage]
         pace = (now - self.job_began) / work_done
         return stage_left + pace * sum(self.works[self.stage + 1 :])

@@ -16,6 +16,7 @@ from tinysleb.commands.outputs import output_beside, sole_command
 from tinysleb.commands.shortened import finish, read_fitting_plan, refuse_unwritable
 from tinysleb.commands.stored_types import check_stored_type
 from tinysleb.commands.summary import print_shortened
+from tinysleb.commands.work import console_works, prepared_stages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,9 @@ def _heal(options: HealOptions, console: Console) -> None:
     plan = read_fitting_plan(options.plan, weights, options.force, console)
     refuse_unwritable(weights, options.out, options, options.model, options.plan, plan=plan)
     compute = choose_compute(options)
-    heal = heal_with(weights, prepare(weights, options, compute, options.out), compute, console)
+    prepared = prepare(weights, options, compute, options.out)
+    console = Console(console_works(prepared_stages(weights.config, prepared), weights.config))
+    heal = heal_with(weights, prepared, compute, console)
     with told_what_is_kept(options.out, console):
         plan = finish(weights, plan, options.out, None, heal, console, options.type_name)
     forget_distillation(options.out)

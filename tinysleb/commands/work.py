@@ -41,8 +41,7 @@ def job_stages(
     stages = search_stages(config, calibration.tokens.numel(), cuts, request.kind, refined)
     if not isinstance(prepared, PreparedHealing):
         return stages
-    limits = None if prepared.distilling is None else prepared.distilling.limits
-    healing = healing_stages(config, prepared.text, limits)
+    healing = prepared_stages(config, prepared)
     if rule.by_quality:
         choosing = Stage(USUAL_TRIES * HEALING * prepared.text.tokens * config.blocks, 0)
         healing.insert(1 if prepared.text.sampled else 0, choosing)
@@ -70,6 +69,12 @@ def healing_stages(config: ModelConfig, text: HealingText, limits: Limits | None
             stages += [Stage(part * tokens * blocks, part * tokens, part * limits.seconds), solving]
         stages.pop()
     return stages
+
+
+def prepared_stages(config: ModelConfig, prepared: PreparedHealing) -> list[Stage]:
+    """Healing alone, as it was prepared."""
+    limits = None if prepared.distilling is None else prepared.distilling.limits
+    return healing_stages(config, prepared.text, limits)
 
 
 def console_works(stages: Sequence[Stage], config: ModelConfig) -> list[float]:
