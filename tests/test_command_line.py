@@ -79,12 +79,19 @@ def test_a_folder_stands_for_the_one_model_in_it(
     (tmp_path / "mmproj-m.gguf").touch()
     assert run("prune", ".", "--remove", 1, *FAST).exit_code == 0
     assert open_model(tmp_path / "m-sleb.gguf").config.blocks == 5
+    again = run("prune", ".", "--remove", 1, *FAST)
+    assert "Error: m-sleb.gguf exists already" in again.stderr, "what was made of it is not counted"
+    shutil.copy(tiny_gguf, tmp_path / "k.gguf")
     several = run("inspect", ".")
     assert several.exit_code == 1
-    assert "Error: . holds several models: m-sleb.gguf, m.gguf\n" in several.stderr
-    assert "hint: name one: m-sleb.gguf" in several.stderr
+    assert "Error: . holds several models: k.gguf, m.gguf\n" in several.stderr
+    assert "hint: name one: k.gguf" in several.stderr
+    (tmp_path / "k.gguf").unlink()
+    (tmp_path / "m.gguf").unlink()
+    assert only_model_in(Path()).name == "m-sleb.gguf"
     (tmp_path / "models").mkdir()
-    (tmp_path / "models" / "tiny").symlink_to(tiny_folder)
+    for name in ("tiny", "tiny-1.7B-sleb"):
+        (tmp_path / "models" / name).symlink_to(tiny_folder)
     assert only_model_in(tmp_path / "models") == tmp_path / "models" / "tiny"
     assert only_model_in(tiny_folder) == tiny_folder
 

@@ -13,6 +13,8 @@ from tinysleb.plan import MOST_BLOCKS
 
 BESIDE_MODELS = ("mmproj", "imatrix")
 """What GGUF files are called that come with a model and are none."""
+MADE_HERE = ("-sleb", "-draft")
+"""How the names of outputs end."""
 LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
 
 
@@ -63,13 +65,15 @@ class ModelPath(click.Path):
 
 
 def only_model_in(folder: Path) -> Path:
-    """The one model in a folder: a GGUF, or a folder with a `config.json` and weights.
+    """The one model in a folder: a GGUF, or a folder with a `config.json` and weights. What was made of it
+    here, by its name, is not counted beside it.
 
     The folder itself if it is a model, or there is none in it. Raises TinyslebError if there are several.
     """
     if (folder / "config.json").exists() or any(folder.glob("*.safetensors")):
         return folder
     found = sorted(path for path in folder.iterdir() if _is_whole_gguf(path) or _is_model_folder(path))
+    found = [path for path in found if not path.name.removesuffix(".gguf").endswith(MADE_HERE)] or found
     if len(found) > 1:
         names = ", ".join(path.name for path in found)
         raise TinyslebError(f"{folder} holds several models: {names}", f"name one: {found[0]}")
