@@ -5,15 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tinysleb.checkpoint.config import shapes_of_block
 from tinysleb.checkpoint.weights import Weights
 from tinysleb.errors import TinyslebError
 from tinysleb.search.cost import generation_costs
+from tinysleb.search.gain import prompt_costs
 
 PROMPT, GENERATED, ROUNDS = 512, 64, 5
 """Tokens of a prompt, tokens that are generated behind it, and how often each model is timed."""
@@ -46,23 +45,10 @@ class Speed:
 
 
 def ideal_speed(original: Weights, model: Weights, context: int) -> Ideal:
-    """The speed-up that the smaller work allows, `context` tokens after the first.
-
-    The head does not count for a prompt: llama.cpp applies it to the last token only.
-    """
-    works = [_work_in_blocks(each) for each in (original, model)]
+    """The speed-up that the smaller work allows, `context` tokens after the first."""
+    works = [prompt_costs(each.config).total for each in (original, model)]
     costs = [generation_costs(each, context).total for each in (original, model)]
     return Ideal(works[0] / works[1], costs[0] / costs[1])
-
-
-def _work_in_blocks(weights: Weights) -> int:
-    config = weights.config
-    return sum(
-        prod(shape)
-        for index in range(config.blocks)
-        for shape in shapes_of_block(config, index).values()
-        if len(shape) > 1
-    )
 
 
 def measure_speeds(
