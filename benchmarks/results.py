@@ -1,6 +1,6 @@
 """What pruning costs and brings, beside its peers: the page docs/results.md and its picture, by one command.
 
-    python -m benchmarks.results TEXT MODEL.gguf … [--blocks 3 6 9] [--distilled 6] [--work FOLDER]
+    python -m benchmarks.results TEXT MODEL.gguf … [--ways …] [--blocks 3 6 9] [--distilled 6]
 
 Each model is cut in every way by as many blocks, or by what saves as many bytes for a token; some are healed
 in closed form, and distilled; llama.cpp makes the original in smaller types. All are compared with `tinysleb
@@ -82,8 +82,9 @@ class Variant:
 
 @dataclass(frozen=True)
 class Sizes:
-    """By how many blocks to cut, after how many of these cuts to distil as well, and on how many tokens."""
+    """Which of `SEARCHES` cut, by how many blocks; after which of these to distil, and on how many tokens."""
 
+    ways: Sequence[str]
     blocks: Sequence[int]
     distilled: Sequence[int]
     tokens: int
@@ -103,7 +104,7 @@ class Maker:
         """One after the other; the quick ones first."""
         for kind in TYPES:
             yield self.quant(kind)
-        for method in SEARCHES:
+        for method in self.sizes.ways:
             for count in self.blocks:
                 plan = self.plan(method, count)
                 if method == REPLACED:
@@ -112,7 +113,7 @@ class Maker:
                 yield self.pruned(method, plan, count)
                 if method in HEALED:
                     yield self.healed(f"{method}, healed", plan, count, "--heal", "solve")
-        for method in DISTILLED:
+        for method in (way for way in self.sizes.ways if way in DISTILLED):
             for count in self.sizes.distilled:
                 words = ("--distill-tokens", str(self.sizes.tokens), "--resume")
                 yield self.healed(f"{method}, distilled", self.plan(method, count), count, *words)
@@ -337,20 +338,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("text", type=Path)
     parser.add_argument("models", type=Path, nargs="+")
+    parser.add_argument("--ways", nargs="+", choices=list(SEARCHES), default=list(SEARCHES))
     parser.add_argument("--blocks", type=int, nargs="+", default=[3, 6, 9])
     parser.add_argument("--distilled", type=int, nargs="*", default=[3, 6, 9])
     parser.add_argument("--distill-tokens", type=int, default=262144)
     parser.add_argument("--work", type=Path, default=Path("results"))
     parser.add_argument("--to", type=Path, default=Path("docs/results.md"))
     options = parser.parse_args()
-    sizes = Sizes(options.blocks, options.distilled, options.distill_tokens)
+    sizes = Sizes(options.ways, options.blocks, options.distilled, options.distill_tokens)
     models = {}
     for model in options.models:
         models[model.stem] = measure(Maker(model, options.work / model.stem, sizes), options.text)
     picture = options.to.with_suffix(".svg")
     draw(models, picture)
     names = [each.name for each in (options.text, *options.models)]
-    sizes_given = ["--blocks", *options.blocks, "--distilled", *options.distilled]
+    sizes_given = ["--ways", *options.ways, "--blocks", *options.blocks, "--distilled", *options.distilled]
     sizes_given += ["--distill-tokens", options.distill_tokens]
     command = shlex.join(["python", "-m", "benchmarks.results", *names, *map(str, sizes_given)])
     options.to.write_text("\n".join(page(models, picture, command)) + "\n", encoding="utf-8")
