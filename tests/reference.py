@@ -18,6 +18,7 @@ import tokenizers
 import torch
 from torch import Tensor
 
+from tinysleb.compute.threads import available_threads
 from tinysleb.export.gguf_writer import write_container
 from tinysleb.formats.gguf_file import GgufValue, read_gguf
 from tinysleb.sublayers import Cut, block_cut
@@ -309,9 +310,22 @@ def llama_cpp_speculative(
 ) -> tuple[str, dict[str, Any]]:
     """Greedy text by llama.cpp's server, with one model drafting for another, and the server's timings, which
     have `draft_n` and `draft_n_accepted`."""
-    request = {"prompt": prompt, "n_predict": count, "temperature": 0}
-    result = _server(target, draft, drafted).handle_completions(request)
-    return str(result["choices"][0]["text"]), dict(result["timings"])
+    return llama_cpp_texts(target, [prompt], count, draft, drafted)[0]
+
+
+def llama_cpp_texts(
+    path: Path,
+    prompts: Sequence[str | Sequence[int]],
+    count: int,
+    draft: Path | None = None,
+    drafted: int = 3,
+) -> list[tuple[str, dict[str, Any]]]:
+    """Greedy texts of `count` tokens behind prompts, as texts or as tokens, by one server, with its timings;
+    `draft` may draft for it, so many tokens at a time."""
+    server = _server(path, draft, drafted)
+    requests = ({"prompt": prompt, "n_predict": count, "temperature": 0} for prompt in prompts)
+    results = [server.handle_completions(request) for request in requests]
+    return [(str(result["choices"][0]["text"]), dict(result["timings"])) for result in results]
 
 
 def _server(path: Path, draft: Path | None = None, drafted: int = 3) -> Any:
@@ -325,7 +339,7 @@ def _server(path: Path, draft: Path | None = None, drafted: int = 3) -> Any:
         params.speculative.draft.n_max = drafted
     params.n_ctx = 256
     params.warmup = False
-    params.cpuparams.n_threads = 2
+    params.cpuparams.n_threads = min(2, available_threads())
     return xllamacpp.Server(params)
 
 

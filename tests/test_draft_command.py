@@ -155,19 +155,19 @@ def test_judges_are_answers_and_texts_that_go_on(
     said: list[str] = []
 
     def judge(path: Path, has_tokenizer: bool) -> Judge:
-        windows = tokens.repeat(10, 1)
+        windows = tokens.repeat(20, 1)
         return draft_judge(open_model(path), windows, has_tokenizer, 0, COMPUTE, said.append, lambda _: None)
 
-    assert len(judge(folder, True).tokens) == 32
+    assert len(judge(folder, True).tokens) == 64
     chats = sum(row[0] == 1 for row in judge(folder, True).tokens.tolist())
-    assert chats == 16, "which begin with <|im_start|>"
+    assert chats == 32, "which begin with <|im_start|>"
     alone = judge(folder, False)
-    assert torch.equal(alone.tokens[:, :32], tokens.repeat(8, 1)[:, :32])
+    assert torch.equal(alone.tokens[:, :32], tokens.repeat(16, 1)[:, :32])
     assert not said
     module = import_module("tinysleb.heal.draft_judge")
     monkeypatch.setattr(module, "sampling_bytes", lambda *_: 2**40)
     small = judge(folder, True)
-    assert torch.equal(small.tokens, tokens.repeat(10, 1))
+    assert torch.equal(small.tokens, tokens.repeat(20, 1))
     assert "does not fit into memory" in said[0]
 
 
@@ -209,7 +209,7 @@ def test_a_draft_that_pays_is_written(idle_gguf: Path, tokens: Tensor, run: Run)
 
 def test_a_draft_that_does_not_pay_is_not_written(tiny_gguf: Path, tokens: Tensor, run: Run) -> None:  # noqa: ARG001
     """Unless it is forced, from the search that was kept."""
-    words = ("draft", tiny_gguf, "-o", "d.gguf", *FAST)
+    words = ("draft", tiny_gguf, "-o", "d.gguf", "--remove", 1, *FAST)
     result = run(*words)
     assert result.exit_code == 0, result.output
     assert "it does not pay" in result.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,16 @@ from reference import (
     llama_cpp_chat,
     llama_cpp_greedy,
     llama_cpp_logits,
+    llama_cpp_texts,
     transformers_logits,
     transformers_model,
 )
 from tinysleb.checkpoint.open_model import open_model
 from tinysleb.cli import main
+from tinysleb.heal.prompts import chat_questions
 from tinysleb.model.forward import forward
 from tinysleb.text.tokenizer import open_tokenizer
-from tinysleb.text.windows import default_text
+from tinysleb.text.windows import default_text, windows
 
 
 @pytest.fixture(scope="session")
@@ -111,6 +114,32 @@ def test_smollm2_cut_answers_through_its_chat_template(smollm2: Path, run: Run) 
     Path("plan-in.json").write_text('{"blocks": 30, "removed": [25, 5, 3]}')
     assert run("prune", smollm2, "--plan", "plan-in.json", "-o", "cut.gguf").exit_code == 0
     assert "Paris" in llama_cpp_chat(Path("cut.gguf"), "What is the capital of France?")
+
+
+@pytest.mark.slow
+def test_smollm2_with_its_draft_writes_the_same_and_accepts_what_was_predicted(
+    smollm2: Path, run: Run
+) -> None:
+    """By llama.cpp's server, on prompts like those that it was judged by: it drafts one token at a time,
+    where the rate is the acceptance itself, and four, where it is what the rounds are expected to give."""
+    words = ("--remove", 3, "--heal", "none", "--windows", 1, "--force", "--json")
+    result = run("draft", smollm2, "-o", "draft.gguf", *words)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    weights = open_model(smollm2)
+    questions = islice(chat_questions(weights, 1, lambda _line: None), 8)
+    tokens = windows(weights, count=8, length=64, seed=1)
+    prompts = [*questions, *tokens.tolist()]
+    plain = [text for text, _ in llama_cpp_texts(smollm2, prompts, 96)]
+    for drafted in (1, 4):
+        texts = llama_cpp_texts(smollm2, prompts, 96, Path("draft.gguf"), drafted)
+        assert [text for text, _ in texts] == plain
+        proposed, accepted = (
+            sum(timings.get(name, 0) for _, timings in texts) for name in ("draft_n", "draft_n_accepted")
+        )
+        expected = (found["lengths"][drafted - 1]["tokens"] - 1) / drafted
+        assert accepted / proposed == pytest.approx(expected, abs=0.05)
+    assert found["lengths"][0]["tokens"] - 1 == pytest.approx(found["acceptance"], abs=0.05)
 
 
 @pytest.mark.slow

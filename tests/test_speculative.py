@@ -86,11 +86,12 @@ def test_the_best_length_is_that_of_trying_all(acceptance: float, ratio: float) 
 
 @pytest.mark.parametrize(("acceptance", "ratio"), CASES)
 def test_a_draft_pays_up_to_the_cost_that_is_named(acceptance: float, ratio: float) -> None:
-    limit = most_cost(independent_tokens(acceptance, 16), ratio)
-    for cost in (0.0, limit - 1e-3, limit + 1e-3, 1.0):
-        if cost >= 0:
-            best = max(speedup(acceptance, cost, length, ratio) for length in range(1, 17))
-            assert (best > 1) == (cost < limit)
+    for wanted in (1, 1.05, 1.3):
+        limit = most_cost(independent_tokens(acceptance, 16), ratio, wanted)
+        for cost in (0.0, limit - 1e-3, limit + 1e-3, 1.0):
+            if cost >= 0:
+                best = max(speedup(acceptance, cost, length, ratio) for length in range(1, 17))
+                assert (best > wanted) == (cost < limit)
 
 
 @pytest.mark.parametrize("cost", [0.05, 0.2, 0.5, 0.9, 0.99])
@@ -146,10 +147,13 @@ def test_the_best_count_is_found_without_trying_all(value: Callable[[int], float
     assert set(asked) <= set(range(1, most + 1))
 
 
-def test_half_the_misses_are_never_worse() -> None:
+def test_fewer_misses_are_never_worse() -> None:
     text = ([True] * 12 + [False] * 4) * 50
     draft = Draft(0.75, 0.3, replayed_tokens([text]))
-    hoped = draft.with_half_the_misses()
+    hoped = draft.with_misses(0.5)
     assert hoped.acceptance == 0.875
+    assert draft.with_misses(1) == draft
+    even = Draft(0.75, 0.3, independent_tokens(0.75)).with_misses(0.4)
+    assert even.tokens == pytest.approx(independent_tokens(0.9))
     assert all(one <= other for one, other in zip(draft.tokens, hoped.tokens, strict=True))
     assert hoped.best.speedup > draft.best.speedup

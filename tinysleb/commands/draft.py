@@ -12,7 +12,7 @@ from tinysleb.checkpoint.weights import Checkpoint, Shortened
 from tinysleb.commands.computing import choose_compute
 from tinysleb.commands.console import Console
 from tinysleb.commands.draft_options import DraftOptions
-from tinysleb.commands.draft_result import Result, pays, print_result, tried_line
+from tinysleb.commands.draft_result import SMALLER, Result, print_result, tried_line
 from tinysleb.commands.healing import forget_distillation, heal_with, prepare_unless
 from tinysleb.commands.interruption import told_what_is_kept
 from tinysleb.commands.opening import open_as_given, tell_remarks
@@ -39,6 +39,9 @@ from tinysleb.text.windows import Calibration, WindowSource, read_windows, with_
 
 TRYING = 3.0
 """What healing a draft on few tokens and judging it costs, for each of these, in block passes, about."""
+DISTILLED, SOLVED = 0.6, 0.9
+"""What is left of the misses that a draft has when it is tried, once it was distilled, or healed on all
+tokens: less than it mostly is, so that no draft is given up too early."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,14 @@ class Job:
 
     def costs(self, plan: Plan | None = None) -> Costs:
         """What a token costs of the original or, with a plan, of the draft, as they are stored."""
-        context = self.options.context
         if plan is None:
-            return generation_costs(self.weights, context)
-        return generation_costs(in_types(Shortened(self.weights, plan.kept), self.options.type_name), context)
+            return generation_costs(self.weights, self.options.context)
+        return self.costs_in(self.options.type_name, plan)
+
+    def costs_in(self, type_name: str | None, plan: Plan) -> Costs:
+        """The draft's, in a type."""
+        stored = in_types(Shortened(self.weights, plan.kept), type_name)
+        return generation_costs(stored, self.options.context)
 
     def cost_of(self, plan: Plan) -> float:
         """What a token of the draft costs, relative to one of the original."""
@@ -119,7 +126,7 @@ def _works(job: Job) -> list[float]:
 
 def _found(job: Job, console: Console) -> Result:
     out = job.options.out
-    plan = run_search(
+    searched = run_search(
         job.weights, job.calibration, job.request, job.compute,
         saved=job.saved, unfinished=unfinished_search(out), say=console.say, progress=console.progress,
     )  # fmt: skip
@@ -128,16 +135,18 @@ def _found(job: Job, console: Console) -> Result:
     console.say(f"trying drafts, {how}, on {trial.judge.count} tokens of the original's")
     with temporary_folder(out) as folder:
         plan, tried = choose_draft(
-            trial, plan, fit, folder,
+            trial, searched, fit, folder,
             tell=lambda plan, found: console.say(tried_line(plan, found)),
             progress=partial(console.progress, "trying drafts"),
         )  # fmt: skip
     found, written = tried[len(plan.rounds)], False
-    hoped = [each if fit is None else each.with_half_the_misses() for each in tried.values()]
-    if job.options.force or any(map(pays, hoped)):
+    if job.options.force or found.with_misses(trial.misses_left).pays:
         plan, found, written = _heal_and_write(job, trial, plan, console)
-    needed = min(_needed_bytes(job, first_cuts(plan, count), each) for count, each in tried.items())
-    return Result(plan, found, written, trial.judge.count, tried, needed, job.costs().total)
+    needed = min(_needed_bytes(job, first_cuts(searched, count), each) for count, each in tried.items())
+    smaller = None
+    if own_format(job.weights) == GGUF and job.options.type_name is None:
+        smaller = job.costs_in(SMALLER, plan).total / job.costs().total
+    return Result(plan, found, written, trial.judge.count, tried, needed, job.costs().total, smaller)
 
 
 def _trial(job: Job, console: Console) -> Trial:
@@ -150,8 +159,15 @@ def _trial(job: Job, console: Console) -> Trial:
     ratio = job.options.prompt_ratio
     return Trial(
         job.weights, judge, job.cost_of, job.options.draft_max,
-        torch.inf if ratio is None else ratio, compute,
+        torch.inf if ratio is None else ratio, compute, _misses_left(job.prepared),
     )  # fmt: skip
+
+
+def _misses_left(prepared: PreparedHealing | str) -> float:
+    """What healing is hoped to leave of the misses of a draft that was tried."""
+    if _fit(prepared) is None or isinstance(prepared, str):
+        return 1
+    return SOLVED if prepared.distilling is None else DISTILLED
 
 
 def _fit(prepared: PreparedHealing | str) -> Tensor | None:
@@ -168,7 +184,7 @@ def _heal_and_write(job: Job, trial: Trial, plan: Plan, console: Console) -> tup
         heal = heal_with(job.weights, job.prepared, job.compute, console)
     with shortened_model(job.weights, plan, out, heal) as (model, healed):
         found = trial.of(model, healed)
-        if not pays(found) and not job.options.force:
+        if not found.pays and not job.options.force:
             return healed, found, False
         write_shortened(model, healed, out, None, console, job.options.type_name)
     if own_format(job.weights) == GGUF:

@@ -15,9 +15,8 @@ from tinysleb.formats.units import format_bytes
 from tinysleb.plan import Plan
 from tinysleb.search.speculative import Draft
 
-WORTHWHILE = 1.05
-"""How many times as fast as alone the original must be with a draft that is written: less is not felt, and a
-draft takes memory."""
+SMALLER, MUCH_SMALLER = "q4_0", 0.8
+"""A type to store a draft in, and what of its cost is to be left then, at most, for that to be said."""
 SHOWN = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32)
 """Lengths in the table, of those that were looked at."""
 
@@ -26,7 +25,8 @@ SHOWN = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32)
 class Result:
     """What was found: the `plan` of the best draft, what that is worth, whether it was `written`, on how many
     tokens it was `judged`, what each number of cuts that was tried is worth, how many bytes a token the
-    original would have to read so that one of these pays, and how many it reads."""
+    original would have to read so that one of these pays, and how many it reads; what a token of the draft
+    would cost in `SMALLER`, if it can be stored so."""
 
     plan: Plan
     draft: Draft
@@ -35,11 +35,7 @@ class Result:
     tried: Mapping[int, Draft]
     needed_bytes: float
     read_bytes: int
-
-
-def pays(draft: Draft) -> bool:
-    """Whether a draft is worth being written."""
-    return draft.best.speedup >= WORTHWHILE
+    smaller_cost: float | None
 
 
 def tried_line(plan: Plan, draft: Draft) -> str:
@@ -67,13 +63,13 @@ def print_result(result: Result, options: DraftOptions) -> None:
     for line in _table(draft):
         print_line(line)
     lines = _use(result, options) if result.written else ()
-    for line in (*(() if pays(draft) else _why_not(result, options)), *lines):
+    for line in (*(() if draft.pays else _why_not(result, options)), *lines):
         print_line(line)
 
 
 def _use(result: Result, options: DraftOptions) -> Iterator[str]:
     draft, best = result.draft, result.draft.best
-    if pays(draft):
+    if draft.pays:
         yield (
             f"best: {best.length} at a time, {best.speedup:.2f} times as fast as {options.model} alone; it "
             f"pays where a prompt is read {draft.least_prompt_ratio:.1f} times as fast as text is generated"
@@ -105,6 +101,8 @@ def _why_not(result: Result, options: DraftOptions) -> Iterator[str]:
         )
     else:
         yield "no size of the blocks changes that: too many of them have to stay"
+    if result.smaller_cost is not None and result.smaller_cost < MUCH_SMALLER * draft.cost:
+        yield f"with --type {SMALLER}, it costs {result.smaller_cost:.0%}"
     if not result.written:
         words = [word for word in words_given() if word not in ("--resume", "--force")]
         command = shlex.join(["tinysleb", *words, "--resume", "--force"])
@@ -128,7 +126,7 @@ def _as_json(result: Result, options: DraftOptions) -> dict[str, Any]:
     draft = result.draft
     return {
         "output": str(options.out) if result.written else None,
-        "pays": pays(draft),
+        "pays": draft.pays,
         "removed": list(result.plan.removed),
         "blocks": result.plan.blocks,
         "judged_tokens": result.judged,

@@ -23,7 +23,8 @@ TRIES = 8
 class Trial:
     """What a draft of `weights` is judged by. `cost_of`: what a token of the model shortened by a plan costs,
     relative to one of the original; `longest`: how many tokens may be drafted at a time; `prompt_ratio`: as
-    in `search/speculative.py`."""
+    in `search/speculative.py`; `misses_left`: by how much what follows is hoped to lower the rate of misses.
+    """
 
     weights: Weights
     judge: Judge
@@ -31,6 +32,7 @@ class Trial:
     longest: int
     prompt_ratio: float
     compute: Compute
+    misses_left: float = 1
 
     def of(self, model: Weights, plan: Plan) -> Draft:
         """What `model`, shortened by `plan`, is worth."""
@@ -65,7 +67,7 @@ def choose_draft(
         tell(shorter, found)
         known[count] = found
         progress(min(1.0, len(known) / expected))
-        return found.best.speedup
+        return found.with_misses(trial.misses_left).best.speedup
 
     most = len(plan.rounds)
     expected = most if fit is None else min(most, 2 * TRIES)

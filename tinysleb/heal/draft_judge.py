@@ -14,9 +14,9 @@ from tinysleb.errors import TinyslebError
 from tinysleb.heal.prompts import chat_questions, text_ends
 from tinysleb.search.acceptance import Judge, read, written
 
-TEXTS = 32
+TEXTS = 64
 """Texts that are written: half of them answers, if the model chats, the others go on with given text."""
-LENGTH, BEGUN = 192, 64
+LENGTH, BEGUN = 128, 32
 """Tokens of a text, and those of them that are given."""
 
 

@@ -20,6 +20,9 @@ LONGEST = 16
 """Tokens that are drafted at a time, at most, unless something else is asked for."""
 MOST_DRAFTED = 512
 """What may be asked for; longer drafts are not looked at."""
+WORTHWHILE = 1.05
+"""How many times as fast as alone the original must be with a draft, for that to pay: less is not felt, and a
+draft takes memory."""
 GENEROUS = 0.8
 """An acceptance that a shortened model hardly reaches."""
 
@@ -68,25 +71,33 @@ class Draft:
         return max(self.draftings, key=lambda drafting: (drafting.speedup, -drafting.length))
 
     @property
+    def pays(self) -> bool:
+        """Whether it is worth to draft."""
+        return self.best.speedup >= WORTHWHILE
+
+    @property
     def most_cost(self) -> float:
-        """What a token may cost at this acceptance before no length is faster than the original alone."""
-        return most_cost(self.tokens, self.prompt_ratio)
+        """What a token may cost at this acceptance, so that a length pays; 0 or less if not even nothing."""
+        return most_cost(self.tokens, self.prompt_ratio, WORTHWHILE)
 
     @property
     def least_prompt_ratio(self) -> float:
-        """How many times as fast as it generates the original must read a prompt, so that a length pays;
-        infinite if none will."""
+        """How many times as fast as it generates the original must read a prompt, so that a length is no
+        slower than the original alone; infinite if none will."""
         left = {
             each.length: (each.tokens - each.length * self.cost) / (1 + self.cost) for each in self.draftings
         }
         return min((max(1.0, (k + 1) / v) for k, v in left.items() if v > 1), default=math.inf)
 
-    def with_half_the_misses(self) -> Draft:
-        """The same where half of what is refused is accepted, each token alike, as after much better healing;
-        no worse than it is."""
-        acceptance = (1 + self.acceptance) / 2
-        independent = independent_tokens(acceptance, len(self.tokens))
-        tokens = [max(pair) for pair in zip(self.tokens, independent, strict=True)]
+    def with_misses(self, left: float) -> Draft:
+        """The same where only this part of the misses is `left`: rounds give more tokens, by as much as they
+        would if each token were accepted independently."""
+        acceptance = 1 - left * (1 - self.acceptance)
+        before, after = (independent_tokens(each, len(self.tokens)) for each in (self.acceptance, acceptance))
+        tokens = [
+            min(found * more / less, length + 1)
+            for length, (found, less, more) in enumerate(zip(self.tokens, before, after, strict=True), 1)
+        ]
         return Draft(acceptance, self.cost, tokens, self.prompt_ratio)
 
 
@@ -124,12 +135,13 @@ def _rounds(runs: Sequence[int], length: int) -> int:
     return rounds
 
 
-def most_cost(tokens: Sequence[float], prompt_ratio: float = math.inf) -> float:
-    """What a draft's token may cost before no length is faster than the original alone; 0 or less if it may
-    cost nothing."""
+def most_cost(tokens: Sequence[float], prompt_ratio: float = math.inf, speedup: float = 1) -> float:
+    """What a draft's token may cost, so that at some length the original is so many times as fast with it; 0
+    or less if it may cost nothing. `tokens` a round are those of the lengths 1, 2, …"""
     checking = [_checking(length, prompt_ratio) for length in range(1, len(tokens) + 1)]
     costs = (
-        (found - v) / (length + v) for length, (found, v) in enumerate(zip(tokens, checking, strict=True), 1)
+        (found / speedup - v) / (length + v)
+        for length, (found, v) in enumerate(zip(tokens, checking, strict=True), 1)
     )
     return max(costs)
 
