@@ -154,7 +154,7 @@ def pre_tokenizer_name(path: Path) -> str:
     Raises TinyslebError if the fingerprint is not in the table: a wrong name would go unnoticed.
     """
     tokenizer = load_tokenizer_json(path)
-    fingerprint = hashlib.sha256(str(tokenizer.encode(PROBE_TEXT).ids).encode()).hexdigest()
+    fingerprint = hashlib.sha256(str(tokenizer.encode(PROBE_TEXT)).encode()).hexdigest()
     if fingerprint not in FINGERPRINTS:
         raise TinyslebError(
             f"{path} splits text in a way that is not known here (fingerprint {fingerprint})",

@@ -20,6 +20,7 @@ from tinysleb.checkpoint.open_model import open_model
 from tinysleb.errors import TinyslebError, pip_install
 from tinysleb.formats.gguf_file import read_gguf
 from tinysleb.text.tokenizer import SentencePieceTokenizer, open_tokenizer, tokenizer_from_gguf
+from tinysleb.text.tokenizer_process import TokenizerProcess
 
 
 @pytest.mark.parametrize("kind", ["byte-level", "sentencepiece"])
@@ -100,6 +101,7 @@ def test_real_vocabularies_against_llama_cpps_vectors(name: str, llama_cpp_sourc
     """llama.cpp's own tests: texts, and their tokens by the original tokenizers."""
     path = llama_cpp_source / "models" / f"ggml-vocab-{name}.gguf"
     tokenizer = tokenizer_from_gguf(read_gguf_vocabulary(read_gguf(path).values(), name))
+    assert not isinstance(tokenizer, TokenizerProcess)
     texts = Path(f"{path}.inp").read_text(encoding="utf-8").split("\n__ggml_vocab_test__\n")
     expected = Path(f"{path}.out").read_text().splitlines()
     for text, line in zip(texts, expected, strict=False):

@@ -39,6 +39,7 @@ from tinysleb.text.sentencepiece_model import (
     model_pieces,
     sentencepiece_bpe_model,
 )
+from tinysleb.text.tokenizer_process import TokenizerProcess
 from tinysleb.text.vocab_and_merges import (
     around,
     family_of,
@@ -146,7 +147,7 @@ class ByteLevelTokenizer:
         return self.tokenizer.decode(list(tokens), skip_special_tokens=True)
 
 
-ModelTokenizer = SentencePieceTokenizer | ByteLevelTokenizer
+ModelTokenizer = SentencePieceTokenizer | ByteLevelTokenizer | TokenizerProcess
 
 
 def open_tokenizer(model: Checkpoint) -> ModelTokenizer:
@@ -185,20 +186,16 @@ def _package_errors(what: str) -> Iterator[None]:
         raise TinyslebError(f"{what}: {shown(str(error))}") from error
 
 
-def load_tokenizer_json(path: Path) -> tokenizers.Tokenizer:
+def load_tokenizer_json(path: Path) -> TokenizerProcess:
     """A `tokenizer.json` file, to encode a text as it is: without padding, and without an end.
 
     Raises TinyslebError if it is not one, or the package that reads it is not installed.
     """
-    package = import_tokenizers(str(path))
+    import_tokenizers(str(path))
     try:
-        with _package_errors(f"{path} is not a tokenizer file"):
-            tokenizer: tokenizers.Tokenizer = package.Tokenizer.from_buffer(path.read_bytes())
+        return TokenizerProcess(path)
     except TinyslebError as error:
         raise wrong_file(path) or error from error
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer
 
 
 def load_sentencepiece(path: Path) -> SentencePieceProcessor:
@@ -214,7 +211,7 @@ def _from_folder(source: TokenizerFolder) -> ModelTokenizer:
     if source.sentencepiece is not None:
         return _sentencepiece_from_folder(source, source.sentencepiece)
     if (source.path / JSON_NAME).is_file():
-        return ByteLevelTokenizer(load_tokenizer_json(source.path / JSON_NAME))
+        return load_tokenizer_json(source.path / JSON_NAME)
     if has_vocabulary_and_merges(source):
         return _from_vocabulary_and_merges(source)
     if (source.path / SENTENCEPIECE_NAME).is_file():
