@@ -10,10 +10,12 @@ SHORTER := models/SmolLM2-135M-Instruct.Q4_0-sleb.gguf
 SOURCES := pyproject.toml constraints.txt $(shell find tinysleb export -name __pycache__ -prune -o -print)
 QUICK := setup plan gguf_file tokenizer ridge cli
 REMOVE ?= 6
+CASES ?= 3000
+FIRST ?= 0
 # A demo that was interrupted goes on where it was.
 CONTINUE = $(if $(wildcard $(SHORTER).unfinished.*),--resume)
 
-.PHONY: demo test install model slow check quick fix clean
+.PHONY: demo test install model slow check quick fuzz fix clean
 
 demo: $(VENV)/.installed model
 	@echo "Pruning, healing and distilling take about 15 minutes on 2 cores."
@@ -43,6 +45,10 @@ check: $(VENV)/.tested-with
 
 quick: $(VENV)/.tested-with
 	$(BIN)/pytest -q $(QUICK:%=tests/test_%.py) -k "not from_text_by_default"
+
+# Damaged and hostile files, CASES of them from the seed FIRST on; of each cause of a failure one is printed.
+fuzz: $(VENV)/.tested-with
+	cd tests && $(abspath $(BIN))/python -W ignore -m fuzz --cases $(CASES) --first $(FIRST)
 
 fix: $(VENV)/.tested-with
 	$(BIN)/ruff check --fix .

@@ -78,6 +78,7 @@ def test_files_are_read(tmp_path: Path) -> None:
         ("winogrande", b"0,no gap,a,b,1\n", "line 1 has 5 fields, and a sentence needs a gap"),
         ("winogrande", b"0,a _,a,b,3\n", "the right answer is '3', not one of 1"),
         ("choices", b"{", "line 1 is not JSON"),
+        ("choices", b"[" * 5000, "line 1 is not JSON: it is nested too deeply"),
         ("choices", b'{"context": "a", "choices": ["b", 3], "answer": 0}', "line 1: a choice is not a text"),
         ("choices", b'{"context": 7, "choices": ["b"], "answer": 0}', "`context` is 7, and not of type str"),
         (

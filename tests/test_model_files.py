@@ -13,7 +13,7 @@ from click.testing import Result
 
 from tinysleb.errors import TinyslebError
 from tinysleb.formats import model_files as names
-from tinysleb.formats.files import refuse_existing, replaced_folder
+from tinysleb.formats.files import read_json_object, refuse_existing, replaced_folder
 from tinysleb.formats.model_files import foreign_file, model_files, skipped_files
 
 Run = Callable[..., Result]
@@ -78,6 +78,25 @@ def test_neither_pipes_nor_huge_files_are_taken(folder: Path, monkeypatch: pytes
     assert "NOTICE" not in taken
     assert "tokenizer.json" not in taken
     assert "LICENSE" in taken
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "plan.json", "README.md"])
+def test_what_never_ends_is_not_read(name: str, folder: Path, run: Run) -> None:
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    for model in (folder, folder / "model.safetensors"):
+        result = run("inspect", model)
+        assert result.exit_code == 1
+        assert f"{name} is not a regular file" in result.stderr or "neither a file nor" in result.stderr
+    (folder / name).unlink()
+    (folder / name).symlink_to("/dev/zero")
+    assert "not a regular file" in run("inspect", folder).stderr
+
+
+def test_json_from_a_device_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tinysleb.formats.files.LARGEST_JSON_BYTES", 1000)
+    with pytest.raises(TinyslebError, match="/dev/zero is too large for a JSON file"):
+        read_json_object(Path("/dev/zero"))
 
 
 def test_the_cache_of_hugging_face_is_read_through_its_links(tiny_folder: Path, run: Run) -> None:

@@ -10,6 +10,7 @@ from tinysleb.checkpoint.weights import Checkpoint
 from tinysleb.checkpoint.wrong_model import refuse_absent, refuse_wrong_file, refuse_wrong_folder
 from tinysleb.errors import TinyslebError
 from tinysleb.formats.gguf_file import is_gguf
+from tinysleb.formats.model_files import refuse_special_files
 
 
 def open_model(path: Path | str, pre: str | None = None) -> Checkpoint:
@@ -27,6 +28,7 @@ def open_model(path: Path | str, pre: str | None = None) -> Checkpoint:
         return open_gguf(path, pre)
     if pre is not None:
         raise TinyslebError(f"{path} is not a GGUF, so that --pre cannot be used", "leave it out")
+    refuse_special_files(path if path.is_dir() else path.parent)
     if path.is_dir():
         refuse_wrong_folder(path)
         return open_huggingface(path)

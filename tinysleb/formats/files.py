@@ -26,9 +26,12 @@ LONGEST_NAME_BYTES = 200
 def read_json_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises TinyslebError if it is absent, too large or not an object."""
     try:
-        if path.stat().st_size > LARGEST_JSON_BYTES:
-            raise TinyslebError(f"{path} is too large for a JSON file ({path.stat().st_size} bytes)")
-        return parse_json_object(path.read_bytes())
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size or LARGEST_JSON_BYTES  # a device has none
+            text = file.read(min(size, LARGEST_JSON_BYTES) + 1)
+        if len(text) > LARGEST_JSON_BYTES:
+            raise TinyslebError(f"{path} is too large for a JSON file (over {LARGEST_JSON_BYTES} bytes)")
+        return parse_json_object(text)
     except OSError as error:
         raise TinyslebError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:

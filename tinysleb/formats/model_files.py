@@ -7,6 +7,7 @@ is here, and not with the checkpoints, because what may be replaced depends on i
 from __future__ import annotations
 
 import stat
+from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -42,6 +43,17 @@ def skipped_files(folder: Path) -> list[str]:
     """The files with a name that `model_files` knows which it leaves out, each with the reason."""
     reasons = {path: _obstacle(path, folder) for path in _named_files(folder)}
     return [f"{path} {reason}" for path, reason in reasons.items() if reason is not None]
+
+
+def refuse_special_files(folder: Path) -> None:
+    """Raise TinyslebError if a file of the model is a pipe or a device, or leads to one: reading it might
+    never end."""
+    for path in sorted(folder.iterdir()):
+        if _is_named(path.name) or _is_weights(path.name):
+            with suppress(OSError):
+                mode = path.stat().st_mode
+                if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                    raise TinyslebError(f"{path} is not a regular file", "put a copy of the file there")
 
 
 def check_read_files(folder: Path) -> None:

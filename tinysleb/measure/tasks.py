@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from tinysleb.errors import TinyslebError, shown
 from tinysleb.formats.files import read_text
+from tinysleb.formats.json_objects import parse_json_object
 
 MOST_CHOICES = 100
 """As in llama.cpp."""
@@ -75,13 +75,13 @@ def _read_choices(path: Path) -> Iterator[Question]:
             continue
         where = f"{path}, line {number}"
         try:
-            found = json.loads(line)
+            found = parse_json_object(line)
         except ValueError as error:
             raise TinyslebError(f"{where} is not JSON: {error}") from error
         wanted: Mapping[str, type] = {"context": str, "choices": list, "answer": int}
         for name, kind in wanted.items():
-            if not isinstance(found, dict) or not isinstance(found.get(name), kind):
-                value = found.get(name) if isinstance(found, dict) else found
+            if not isinstance(found.get(name), kind):
+                value = found.get(name)
                 raise TinyslebError(f"{where}: `{name}` is {shown(value)}, and not of type {kind.__name__}")
         choices = [each for each in found["choices"] if isinstance(each, str)]
         if len(choices) != len(found["choices"]):

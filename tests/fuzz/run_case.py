@@ -1,0 +1,174 @@
+"""Run a case in a forked process with limits, and judge what came of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from fuzz.cases import make_case
+
+from tinysleb.checkpoint.open_model import open_model
+from tinysleb.cli import main
+
+SECONDS, BYTES = 10, 2**30
+"""Allowed for a case; memory beyond what the process that forks has."""
+LONGEST_ERROR = 2000
+INVALID = 99
+FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+OUTPUTS = ("out", "out.gguf", "out.html", "out.plan.json", "out.gguf.unfinished.json", "out.unfinished.json")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Of a case: why it failed, or ''; `cause` is the same for cases that fail in one place."""
+
+    seed: int
+    words: Sequence[str]
+    change: str
+    code: int
+    cause: str
+    output: str
+
+    def __str__(self) -> str:
+        return (
+            f"seed {self.seed}: {self.cause}\n  {self.change[:200]}\n  tinysleb {' '.join(self.words)}\n"
+            f"  exit {self.code}: {self.output[-1500:]}"
+        )
+
+
+def run_case(seed: int, samples: Path) -> Verdict:
+    """Make a case, run it, and judge."""
+    folder = Path(tempfile.mkdtemp(prefix="fuzz-", dir=samples.parent))
+    try:
+        case = make_case(seed, samples, folder)
+        before = {path.relative_to(folder) for path in folder.rglob("*")}
+        code, output, errors = _run(case.words, folder)
+        left = {path.relative_to(folder) for path in folder.rglob("*")} - before
+        cause = _cause(code, output, errors) or _leftover(left, code, case.words)
+        return Verdict(seed, case.words, case.change, code, cause, output + errors)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _run(words: Sequence[str], folder: Path) -> tuple[int, str, str]:
+    """The exit code, minus the number of the signal that ended it, and what was printed."""
+    paths = [folder.with_suffix(suffix) for suffix in (".stdout", ".stderr")]
+    if not (child := os.fork()):
+        _be_the_case(words, folder, paths)
+    code = _wait(child)
+    texts = [path.read_bytes().decode("utf-8", "surrogateescape") for path in paths]
+    for path in paths:
+        path.unlink()
+    return code, texts[0], texts[1]
+
+
+def _wait(child: int) -> int:
+    end = time.monotonic() + SECONDS * 3  # the process ends itself after so many seconds of its own
+    while True:
+        found, status = os.waitpid(child, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > end:
+            os.kill(child, signal.SIGKILL)
+        time.sleep(0.002)
+
+
+def _be_the_case(words: Sequence[str], folder: Path, paths: Sequence[Path]) -> NoReturn:
+    code = INVALID
+    try:
+        for number, path in enumerate(paths, start=1):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding="utf-8") for number in (1, 2))
+        os.chdir(folder)
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + BYTES,) * 2)
+        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+        code = _ended(words)
+        if code == 0:
+            _check_outputs(words)
+    except BaseException:
+        code = INVALID
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _ended(words: Sequence[str]) -> int:
+    try:
+        main.main(list(words), prog_name="tinysleb", color=True)
+    except SystemExit as error:
+        return int(error.code or 0)
+
+
+def _check_outputs(words: Sequence[str]) -> None:
+    """Whatever was written can be opened."""
+    for name in ("out", "out.gguf"):
+        if Path(name).exists() and name in words:
+            open_model(Path(name))
+
+
+def _cause(code: int, output: str, errors: str) -> str:
+    """Why it failed; '' if it did not."""
+    if "Traceback (most recent call last)" in errors or code == INVALID:
+        return _place(errors)
+    if code < 0:
+        return f"signal {-code}"
+    if code not in (0, 1, 2):
+        return f"exit code {code}"
+    if found := FORBIDDEN.search(output + errors):
+        return f"prints {found[0]!a}"
+    if found := re.search(r"\w*Warning: .*", errors):
+        return found[0][:80]
+    lines = [line for line in errors.splitlines() if line.startswith("Error:")]
+    if len(lines) != (code != 0) or any(len(line) > LONGEST_ERROR for line in lines):
+        return f"{len(lines)} lines of errors"
+    return _json_cause(output) if code == 0 and output.startswith("{") else ""
+
+
+def _json_cause(output: str) -> str:
+    def refuse(word: str) -> Any:
+        raise ValueError(word)
+
+    try:
+        json.loads(output, parse_constant=refuse, parse_float=_finite)
+    except ValueError as error:
+        return f"prints what is not JSON: {error}"
+    return ""
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(text)
+    return value
+
+
+def _place(errors: str) -> str:
+    """The error, and where in tinysleb it came from."""
+    frames = re.findall(r'File "([^"]*)", line (\d+), in (\S+)', errors)
+    own = [each for each in frames if "/tinysleb/" in each[0] or "/export/" in each[0]]
+    last = re.findall(r"^[\w.]+(?:Error|Exception|Interrupt|Warning)\b", errors, re.MULTILINE)
+    where = f"{own[-1][0].rpartition('/')[2]}:{own[-1][1]} {own[-1][2]}" if own else "nowhere of ours"
+    return f"{last[-1] if last else 'traceback'} in {where}"
+
+
+def _leftover(left: set[Path], code: int, words: Sequence[str]) -> str:
+    """What a command left that is no output of it. A model that is no draft of another is written first."""
+    written = code == 0 or "--draft" in words
+    outputs = {name for name in OUTPUTS if written or "unfinished" in name}
+    strange = [path for path in left if path.parts[0] not in outputs]
+    return f"leaves {strange[0]}" if strange else ""
