@@ -39,6 +39,7 @@ OTHERS = {
 """Options of other programs that hints and documentation name."""
 QUICKER = {
     "prune": ["--no-heal", "--windows", "2", "--window-length", "64"],
+    "draft": ["--no-heal", "--windows", "2", "--window-length", "64"],
     "heal": ["--heal", "solve", "--text", "FILE", "--self-text", "0", "--heal-tokens", "2048"],
 }
 """What makes a documented command end in a second on a tiny model."""
