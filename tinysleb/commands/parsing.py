@@ -10,6 +10,7 @@ import click
 
 from tinysleb.commands.console import Failure
 from tinysleb.commands.options import NONE, SOLVE, WAYS
+from tinysleb.commands.running_out import what_ran_out
 from tinysleb.commands.signals import exit_code
 from tinysleb.errors import TinyslebError
 
@@ -33,6 +34,11 @@ class CommandGroup(click.Group):
             return super().invoke(ctx)
         except TinyslebError as error:
             raise Failure(error) from error
+        except (OSError, MemoryError, RuntimeError) as error:
+            problem = what_ran_out(error)
+            if problem is None:
+                raise
+            raise Failure(problem) from error
         except KeyboardInterrupt as interrupt:
             with suppress(OSError):  # the terminal may be gone
                 click.echo("\nAborted!", err=True)
