@@ -157,15 +157,15 @@ def _key_problems(metadata: Metadata, architecture: str, blocks: object) -> Iter
 
 
 def _vocabulary_problems(metadata: Metadata) -> Iterator[str]:
-    model = _value(metadata, "tokenizer.ggml.model", "none")
+    model = str(_value(metadata, "tokenizer.ggml.model", "none"))
     if model in NO_VOCABULARY:
         return
     required = ["tokenizer.ggml.tokens"] + ["tokenizer.ggml.merges"] * (model == "gpt2")
     yield from (f"it has no `{key}`" for key in required if key not in metadata)
-    tokens = _value(metadata, "tokenizer.ggml.tokens", [])
+    tokens = _array(metadata, "tokenizer.ggml.tokens")
     for key in ("tokenizer.ggml.scores", "tokenizer.ggml.token_type"):
-        if len(_value(metadata, key, tokens)) < len(tokens):
-            yield f"`{key}` has {len(metadata[key].value)} entries, for {len(tokens)} tokens"
+        if key in metadata and (count := len(_array(metadata, key))) < len(tokens):
+            yield f"`{key}` has {count} entries, for {len(tokens)} tokens"
     named = [token for token in tokens if token]  # an empty one gets a name of its own
     if len(set(named)) < len(named):
         yield f"`tokenizer.ggml.tokens` has {shown(Counter(named).most_common(1)[0][0])} more than once"
@@ -227,7 +227,7 @@ def _sizes(metadata: Metadata, architecture: str, block: int = 0) -> dict[str, i
     kv_heads = size("attention.head_count_kv", heads)
     split = width // max(size("attention.head_count", 0, block=0), 1)
     key, value = size("attention.key_length", split), size("attention.value_length", split)
-    tokens = len(_value(metadata, "tokenizer.ggml.tokens", [])) or size("vocab_size", 0)
+    tokens = len(_array(metadata, "tokenizer.ggml.tokens")) or size("vocab_size", 0)
     return {
         "V": tokens, "E": width, "F": size("feed_forward_length", 0), "D": key, "Q": heads * key,
         "K": kv_heads * key, "W": kv_heads * value,
@@ -237,3 +237,9 @@ def _sizes(metadata: Metadata, architecture: str, block: int = 0) -> dict[str, i
 
 def _value(metadata: Metadata, key: str, default: Any) -> Any:
     return metadata[key].value if key in metadata else default
+
+
+def _array(metadata: Metadata, key: str) -> list[Any]:
+    """Its items; none for what is no array, which is said elsewhere."""
+    value = _value(metadata, key, [])
+    return value if isinstance(value, list) else []

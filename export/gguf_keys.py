@@ -88,6 +88,8 @@ def mended_metadata(metadata: Mapping[str, GgufValue]) -> tuple[dict[str, GgufVa
     """
     architecture = str(getattr(metadata.get("general.architecture"), "value", ""))
     tokens = metadata.get("tokenizer.ggml.tokens")
+    if tokens is not None and tokens.type != GGUFValueType.ARRAY:
+        tokens = None  # what is no vocabulary has no tokens that an id could be
     mended: dict[str, GgufValue] = {}
     notes: list[str] = []
     for key, item in metadata.items():

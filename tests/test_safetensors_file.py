@@ -88,6 +88,15 @@ def test_no_safetensors_file(data: bytes, tmp_path: Path) -> None:
         read_safetensors_header(path)
 
 
+def test_a_header_that_would_take_much_memory_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tinysleb.formats.safetensors_file.LARGEST_HEADER_BYTES", 99)
+    (tmp_path / "f").write_bytes(struct.pack("<Q", 100) + b"{}".ljust(100))
+    with pytest.raises(TinyslebError, match="has a header of 100 bytes; at most 99 are read"):
+        read_safetensors_header(tmp_path / "f")
+
+
 def test_a_file_cut_after_its_header_was_read(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     safetensors.torch.save_file(TENSORS, path)

@@ -265,6 +265,7 @@ WRONG: dict[str, tuple[str, Any, str]] = {
     "a list of objects": ("tokenizer_config.json", {"added_tokens_decoder": [1]}, "`added_tokens_decoder`"),
     "without content": ("tokenizer_config.json", {"added_tokens_decoder": {"5": {}}}, "no .* 5: content`"),
     "an index": ("added_tokens.json", {"<x>": "5"}, "`<x>` is '5'"),
+    "a number for no float": ("tokenizer_config.json", {"x": 10**400}, "it has a number of 401 digits"),
     "half a pair": ("tokenizer_config.json", {"chat_template": "\ud800"}, "is not valid JSON"),
 }
 
@@ -364,3 +365,18 @@ def test_what_only_a_gguf_needs_is_named(run: Callable[..., Any], tmp_path: Path
     result = run("export", folder, "--gguf", "m.gguf", "--pre", "smollm")
     assert result.exit_code == 1
     assert "`original_max_position_embeddings` is 'long'" in result.stderr
+
+
+@pytest.mark.parametrize("key", ["tokens", "token_type", "merges", "scores"])
+@pytest.mark.parametrize(
+    "words", [("prune", "--blocks", "3", "-o", "x.gguf"), ("export", "--gguf", "x.gguf")]
+)
+def test_a_vocabulary_that_is_a_number_is_refused_by_what_writes_it(
+    key: str, words: tuple[str, ...], tiny_gguf: Path, run: Callable[..., Any], tmp_path: Path
+) -> None:
+    changes = {f"tokenizer.ggml.{key}": GgufValue(32768, gguf.GGUFValueType.UINT32)}
+    model = with_metadata(tiny_gguf, tmp_path / "m.gguf", changes)
+    result = run(words[0], model, *words[1:])
+    assert result.exit_code == 1
+    assert f"tokenizer.ggml.{key}" in result.stderr
+    assert not Path("x.gguf").exists()

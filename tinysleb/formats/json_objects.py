@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
+MOST_DIGITS = 308
+"""Of a whole number: with more, it may be none for a float."""
+MANY_DIGITS, MANY_BYTES = re.compile(r"\d{309}"), re.compile(rb"\d{309}")
 DEEPEST_NESTING = 100
 """Python's own reader and writer give up somewhere between this and a few thousand."""
 
@@ -12,9 +16,11 @@ DEEPEST_NESTING = 100
 def parse_json_object(text: str | bytes, **options: Any) -> dict[str, Any]:
     """The object that a text holds; `options` are those of `json.loads`.
 
-    Raises ValueError if it is not valid JSON, not an object, nested too deeply, or has text that cannot be
-    encoded: half of a surrogate pair, which JSON can express and UTF-8 cannot.
+    Raises ValueError if it is not valid JSON, not an object, nested too deeply, has a number that no float
+    can hold, or text that cannot be encoded: half of a surrogate pair, which JSON can express, not UTF-8.
     """
+    if MANY_BYTES.search(text) if isinstance(text, bytes) else MANY_DIGITS.search(text):
+        options["parse_int"] = _bounded
     try:
         value = json.loads(text, **options)
     except RecursionError as error:
@@ -24,6 +30,12 @@ def parse_json_object(text: str | bytes, **options: Any) -> dict[str, Any]:
     _check_nesting(value)
     _check_encodable(text, value)
     return value
+
+
+def _bounded(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"it has a number of {len(digits)} digits")
+    return int(digits)
 
 
 def _check_nesting(value: Any) -> None:
