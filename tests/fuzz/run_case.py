@@ -28,7 +28,7 @@ SECONDS, BYTES = 10, 2**30
 LONGEST_ERROR = 2000
 INVALID = 99
 FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-OUTPUTS = ("out", "out.gguf", "out.html", "out.plan.json", "out.gguf.unfinished.json", "out.unfinished.json")
+OUTPUTS = ("out", "out.gguf", "out.html", "out.plan.json")
 
 
 @dataclass(frozen=True)
@@ -167,8 +167,9 @@ def _place(errors: str) -> str:
 
 
 def _leftover(left: set[Path], code: int, words: Sequence[str]) -> str:
-    """What a command left that is no output of it. A model that is no draft of another is written first."""
+    """What a command left that is no output of it, and nothing to continue from. A model that is no draft of
+    another is written first."""
     written = code == 0 or "--draft" in words
-    outputs = {name for name in OUTPUTS if written or "unfinished" in name}
-    strange = [path for path in left if path.parts[0] not in outputs]
+    names = {path.parts[0] for path in left}
+    strange = [name for name in names if ".unfinished." not in name and not (written and name in OUTPUTS)]
     return f"leaves {strange[0]}" if strange else ""
