@@ -110,6 +110,6 @@ def test_a_killed_search_over_halves_resumes_to_the_same_plan(
         return sweep(*args, **named)
 
     monkeypatch.setattr(race, "sweep", dies)
-    assert run(*words, "-o", "out").exit_code == 1
+    assert run(*words, "-o", "out").exit_code == 130
     assert run(*words, "-o", "out", "--resume").exit_code == 0
     assert Path("out/plan.json").read_bytes() == Path("whole/plan.json").read_bytes()

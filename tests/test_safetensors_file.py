@@ -59,7 +59,7 @@ DAMAGED = {
     ),
     "too many dimensions": (one(shape=[2**62] * 500), "has the shape"),
     "no 64-bit number": (one(shape=[2**63]), "has the shape"),
-    "numbers of 4000 digits": (one(shape=[int("9" * 4000)] * 500), "has the shape"),
+    "numbers of 4000 digits": (one(shape=[int("9" * 4000)] * 500), "it has a number of 4000 digits"),
     "dtype": (one(dtype="Q9"), "'Q9'"),
     "negative shape": (one(shape=[-2, 2]), r"\[-2, 2\]"),
     "shape of floats": (one(shape=[2.0, 2]), r"\[2.0, 2\]"),

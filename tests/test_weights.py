@@ -110,7 +110,7 @@ REFUSED_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "llama3": ({"rope_parameters": LLAMA3_ROPE | {"low_freq_factor": 4.0}}, "`rope: low_freq_factor` is 4"),
     "infinite": ({"rms_norm_eps": float("inf")}, "`rms_norm_eps` is inf"),
-    "enormous": ({"rope_theta": 10**400, "rope_parameters": None}, "rope_theta"),
+    "enormous": ({"rope_theta": 10**400, "rope_parameters": None}, "it has a number of 401 digits"),
     "blocks": ({"num_hidden_layers": 10**7}, "`num_hidden_layers` is 10000000"),
     "attention heads": ({"num_attention_heads": 3, "head_dim": None}, "`num_attention_heads` is 3"),
     "fp8 blocks": (

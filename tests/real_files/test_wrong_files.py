@@ -159,11 +159,6 @@ def cache(folder: Path) -> Path:
     return snapshot.parent.parent
 
 
-def parent_folder(folder: Path) -> Path:
-    model(folder)
-    return folder
-
-
 def pickle_renamed(folder: Path) -> Path:
     """torch.save writes a ZIP archive; some give it the other ending, which changes nothing."""
     path = model(folder)
@@ -446,19 +441,13 @@ def truncated_safetensors(folder: Path) -> Path:
         "a folder of GGUF files",
         folder_of(a__gguf=b"GGUF", b__gguf=b"GGUF"),
         "transformers asks for gguf_file",
-        refused("holds GGUF files: a.gguf, b.gguf", "a.gguf"),
+        refused("holds several models: a.gguf, b.gguf", "a.gguf"),
     ),
     Condition(
         "a model's place in the Hugging Face cache",
         cache,
         "transformers: no file named config.json",
         refused("is a model's place in the Hugging Face cache", "snapshots/0123abc"),
-    ),
-    Condition(
-        "the folder around the model's folder",
-        parent_folder,
-        "transformers: no file named config.json",
-        refused("has no config.json, but folders with one: model"),
     ),
     Condition(
         "the format that Meta and Mistral publish",
