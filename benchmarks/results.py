@@ -64,6 +64,8 @@ COLUMNS = (
     "prompt", "generation",
 )  # fmt: skip
 SMALLER = "original in smaller types"
+HIGHEST = 2.5
+"""Times the original's perplexity, that the picture shows: what is above is in the table."""
 AXES = {
     "prompt": "prompt, tokens/s",
     "generation": "generation, tokens/s",
@@ -226,6 +228,7 @@ def measure(maker: Maker, text: Path) -> list[Row]:
         maker.run("compare", *files, "--text", text.resolve(), *windows, "--speed", "--json")
     )
     on_given = json.loads(maker.run("eval", *files, "--tokens", "given.npy", "--json"))
+    (maker.folder / "measured.json").write_text(json.dumps({"text": on_text, "given": on_given}))
     rows = zip(variants, on_text["models"], on_given["models"], strict=True)
     return [Row(*each) for each in rows]
 
@@ -243,6 +246,7 @@ def page(models: Mapping[str, Sequence[Row]], picture: Path, command: str) -> It
         yield f"## {name}\n"
         yield from table(rows)
         yield ""
+        yield "| by perplexity and | no other beats |\n|---|---|"
         for axis, title in AXES.items():
             yield from best(rows, axis, title)
         yield ""
@@ -292,7 +296,7 @@ def best(rows: Sequence[Row], axis: str, title: str) -> Iterator[str]:
         for row, own in zip(rows, places, strict=True)
         if not any(other != own and other[0] <= own[0] and other[1] <= own[1] for other in places)
     ]
-    yield f"- By perplexity and {title.split(',')[0]}, no other beats: {'; '.join(named)}."
+    yield f"| {title.split(',')[0]} | {'; '.join(named)} |"
 
 
 def processor() -> str:
@@ -328,7 +332,9 @@ def draw(models: Mapping[str, Sequence[Row]], path: Path) -> None:
                     places, [row.text["perplexity"] for row in points], "-" if ours else "--", marker=".",
                     label=method, color=f"C{number % 10}", linewidth=2 if number >= 10 else 1,
                 )  # fmt: skip
-            panel.set(xlabel=title, ylabel="perplexity", yscale="log", title=name)
+            original = rows[0].text["perplexity"]
+            panel.set(xlabel=title, ylabel="perplexity", title=name)
+            panel.set_ylim(0.95 * original, HIGHEST * original)
     panels[0][-1].legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
