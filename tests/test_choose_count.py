@@ -14,7 +14,7 @@ from click.testing import Result
 from tinysleb.errors import TinyslebError
 from tinysleb.heal.choose_count import choose_count
 from tinysleb.plan import Plan, Round
-from tinysleb.search.comparison import Comparison
+from tinysleb.search.nearness import Nearness
 from tinysleb.search.stopping import LIMIT
 from tinysleb.sublayers import block_cut
 
@@ -27,8 +27,8 @@ def plan_of(growths: Sequence[float]) -> Plan:
     return Plan(20, len(rounds), {}, 3.0, rounds=rounds)
 
 
-def comparison(divergence: float) -> Comparison:
-    return Comparison(20.0, 1.0, 1.5, divergence, 0.01, divergence / 2, 1.0, 0.8, 0.1)
+def nearness(divergence: float) -> Nearness:
+    return Nearness(divergence, 0.8, 1.5)
 
 
 @pytest.mark.parametrize("kept", range(1, 7))
@@ -39,9 +39,9 @@ def test_the_most_that_a_model_bears(kept: int, scale: float) -> None:
     divergences = [LIMIT * (1 + n - kept) / 8 + LIMIT for n in range(6)]
     measured: list[int] = []
 
-    def measure(plan: Plan) -> Comparison:
+    def measure(plan: Plan) -> Nearness:
         measured.append(len(plan.rounds))
-        return comparison(divergences[len(plan.rounds) - 1])
+        return nearness(divergences[len(plan.rounds) - 1])
 
     plan, points = choose_count(plan_of([scale * (n + 1) for n in range(6)]), measure)
     assert (len(plan.rounds), plan.target) == (kept, kept)
@@ -53,7 +53,7 @@ def test_the_most_that_a_model_bears(kept: int, scale: float) -> None:
 
 def test_a_model_that_bears_nothing_is_left_alone() -> None:
     with pytest.raises(TinyslebError, match=r"the healed model is 0\.90 nats from the original") as raised:
-        choose_count(plan_of([1.0, 2.0]), lambda _plan: comparison(0.9))
+        choose_count(plan_of([1.0, 2.0]), lambda _plan: nearness(0.9))
     assert "--remove 1" in raised.value.hint
 
 

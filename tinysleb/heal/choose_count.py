@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from tinysleb.errors import TinyslebError
 from tinysleb.plan import Plan
-from tinysleb.search.comparison import Comparison
+from tinysleb.search.nearness import Nearness
 from tinysleb.search.stopping import LIMIT
 from tinysleb.sublayers import cut_title
 
@@ -34,7 +34,7 @@ class Point:
         return self.mean_kld <= LIMIT
 
 
-def choose_count(plan: Plan, measure: Callable[[Plan], Comparison]) -> tuple[Plan, list[Point]]:
+def choose_count(plan: Plan, measure: Callable[[Plan], Nearness]) -> tuple[Plan, list[Point]]:
     """The beginning of `plan` after which a model, healed and measured, still keeps what counts, and all that
     was measured, by the number of cuts: with one cut less and one more, as far as the plan has them.
 

@@ -17,7 +17,7 @@ from tinysleb.heal.choose_blocks import choose_healed, interleave, repaired
 from tinysleb.heal.choose_count import choose_count
 from tinysleb.heal.text import Source
 from tinysleb.plan import Plan, perplexity
-from tinysleb.search.comparison import Comparison, compare
+from tinysleb.search.nearness import Nearness, ask
 
 Say = Callable[[str], None]
 
@@ -54,11 +54,11 @@ def choose_how_many(
     """The beginning of the plan after which the healed model keeps what counts, and what was measured."""
     fit = interleave([source.fit for source in sources])
     held_back = torch.cat([source.held_back for source in sources])
-    tried = count(1)
+    yardstick, tried = ask(weights, held_back, compute), count(1)
 
-    def measure(plan: Plan) -> Comparison:
+    def measure(plan: Plan) -> Nearness:
         with repaired(weights, plan, fit, compute, folder) as model:
-            found = compare(weights, [model], held_back, compute)[1]
+            found = yardstick.nearness(model, compute)
         progress("choosing how much to remove", 1 - 0.5 ** next(tried))
         return found
 

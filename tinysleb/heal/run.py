@@ -40,8 +40,8 @@ from tinysleb.heal.text import (
 )
 from tinysleb.heal.walk import RIDGE, STEP, HealedMatrix, check_healable, plan_healing_memory
 from tinysleb.plan import Plan, perplexity
-from tinysleb.search.comparison import compare
 from tinysleb.search.evaluate import evaluate
+from tinysleb.search.nearness import ask
 
 Say = Callable[[str], None]
 Types = Callable[[ModelConfig], Wanted]
@@ -234,7 +234,7 @@ def _heal_and_judge(
     for line in (*_outcome_lines(outcomes), *_worse_lines(outcomes, report)):
         say(line)
     held_back = torch.cat([source.held_back for source in sources])
-    kept = compare(weights, [model], held_back, compute)[1]
+    kept = ask(weights, held_back, compute).nearness(model, compute)
     report["kept"] = {"mean_kld": kept.mean_kld, "same_top": kept.same_top}
     if prepared.distilling is None and types is None:
         say(_solved_line(matrices))

@@ -10,11 +10,9 @@ from torch import Tensor
 
 from tinysleb.checkpoint.weights import Weights
 from tinysleb.compute.compute import Compute
-from tinysleb.compute.memory import obey
-from tinysleb.model.chunks import chunks
 from tinysleb.model.forward import top_tokens
 from tinysleb.model.sampling import load_resident, sample
-from tinysleb.search.original import normed_states
+from tinysleb.search.original import walks
 
 Span = tuple[int, int]
 
@@ -75,11 +73,8 @@ def hits(draft: Weights, judge: Judge, compute: Compute) -> list[list[bool]]:
 def _top_at_places(weights: Weights, windows: Tensor, compute: Compute) -> Tensor:
     """The most likely token at each place of windows `[n, T]`, the same shape; -1 at the first."""
     count, length = windows.shape
-    memory = compute.memory_plan(weights, 0, count, length)
-    obey(memory)
     found = torch.full((count, length), -1, dtype=torch.int64)
-    for first, last in chunks(count, memory.windows):
-        states = normed_states(weights, windows[first:last], compute, memory.ahead)
-        top = top_tokens(weights, states, compute.dtype).view(last - first, length)
-        found[first:last, 1:] = top[:, :-1].cpu()
+    for some, states in walks(weights, windows, compute):
+        top = top_tokens(weights, states, compute.dtype).view(len(some), length)
+        found[some.start : some.stop, 1:] = top[:, :-1].cpu()
     return found

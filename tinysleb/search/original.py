@@ -8,6 +8,7 @@ token, is all that need be kept of p. So a candidate's divergence costs no more 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from tinysleb.checkpoint.config import head_name
 from tinysleb.checkpoint.weights import Weights
 from tinysleb.compute.compute import Compute
+from tinysleb.compute.memory import obey
 from tinysleb.model.blocks import load_blocks
 from tinysleb.model.chunks import VOCABULARY_CHUNK, chunks, windows_in_call
 from tinysleb.model.forward import advance, embed, final_norm, log_sums
@@ -58,6 +60,17 @@ def ask_original(weights: Weights, tokens: Tensor, compute: Compute) -> Original
         shape = last - first, tokens.shape[1]
         parts.append((expected.view(*shape, -1), information.view(shape)))
     return Original(*(torch.cat(each) for each in zip(*parts, strict=True)))
+
+
+def walks(weights: Weights, tokens: Tensor, compute: Compute) -> Iterator[tuple[range, Tensor]]:
+    """`normed_states` of windows `[n, T]`, as many at a time as fit into memory, and which these are.
+
+    Raises TinyslebError if there is too little for one.
+    """
+    memory = compute.memory_plan(weights, 0, *tokens.shape)
+    obey(memory)
+    for first, last in chunks(len(tokens), memory.windows):
+        yield range(first, last), normed_states(weights, tokens[first:last], compute, memory.ahead)
 
 
 def normed_states(weights: Weights, tokens: Tensor, compute: Compute, ahead: bool) -> Tensor:
