@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import math
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -83,7 +82,7 @@ def beginning(plan: Plan, saving: float, costs: Costs) -> Plan:
     counts = range(1, len(plan.rounds) + 1)
     enough = [n for n in counts if costs.saved(plan.cuts[:n]) >= saving * (1 - 1e-6)]
     count = enough[0] if enough else len(plan.rounds)
-    return replace(plan, target=count, rounds=plan.rounds[:count])
+    return plan.first(count)
 
 
 def refined(bench: Bench, plan: Plan, kind: str) -> Plan:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,10 @@ class Plan:
     def kept(self) -> tuple[Pair, ...]:
         """The blocks that stay, or that two halves make."""
         return pairs_of(self.stack)
+
+    def first(self, count: int) -> Plan:
+        """The plan that makes only so many of its cuts."""
+        return replace(self, target=count, rounds=self.rounds[:count])
 
     @property
     def by_divergence(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -61,9 +61,7 @@ def _shortened(path: Path, count: int | None, original: Checkpoint, console: Con
     plan = read_fitting_plan(path, original, force=False, console=console)
     if count is not None and count > len(plan.rounds):
         raise TinyslebError(f"{path} makes {len(plan.rounds)} cuts, and {path}@{count} asks for {count}")
-    if count is not None:
-        plan = replace(plan, target=count, rounds=plan.rounds[:count])
-    return Shortened(original, plan.kept)
+    return Shortened(original, (plan if count is None else plan.first(count)).kept)
 
 
 def _gguf(path: Path) -> Path | None:

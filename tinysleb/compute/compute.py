@@ -16,6 +16,8 @@ from tinysleb.formats.units import parse_bytes
 DEFAULT_MEMORY = "4GiB"
 ALONE = Group()
 """One process that shares its work with nobody."""
+Say = Callable[[str], None]
+"""Called with a message."""
 Progress = Callable[[str, float], None]
 """Called with a label and the fraction done, 0 to 1."""
 

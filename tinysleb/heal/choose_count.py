@@ -44,7 +44,7 @@ def choose_count(plan: Plan, measure: Callable[[Plan], Nearness]) -> tuple[Plan,
 
     def at(count: int) -> Point:
         if count not in points:
-            found = measure(_beginning(plan, count))
+            found = measure(plan.first(count))
             points[count] = Point(count, found.mean_kld, found.same_top, found.ratio)
         return points[count]
 
@@ -59,15 +59,10 @@ def choose_count(plan: Plan, measure: Callable[[Plan], Nearness]) -> tuple[Plan,
             f"from the original, and up to {LIMIT:g} it writes as it should: nothing is removed",
             "remove it all the same with --remove 1",
         )
-    for neighbour in (count - 1, count + 1):
-        if 0 < neighbour <= len(plan.rounds):
-            at(neighbour)
+    if count > 1:
+        at(count - 1)
     reason = f"by default: {at(count).mean_kld:.2f} nats from the original when healed, of {LIMIT:g} at most"
-    return replace(_beginning(plan, count), stopped=reason), [points[each] for each in sorted(points)]
-
-
-def _beginning(plan: Plan, count: int) -> Plan:
-    return replace(plan, target=count, rounds=plan.rounds[:count])
+    return replace(plan.first(count), stopped=reason), [points[each] for each in sorted(points)]
 
 
 def _guess(plan: Plan) -> int:

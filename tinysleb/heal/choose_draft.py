@@ -77,4 +77,4 @@ def choose_draft(
 
 def first_cuts(plan: Plan, count: int) -> Plan:
     """The plan that makes only so many of its cuts."""
-    return replace(plan, target=count, rounds=plan.rounds[:count], stopped=f"the best draft: {count} cuts")
+    return replace(plan.first(count), stopped=f"the best draft: {count} cuts")

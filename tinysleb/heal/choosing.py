@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from itertools import count
@@ -12,14 +12,12 @@ from typing import Any
 import torch
 
 from tinysleb.checkpoint.weights import Checkpoint
-from tinysleb.compute.compute import Compute, Progress
+from tinysleb.compute.compute import Compute, Progress, Say
 from tinysleb.heal.choose_blocks import choose_healed, interleave, repaired
 from tinysleb.heal.choose_count import choose_count
 from tinysleb.heal.text import Source
 from tinysleb.plan import Plan, perplexity
 from tinysleb.search.nearness import Nearness, ask
-
-Say = Callable[[str], None]
 
 
 def choose_runs(

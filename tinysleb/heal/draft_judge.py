@@ -13,6 +13,8 @@ from tinysleb.compute.memory import sampling_bytes
 from tinysleb.errors import TinyslebError
 from tinysleb.heal.prompts import chat_questions, text_ends
 from tinysleb.search.acceptance import Judge, read, written
+from tinysleb.text.long_text import Unfinished
+from tinysleb.text.tokenizer import open_tokenizer
 
 TEXTS = 64
 """Texts that are written: half of them answers, if the model chats, the others go on with given text."""
@@ -43,7 +45,7 @@ def draft_judge(
     ends: frozenset[int] = frozenset()
     if has_tokenizer:
         prompts = list(islice(chat_questions(weights, seed, say), TEXTS // 2))
-        ends = text_ends(weights)
+        ends = text_ends(weights, Unfinished(open_tokenizer(weights)))
     prompts += _beginnings(windows, length)[: TEXTS - len(prompts)]
     judge = written(weights, prompts, length, ends, compute, progress)
     if not judge.count:

@@ -74,11 +74,13 @@ def chat_questions(weights: Checkpoint, seed: int, say: Callable[[str], None]) -
     return (prompt for prompt in prompts if max(prompt) < rows)
 
 
-def text_ends(weights: Checkpoint) -> frozenset[int]:
-    """The tokens that end what a model writes, as far as its files name them."""
-    tokenizer = Unfinished(open_tokenizer(weights))
+def text_ends(weights: Checkpoint, tokenizer: Tokenizer, more: Sequence[str] = ()) -> frozenset[int]:
+    """The tokens that end what a model writes, as far as its files name them, and `more` that it may know.
+
+    `tokenizer` puts nothing behind a text.
+    """
     front = len(tokenizer.encode(""))
-    texts = END_OF_TEXT, weights.tokenizer_files().special_tokens.get("eos_token", "")
+    texts = END_OF_TEXT, weights.tokenizer_files().special_tokens.get("eos_token", ""), *more
     tokens = [tokenizer.encode(text)[front:] for text in texts if text]
     return frozenset(found[0] for found in tokens if len(found) == 1)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tinysleb.checkpoint.config import ModelConfig
 from tinysleb.checkpoint.weights import Checkpoint, Shortened, Weights
-from tinysleb.compute.compute import Compute, Progress, compute_on
+from tinysleb.compute.compute import Compute, Progress, Say, compute_on
 from tinysleb.compute.device import dtype_name
 from tinysleb.compute.memory import give_back_freed
 from tinysleb.errors import TinyslebError
@@ -43,7 +43,6 @@ from tinysleb.plan import Plan, perplexity
 from tinysleb.search.evaluate import evaluate
 from tinysleb.search.nearness import ask
 
-Say = Callable[[str], None]
 Types = Callable[[ModelConfig], Wanted]
 HEAL_TOKENS = 32768
 

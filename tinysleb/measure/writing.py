@@ -15,16 +15,17 @@ from tinysleb.compute.compute import Compute
 from tinysleb.compute.memory import sampling_bytes
 from tinysleb.errors import TinyslebError
 from tinysleb.formats.units import format_bytes
+from tinysleb.heal.prompts import text_ends
 from tinysleb.measure.language import language_of
 from tinysleb.measure.prompts import PROMPTS, Prompt, encode_prompts
 from tinysleb.model.sampling import load_resident, sample
 from tinysleb.text.long_text import Unfinished
-from tinysleb.text.tokenizer import Tokenizer, open_tokenizer
+from tinysleb.text.tokenizer import open_tokenizer
 
 WRITTEN = 128
 """Tokens of an answer, at most."""
-ENDS = "<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>"
-"""Of a text or of a turn in a chat, besides the model's own EOS token."""
+TURN_ENDS = "<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>"
+"""Of what is said in a chat, besides the model's own EOS token."""
 GRAM = 4
 """Tokens in a row that a text repeats or not."""
 
@@ -73,7 +74,7 @@ def questions(weights: Checkpoint, prompts: Sequence[Prompt] = PROMPTS) -> Quest
         raise TinyslebError(
             f"the chat template uses token {largest}, and the vocabulary has {weights.config.vocab_size} rows"
         )
-    return Questions(prompts, tokens, _ends(weights, unfinished), tokenizer.decode)
+    return Questions(prompts, tokens, text_ends(weights, unfinished, TURN_ENDS), tokenizer.decode)
 
 
 def answer(
@@ -134,11 +135,3 @@ def repeated(tokens: Sequence[int]) -> float:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-
-def _ends(weights: Checkpoint, tokenizer: Tokenizer) -> frozenset[int]:
-    """The tokens that end a text or a turn, which a model that stops by itself writes."""
-    texts = (weights.tokenizer_files().special_tokens.get("eos_token", ""), *ENDS)
-    plain = len(tokenizer.encode(""))
-    encoded = [tokenizer.encode(text) for text in texts if text]
-    return frozenset(tokens[-1] for tokens in encoded if len(tokens) == plain + 1)

@@ -85,10 +85,9 @@ def compare(
     start = first_scored(tokens.shape[1]) if second_half else 0
     for first, last in chunks(len(tokens), memory.windows):
         windows = _Windows(tokens[first:last], start, memory.ahead)
-        base = windows.base(original, known, first, compute)
+        base, targets = windows.base(original, known, first, compute), windows.targets.to(compute.device)
         for number, model in enumerate(everything):
             side = base if number == 0 else windows.side(model, compute)
-            targets = windows.targets.to(compute.device)
             found[number].append(_compare_sides(base, side, targets, keep if number == 0 else None))
             progress((first + (number + 1) / len(everything) * (last - first)) / len(tokens))
     results = [_joined(each) for each in found]

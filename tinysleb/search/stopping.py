@@ -155,7 +155,7 @@ def finished_plan(rule: StoppingRule, plan: Plan) -> Plan | None:
     first round, or if the plan does not know the perplexities that the rule asks for.
     """
     for count in range(1, len(plan.rounds) + 1):
-        shorter = replace(plan, target=count, rounds=plan.rounds[:count])
+        shorter = plan.first(count)
         if rule.increase is not None and (growth := _growth(shorter, rule)) > rule.increase:
             return _before_last(shorter, rule, growth)
         if rule.output_bytes is not None and rule.size_of is not None:
