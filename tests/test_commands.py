@@ -20,7 +20,7 @@ from gguf.constants import GGUFValueType
 from reference import make_llama, with_metadata
 from tinysleb.cli import main
 from tinysleb.commands import console
-from tinysleb.commands.console import Console, JobClock, duration, printable
+from tinysleb.commands.console import Console, JobClock, Work, duration, printable
 from tinysleb.compute.compute import DEFAULT_MEMORY
 from tinysleb.export.job import SHARD_BYTES
 from tinysleb.formats.gguf_file import GgufValue, read_gguf
@@ -169,13 +169,16 @@ def test_escapes_and_long_names_do_not_reach_the_terminal(run: Run) -> None:
 
 def test_the_time_left_is_that_of_the_whole_job() -> None:
     """Two stages, the second twice the work of the first, which takes 10 s; then at half of the pace."""
-    clock = JobClock([1.0, 2.0])
+    clock = JobClock([Work(1), Work(2)])
     assert clock.seconds_left(0.0, 100.0) is None
     assert clock.seconds_left(0.5, 105.0) == pytest.approx(5 + 20)
     assert clock.seconds_left(1.0, 110.0) == pytest.approx(20)
     clock.seconds_left(0.0, 110.0)
     assert clock.seconds_left(0.25, 120.0) == pytest.approx(30), "by the second stage's own pace"
-    late = JobClock([1.0])
+    endless = JobClock([Work(1), Work(2**90, seconds=60), Work(1)])
+    endless.seconds_left(0.0, 0.0)
+    assert endless.seconds_left(0.5, 10.0) == pytest.approx(10 + 60 + 20)
+    late = JobClock([Work(1)])
     assert late.seconds_left(0.2, 0.0) is None, "what was done before it was asked says nothing"
     assert late.seconds_left(0.4, 10.0) == pytest.approx(30)
     assert duration(4800) == "1 h 20 min"

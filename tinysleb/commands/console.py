@@ -7,7 +7,8 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from math import inf
+from typing import Any, NamedTuple
 
 import click
 
@@ -60,15 +61,22 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
+class Work(NamedTuple):
+    """How much of it a stage of a job is, in any unit, and after how many seconds it ends at the latest."""
+
+    amount: float
+    seconds: float = inf
+
+
 class Console:
     """Messages on stderr, and below them one line of progress, rewritten in place where that is a terminal;
     elsewhere, it is a line of its own now and then.
 
-    `stages`: how much work each stage of the job is, in any unit; the time left is that of the whole job.
+    `stages`: of the job, whose time left is shown.
     `silent`: print nothing, as all processes but the first do, and all with `--quiet`.
     """
 
-    def __init__(self, stages: Sequence[float] = (1.0,), silent: bool = False) -> None:
+    def __init__(self, stages: Sequence[Work] = (Work(1),), silent: bool = False) -> None:
         self.silent = silent or _is_quiet()
         self.visible = sys.stderr.isatty() and not self.silent
         self.clock = JobClock(stages)
@@ -110,14 +118,14 @@ class JobClock:
     """The time a job of several stages still needs: a clock for each stage, an estimate for all.
 
     What is left of the current stage follows from its own pace; later stages are taken to go at the pace of
-    all work so far. `works`: how much work each stage is.
+    all work so far.
     """
 
     FEWEST_DONE = 0.01
     """Of a stage, before its pace says anything."""
 
-    def __init__(self, works: Sequence[float]) -> None:
-        self.works = list(works)
+    def __init__(self, stages: Sequence[Work]) -> None:
+        self.stages = list(stages)
         self.stage, self.done = 0, 0.0
         self.job_began: float | None = None
         self.stage_began, self.done_before = 0.0, 0.0
@@ -127,12 +135,15 @@ class JobClock:
         if self.job_began is None:
             self.job_began, self.stage_began, self.done_before = now, now, done
         if done < self.done:
-            self.stage = min(self.stage + 1, len(self.works) - 1)
+            self.stage = min(self.stage + 1, len(self.stages) - 1)
             self.stage_began, self.done_before = now, done
         self.done = done
         if done < self.FEWEST_DONE or done <= self.done_before:
             return None
         stage_left = (now - self.stage_began) * (1 - done) / (done - self.done_before)
-        work_done = sum(self.works[: self.stage]) + done * self.works[self.stage]
+        work_done = sum(each.amount for each in self.stages[: self.stage])
+        work_done += done * self.stages[self.stage].amount
         pace = (now - self.job_began) / work_done
-        return stage_left + pace * sum(self.works[self.stage + 1 :])
+        return stage_left + sum(
+            min(pace * each.amount, each.seconds) for each in self.stages[self.stage + 1 :]
+        )

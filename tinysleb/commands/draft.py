@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tinysleb.checkpoint.weights import Checkpoint, Shortened
 from tinysleb.commands.computing import choose_compute
-from tinysleb.commands.console import Console
+from tinysleb.commands.console import Console, Work
 from tinysleb.commands.draft_options import DraftOptions
 from tinysleb.commands.draft_result import SMALLER, Result, print_result, tried_line
 from tinysleb.commands.healing import forget_distillation, heal_with, prepare_unless
@@ -116,12 +116,12 @@ def _prepare(options: DraftOptions) -> Job:
     return Job(weights, options, request, calibration, compute, prepared, saved)
 
 
-def _works(job: Job) -> list[float]:
+def _works(job: Job) -> list[Work]:
     config = job.weights.config
     stages = job_stages(config, job.calibration, job.request, job.prepared)
     searching, *healing = console_works(stages, config)
     writing, trying = SAMPLING * TEXTS * LENGTH, TRYING * 2 * TRIES * FEW_TOKENS
-    return [searching, *(each * config.blocks for each in (writing, trying)), *healing]
+    return [searching, *(Work(each * config.blocks) for each in (writing, trying)), *healing]
 
 
 def _found(job: Job, console: Console) -> Result:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tinysleb.checkpoint.config import ModelConfig
+from tinysleb.commands.console import Work
 from tinysleb.heal.course import Limits
 from tinysleb.heal.repair import STEPS_PART
 from tinysleb.heal.run import PreparedHealing
@@ -77,10 +78,10 @@ def prepared_stages(config: ModelConfig, prepared: PreparedHealing) -> list[Stag
     return healing_stages(config, prepared.text, limits)
 
 
-def console_works(stages: Sequence[Stage], config: ModelConfig) -> list[float]:
+def console_works(stages: Sequence[Stage], config: ModelConfig) -> list[Work]:
     """The same for a console: in block passes of a token."""
     head = head_operations(config) / block_operations(config)
-    return [stage.blocks + head * stage.heads for stage in stages]
+    return [Work(stage.blocks + head * stage.heads, stage.limit) for stage in stages]
 
 
 def seconds_of(stages: Sequence[Stage], pace: Pace) -> float:
