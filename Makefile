@@ -15,7 +15,7 @@ FIRST ?= 0
 # A demo that was interrupted goes on where it was.
 CONTINUE = $(if $(wildcard $(SHORTER).unfinished.*),--resume)
 
-.PHONY: demo test install model slow check quick fuzz fix clean
+.PHONY: demo test install model slow check quick fuzz fuzz-coverage fix clean
 
 demo: $(VENV)/.installed model
 	@echo "Pruning, healing and distilling take about 15 minutes on 2 cores."
@@ -49,6 +49,12 @@ quick: $(VENV)/.tested-with
 # Damaged and hostile files, CASES of them from the seed FIRST on; of each cause of a failure one is printed.
 fuzz: $(VENV)/.tested-with
 	cd tests && $(abspath $(BIN))/python -W ignore -m fuzz --cases $(CASES) --first $(FIRST)
+
+# How many of the branches in what reads and writes files those cases take.
+fuzz-coverage: $(VENV)/.tested-with
+	cd tests && $(abspath $(BIN))/coverage erase
+	-cd tests && $(abspath $(BIN))/coverage run -m fuzz --cases $(CASES) --first $(FIRST)
+	cd tests && $(abspath $(BIN))/coverage combine -q && $(abspath $(BIN))/coverage report
 
 fix: $(VENV)/.tested-with
 	$(BIN)/ruff check --fix .

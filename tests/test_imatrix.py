@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import struct
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,51 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from exporting import Run, exported
+from exporting import Run, exported, random_means, write_binary_form, write_gguf_form
 from reference import make_llama
 from tinysleb.checkpoint.encoding import encode
 from tinysleb.errors import TinyslebError
 from tinysleb.export.imatrix import read_imatrix
 from tinysleb.formats.gguf_file import GgufFile, read_gguf
 
-Means = Mapping[str, np.ndarray[Any, np.dtype[np.float32]]]
 UP = "blk.3.ffn_up.weight"
-
-
-def random_means(file: GgufFile) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
-    """Some importance for every matrix of the blocks, as llama.cpp's tool has it: none for the embedding."""
-    random = np.random.default_rng(0)
-    return {
-        name: (random.random(tensor.shape[-1]) ** 4).astype(np.float32)
-        for name, tensor in file.tensors.items()
-        if name.startswith("blk.") and len(tensor.shape) > 1
-    }
-
-
-def write_gguf_form(path: Path, means: Means, count: float = 8, general_type: str = "imatrix") -> Path:
-    writer = gguf.GGUFWriter(path, "")
-    writer.kv_data[0].clear()
-    writer.add_string("general.type", general_type)
-    writer.add_array("imatrix.datasets", ["some.txt"])
-    writer.add_uint32("imatrix.chunk_count", 7)
-    for name, mean in means.items():
-        writer.add_tensor(f"{name}.in_sum2", (mean * np.float32(count))[None])
-        writer.add_tensor(f"{name}.counts", np.array([[count]], dtype=np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-def write_binary_form(path: Path, means: Means, calls: int = 4) -> Path:
-    data = [struct.pack("<i", len(means))]
-    for name, mean in means.items():
-        text = name.encode()
-        data.append(struct.pack(f"<i{len(text)}sii", len(text), text, calls, len(mean)))
-        data.append((mean * np.float32(calls)).astype("<f4").tobytes())
-    path.write_bytes(b"".join(data) + struct.pack("<ii8s", 7, 8, b"some.txt"))
-    return path
 
 
 @pytest.fixture

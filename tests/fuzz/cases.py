@@ -160,6 +160,9 @@ prune M --remove 1 --no-heal --tokens tokens.npy --metric last -o OUT
 prune M --remove 1 --no-heal --text text.txt --windows 1 --window-length 16 -o OUT
 heal M --plan plan.json --force --heal solve --tokens tokens.npy --heal-tokens 96 -o OUT
 heal M --plan plan.json --force --heal solve --text text.txt --heal-tokens 768 --self-text 256 -o OUT
+heal M --plan plan.json --force --tokens tokens.npy --heal-tokens 96 --distill-tokens 48 -o OUT
+draft M --remove 2 --tokens tokens.npy --heal none --force -o out.gguf
+export M --gguf out.gguf --type q4_0 --imatrix imatrix.gguf --pre smollm
 compare M cut.gguf --tokens tokens.npy --json
 compare bytes.gguf M --tokens tokens.npy
 report M -o out.html
@@ -191,6 +194,10 @@ compare bytes cut.gguf --tokens tokens.npy
 prune bytes.gguf --remove 1 --no-heal --tokens tokens.npy -o out.gguf
 heal bytes.gguf --plan plan.json --heal solve --tokens tokens.npy --heal-tokens 96 -o out.gguf
 """
+IMATRIX_COMMANDS = """
+export bytes --gguf out.gguf --type q4_0 --imatrix imatrix.gguf --pre smollm
+export cut.gguf --gguf out.gguf --type q5_1 --imatrix imatrix.gguf --pre smollm
+"""
 QUESTIONS = "--tokens tokens.npy --questions 2"
 TEXT_COMMANDS = """
 eval bytes --text text.txt --windows 1 --window-length 16
@@ -217,27 +224,39 @@ FOLDER_FILES: Mapping[str, tuple[Change, str]] = {
     "README.md": (change_bytes, "export M --hf out\nexport M --gguf out.gguf --pre smollm"),
     "plan.json": (change_json, MODEL_COMMANDS),
 }
-FILES: Mapping[str, tuple[Change, str]] = {
-    "plan.json": (change_json, PLAN_COMMANDS),
-    "out.gguf.unfinished.json": (change_json, _lines(PLAN_COMMANDS)[-1]),
-    "tokens.npy": (change_array, TOKENS_COMMANDS),
+FILES: Mapping[str, tuple[Change, str, float]] = {
+    "plan.json": (change_json, PLAN_COMMANDS, 1),
+    "out.gguf.unfinished.json": (change_json, _lines(PLAN_COMMANDS)[-1], 1),
+    "tokens.npy": (change_array, TOKENS_COMMANDS, 1),
     "base.kld": (
         change_numbers,
         "compare bytes.gguf cut.gguf --kl-divergence-base base.kld\n"
         "compare bytes.gguf cut.gguf --kl-divergence-base base.kld --tokens tokens.npy --json",
+        0.2,
     ),
-    "compared.json": (change_json, "report plan.json -o out.html --compare compared.json"),
-    "text.txt": (change_bytes, TEXT_COMMANDS),
-    "chats.jsonl": (change_lines, "eval bytes --text chats.jsonl --windows 1 --window-length 16"),
-    "hellaswag.txt": (change_bytes, f"compare bytes cut.gguf {QUESTIONS} --hellaswag hellaswag.txt"),
-    "winogrande.csv": (change_bytes, f"compare bytes cut.gguf {QUESTIONS} --winogrande winogrande.csv"),
-    "choices.jsonl": (change_lines, f"compare bytes cut.gguf {QUESTIONS} --choices choices.jsonl"),
-    "choices.bin": (change_numbers, f"compare bytes cut.gguf {QUESTIONS} --multiple-choice choices.bin"),
+    "imatrix.gguf": (changed_gguf, IMATRIX_COMMANDS, 1),
+    "imatrix.dat": (change_numbers, IMATRIX_COMMANDS.replace(".gguf --pre", ".dat --pre"), 1),
+    "compared.json": (change_json, "report plan.json -o out.html --compare compared.json", 1),
+    "text.txt": (change_bytes, TEXT_COMMANDS, 1),
+    "chats.jsonl": (change_lines, "eval bytes --text chats.jsonl --windows 1 --window-length 16", 0.5),
+    "hellaswag.txt": (change_bytes, f"compare bytes cut.gguf {QUESTIONS} --hellaswag hellaswag.txt", 0.2),
+    "winogrande.csv": (change_bytes, f"compare bytes cut.gguf {QUESTIONS} --winogrande winogrande.csv", 0.2),
+    "choices.jsonl": (change_lines, f"compare bytes cut.gguf {QUESTIONS} --choices choices.jsonl", 0.2),
+    "choices.bin": (change_numbers, f"compare bytes cut.gguf {QUESTIONS} --multiple-choice choices.bin", 0.2),
 }
 FOLDERS = ("bytes", "bytes", "pieces", "phi3", "qwen2", "gpt2", "shards", "cut")
-SLOW = {"inspect": 0.4, "compare": 0.2}
-"""Weights of commands that take a second."""
-GGUFS = ("bytes.gguf", "bytes.gguf", "pieces.gguf", "phi3.gguf", "qwen2.gguf", "q4.gguf", "cut.gguf")
+SLOW = {"inspect": 0.2, "compare": 0.1, "draft": 0.1, "heal": 0.5}
+"""How often the commands that take longest are run, where others are once."""
+GGUFS = (
+    "bytes.gguf",
+    "bytes.gguf",
+    "pieces.gguf",
+    "phi3.gguf",
+    "qwen2.gguf",
+    "k.gguf",
+    "deci.gguf",
+    "cut.gguf",
+)
 
 
 def make_case(seed: int, samples: Path, folder: Path) -> Case:
@@ -255,8 +274,9 @@ def make_case(seed: int, samples: Path, folder: Path) -> Case:
         target = model = random.choice(GGUFS)
         change, commands, out = changed_gguf, MODEL_COMMANDS, "out.gguf"
     else:
-        target = random.choice(sorted(FILES))
-        (change, commands), model, out = FILES[target], "", ""
+        names = sorted(FILES)
+        (target,) = random.choices(names, [FILES[name][2] for name in names])
+        (change, commands, _often), model, out = FILES[target], "", ""
     lines = _lines(commands)
     weights = [SLOW.get(line.split()[0], 1.0) for line in lines]
     words = random.choices(lines, weights)[0].replace("OUT", out).split()

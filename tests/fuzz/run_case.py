@@ -1,4 +1,4 @@
-"""Run a case in a forked process with limits, and judge what came of it."""
+"""Run cases in a forked process with limits, and judge what came of each."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fuzz.cases import make_case
+from fuzz.cases import Case, make_case
 
 from tinysleb.checkpoint.open_model import open_model
 from tinysleb.cli import main
@@ -49,63 +53,102 @@ class Verdict:
         )
 
 
-def run_case(seed: int, samples: Path) -> Verdict:
-    """Make a case, run it, and judge."""
-    folder = Path(tempfile.mkdtemp(prefix="fuzz-", dir=samples.parent))
+def run_cases(seeds: Sequence[int], samples: Path) -> Iterator[Verdict]:
+    """Run cases one after the other in a forked process, and in another from where one ended it."""
+    waiting = deque(seeds)
+    while waiting:
+        for verdict in _judged_by_one_process(tuple(waiting), samples):
+            waiting.popleft()
+            yield verdict
+
+
+def _judged_by_one_process(seeds: Sequence[int], samples: Path) -> Iterator[Verdict]:
+    """Of each seed, as far as the process got. The last verdict is then that it was ended."""
+    receiver, sender = Pipe(duplex=False)
+    if not (child := os.fork()):
+        _run_all(seeds, samples, sender)
+    sender.close()
+    for seed in seeds:
+        try:
+            case: Case = _received(receiver)
+            yield _received(receiver)
+        except EOFError:
+            os.kill(child, signal.SIGKILL)
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            yield Verdict(seed, case.words, case.change, code, f"ends the process: {code}", "")
+            return
+    os.waitpid(child, 0)
+
+
+def _received(receiver: Connection) -> Any:
+    """Raises EOFError when nothing comes. The process ends itself after SECONDS of its own."""
+    if not receiver.poll(SECONDS * 3):
+        raise EOFError
+    return receiver.recv()
+
+
+def _run_all(seeds: Sequence[int], samples: Path, sender: Connection) -> NoReturn:
     try:
-        case = make_case(seed, samples, folder)
-        before = {path.relative_to(folder) for path in folder.rglob("*")}
-        code, output, errors = _run(case.words, folder)
-        left = {path.relative_to(folder) for path in folder.rglob("*")} - before
-        cause = _cause(code, output, errors) or _leftover(left, code, case.words)
-        return Verdict(seed, case.words, case.change, code, cause, output + errors)
+        for seed in seeds:
+            folder = Path(tempfile.mkdtemp(prefix="fuzz-", dir=samples.parent))
+            case = make_case(seed, samples, folder)
+            sender.send(case)
+            sender.send(_judge(seed, case, folder))
+            shutil.rmtree(folder, ignore_errors=True)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        os._exit(0)
+
+
+def _judge(seed: int, case: Case, folder: Path) -> Verdict:
+    before = {path.relative_to(folder) for path in folder.rglob("*")}
+    code, output, errors = _run(case.words, folder)
+    left = {path.relative_to(folder) for path in folder.rglob("*")} - before
+    cause = _cause(code, output, errors) or _leftover(left, code, case.words)
+    return Verdict(seed, case.words, case.change, code, cause, output + errors)
 
 
 def _run(words: Sequence[str], folder: Path) -> tuple[int, str, str]:
-    """The exit code, minus the number of the signal that ended it, and what was printed."""
+    """The exit code, and what was printed."""
     paths = [folder.with_suffix(suffix) for suffix in (".stdout", ".stderr")]
-    if not (child := os.fork()):
-        _be_the_case(words, folder, paths)
-    code = _wait(child)
+    os.chdir(folder)
+    _limit_resources()
+    with _printed_into(*paths):
+        code = _exit_code(words)
     texts = [path.read_bytes().decode("utf-8", "surrogateescape") for path in paths]
     for path in paths:
         path.unlink()
     return code, texts[0], texts[1]
 
 
-def _wait(child: int) -> int:
-    end = time.monotonic() + SECONDS * 3  # the process ends itself after so many seconds of its own
-    while True:
-        found, status = os.waitpid(child, os.WNOHANG)
-        if found:
-            return os.waitstatus_to_exitcode(status)
-        if time.monotonic() > end:
-            os.kill(child, signal.SIGKILL)
-        time.sleep(0.002)
+def _limit_resources() -> None:
+    """From here on, for this process."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + BYTES, resource.RLIM_INFINITY))
+    seconds = math.ceil(time.process_time()) + SECONDS
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
 
 
-def _be_the_case(words: Sequence[str], folder: Path, paths: Sequence[Path]) -> NoReturn:
-    code = INVALID
+@contextmanager
+def _printed_into(*paths: Path) -> Iterator[None]:
+    """What is printed goes to files, also by libraries that do not ask Python."""
+    for number, path in enumerate(paths, start=1):
+        file = os.open(path, os.O_WRONLY | os.O_CREAT)
+        os.dup2(file, number)
+        os.close(file)
+    sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))  # noqa: SIM115
+    yield
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+
+def _exit_code(words: Sequence[str]) -> int:
     try:
-        for number, path in enumerate(paths, start=1):
-            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
-        sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding="utf-8") for number in (1, 2))
-        os.chdir(folder)
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + BYTES,) * 2)
-        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
-        code = _ended(words)
-        if code == 0:
+        if (code := _ended(words)) == 0:
             _check_outputs(words)
     except BaseException:
-        code = INVALID
         traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        return INVALID
+    return code
 
 
 def _ended(words: Sequence[str]) -> int:
@@ -126,8 +169,6 @@ def _cause(code: int, output: str, errors: str) -> str:
     """Why it failed; '' if it did not."""
     if "Traceback (most recent call last)" in errors or code == INVALID:
         return _place(errors)
-    if code < 0:
-        return f"signal {-code}"
     if code not in (0, 1, 2):
         return f"exit code {code}"
     if found := FORBIDDEN.search(output + errors):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ from typing import Any
 import numpy as np
 from click.testing import CliRunner
 
-from reference import CORPUS, LONG_ROPE, make_llama, make_model, train_byte_level
+from exporting import random_means, write_binary_form, write_gguf_form
+from reference import CORPUS, FAMILIES, LONG_ROPE, make_llama, make_model, train_byte_level
 from tinysleb.cli import main
 from tinysleb.export import gguf_check
+from tinysleb.formats.gguf_file import read_gguf
 
 SMALL: dict[str, Any] = {
     "num_hidden_layers": 4,
@@ -20,6 +23,8 @@ SMALL: dict[str, Any] = {
     "intermediate_size": 64,
     "num_attention_heads": 4,
 }
+WIDE = {"hidden_size": 256, "intermediate_size": 256}
+"""The least that K-quants hold."""
 FRONT_MATTER = "---\nlicense: mit\nbase_model: x/y\ntags: [a, b]\nlanguage:\n- en\n---\n# Card\n"
 
 
@@ -38,10 +43,10 @@ def no_llama_cpp() -> None:
 def make_samples(folder: Path) -> Path:
     """Models, and what goes with them, in `folder`."""
     make_llama(folder / "bytes", **SMALL)
-    make_llama(folder / "pieces", tokenizer="sentencepiece", **SMALL)
+    make_llama(folder / "pieces", tokenizer="sentencepiece", **SMALL, **FAMILIES["llama llama3"][1])
     phi3 = SMALL | {"hidden_size": 64, "rope_parameters": LONG_ROPE, "original_max_position_embeddings": 256}
     make_model("Phi3ForCausalLM", folder / "phi3", **phi3)
-    make_model("Qwen2ForCausalLM", folder / "qwen2", **SMALL)
+    make_model("Qwen2ForCausalLM", folder / "qwen2", **SMALL, **FAMILIES["qwen2 yarn"][1])
     for name in ("bytes", "pieces"):
         (folder / name / "README.md").write_text(FRONT_MATTER)
         (folder / name / "special_tokens_map.json").write_text('{"bos_token": "<s>", "eos_token": "</s>"}')
@@ -49,7 +54,10 @@ def make_samples(folder: Path) -> Path:
     run("export", folder / "bytes", "--hf", folder / "shards", "--shard-size", "40KB")
     for name in ("bytes", "pieces", "phi3", "qwen2"):
         run("export", folder / name, "--gguf", folder / f"{name}.gguf", "--pre", "smollm")
-    run("export", folder / "bytes", "--gguf", folder / "q4.gguf", "--type", "q4_0", "--pre", "smollm")
+    wide = make_llama(folder / "wide", **SMALL | WIDE)
+    run("export", wide, "--gguf", folder / "k.gguf", "--type", "q4_k_m", "--pre", "smollm")
+    shutil.rmtree(wide)
+    run("prune", folder / "bytes.gguf", "-o", folder / "deci.gguf", "--blocks", "A1,F2")
     tokens = np.random.default_rng(0).integers(3, 370, (6, 24)).astype(np.int32)
     np.save(folder / "tokens.npy", tokens)
     searched = ("--remove", 1, "--no-heal", "--tokens", folder / "tokens.npy", "--exact")
@@ -59,6 +67,9 @@ def make_samples(folder: Path) -> Path:
     base = ("--kl-divergence-base", folder / "base.kld", "--tokens", folder / "tokens.npy")
     compared = run("compare", folder / "bytes.gguf", folder / "cut.gguf", *base, "--json")
     (folder / "compared.json").write_text(compared)
+    means = random_means(read_gguf(folder / "bytes.gguf"))
+    write_gguf_form(folder / "imatrix.gguf", means)
+    write_binary_form(folder / "imatrix.dat", means)
     write_texts(folder)
     return folder
 

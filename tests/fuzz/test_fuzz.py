@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-CASES = 300
+CASES = 1500
 
 
 @pytest.mark.parametrize("first", [0, CASES])
