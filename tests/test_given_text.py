@@ -154,3 +154,23 @@ def test_a_model_is_pruned_and_healed_on_chats(folder: Path, chats: Path, run: R
 def test_a_plain_text_stays_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("eins\r\nzwei")
     assert "".join(PlainText(tmp_path / "t.txt").parts()) == "eins\nzwei"
+
+
+def test_single_bytes_that_are_not_utf8_are_replaced_and_counted(tmp_path: Path) -> None:
+    data = b"\xe2\x82\xac " * 300 + b"\xf6 \xed\xa0\x80\r\n" + b"word " * 30 + b"\xe2\x82"
+    (tmp_path / "t.txt").write_bytes(data)
+    expected = data.decode("utf-8", "replace").replace("\r\n", "\n")
+    text = PlainText(tmp_path / "t.txt")
+    assert "".join(text.parts()).rstrip("\ufffd") == expected.rstrip("\ufffd")
+    assert text.replaced == 1 + 3 + 2
+    assert text.between(600, 1340).count("\ufffd") == 4
+    assert text.replaced == 6 + 4
+
+
+def test_how_many_bytes_were_replaced_is_in_the_plan(tiny_folder: Path, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_bytes(b"some words \xf6 " * 3 + b"more words and more " * 200)
+    words = ("--text", "t.txt", "--windows", 1, "--window-length", 16, "--no-heal", "--json")
+    result = run("prune", tiny_folder, "-o", "out", "--remove", 1, *words)
+    assert result.exit_code == 0, result.output
+    plan = json.loads((tmp_path / "out" / "plan.json").read_text())
+    assert plan["settings"]["text"] == "t.txt (bytes that are not UTF-8: 3)"

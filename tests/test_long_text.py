@@ -149,13 +149,10 @@ def test_parts_of_a_file_are_its_text(tmp_path: Path) -> None:
 
 def test_a_wrong_byte_is_named_wherever_it_is(tmp_path: Path) -> None:
     path = tmp_path / "t.txt"
-    path.write_bytes("ä".encode() * 50 + b"\xff" + b"abc")
-    for size in (1, 2, 3, 7, 1000):
+    path.write_bytes("ä".encode() * 50 + b"\xff" * 50 + b"abc")
+    for size in (50, 60, 70, 1000):
         with pytest.raises(TinyslebError, match="byte 0xff at 100"):
             list(text_parts(path, size))
-    path.write_bytes(b"abc" + "ä".encode()[:1])
-    with pytest.raises(TinyslebError, match="byte 0xc3 at 3"):
-        list(text_parts(path))
 
 
 def test_stretches_begin_with_a_line_and_end_with_a_character(tmp_path: Path) -> None:
@@ -223,7 +220,7 @@ def test_windows_in_order_stop_reading_where_there_are_enough(
 ) -> None:
     monkeypatch.setattr(given_text, "text_parts", partial(text_parts, size=1000))
     with long_text.open("ab") as file:
-        file.write(b"\xff")  # which is never reached
+        file.write(b"\xff" * 10**5)  # which is never reached
     found = from_text(Numbers(), [long_text], 8, 3, None, 2**21).tokens
     assert found.flatten().tolist() == list(range(1000, 1024))
     shutil.copy(long_text, long_text.with_name("copy.txt"))

@@ -61,7 +61,7 @@ def test_tokens_the_model_has_no_row_for(tmp_path: Path) -> None:
 
 
 def test_text_that_is_no_text(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_bytes(b"abc\xff")
+    (tmp_path / "a.txt").write_bytes(b"abc" + b"\xff" * 9)
     with pytest.raises(TinyslebError, match="byte 0xff at 3"):
         from_text(Characters(), [tmp_path / "a.txt"], 3, None, None, 2**21)
     with pytest.raises(TinyslebError, match="cannot read"):

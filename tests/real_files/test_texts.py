@@ -118,6 +118,12 @@ WIKITEXT = " \n = Title = \n \n A sentence of wikitext , with <unk> words @-@ an
         not_read("is not UTF-8 text: byte 0xf6 at 2", "convert it to UTF-8"),
     ),
     Condition(
+        "UTF-8 with a few bytes of Latin-1",
+        text((PLAIN * 20).encode() + "größer\n".encode("latin-1") + (PLAIN * 20).encode()),
+        "files that were put together; Python: invalid start byte, or replaced, as asked",
+        read_as(PLAIN * 20 + "gr\ufffd\ufffder\n" + PLAIN * 20),
+    ),
+    Condition(
         "a Git LFS pointer",
         text(POINTER),
         "it is read as three lines of text; but nobody means those",

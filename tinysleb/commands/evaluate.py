@@ -37,10 +37,10 @@ def evaluate(options: EvalOptions) -> None:
 def _measured(model: Path, options: EvalOptions, console: Console) -> dict[str, Any]:
     weights = opened(model, console, options.pre)
     source = WindowSource(options.texts, options.token_file, options.windows, options.window_length)
-    tokens = read_windows(weights, source, seed=None).tokens
+    windows = read_windows(weights, source, seed=None)
     progress = partial(console.progress, f"evaluating {model}")
-    result = evaluate_windows(weights, tokens, choose_compute(options), progress)
-    return {"perplexity": result.perplexity, **asdict(result)}
+    result = evaluate_windows(weights, windows.tokens, choose_compute(options), progress)
+    return {"perplexity": result.perplexity, **asdict(result), "text": windows.source}
 
 
 def _print_measured(values: dict[str, Any], first: bool) -> None:
@@ -48,5 +48,5 @@ def _print_measured(values: dict[str, Any], first: bool) -> None:
         print_line("")
     print_line(f"model              {values['model']}")
     print_line(f"perplexity         {values['perplexity']:.4f}")
-    print_line(f"tokens             {values['tokens']} in {values['windows']} windows")
+    print_line(f"tokens             {values['tokens']} in {values['windows']} windows of {values['text']}")
     print_line(f"tokens per second  {values['tokens_per_second']:.0f}")

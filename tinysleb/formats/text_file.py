@@ -1,12 +1,15 @@
 """Text files in UTF-8, read in parts: whole ones can be larger than memory.
 
 Line ends become `\\n`, as Python reads text files; nothing else is changed, a byte order mark included.
+Single bytes that are not UTF-8 become what BROKEN finds (PEP 383); where there are many, the text is in
+another encoding, and refused.
 """
 
 from __future__ import annotations
 
 import codecs
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +17,10 @@ from tinysleb.errors import TinyslebError
 from tinysleb.formats.wrong_file import BEGINNING, refuse_lfs_pointer
 
 PART_BYTES = 1 << 19
+BROKEN = re.compile("[\udc80-\udcff]")
+"""A byte of a text that is not UTF-8."""
+FEW_BROKEN, BROKEN_PART = 3, 0.01
+"""So many of them, or such a part of the bytes, are damage to a text that is in UTF-8."""
 OTHER_FORMATS = (
     (b"PAR1", "a Parquet file"), (b"ARROW1", "an Arrow file"), (b"%PDF", "a PDF file"),
     (b"PK\x03\x04", "a ZIP archive"), (b"\x1f\x8b", "a gzip archive"), (b"BZh", "a bzip2 archive"),
@@ -35,7 +42,9 @@ def text_size(path: Path) -> int:
 
 def text_parts(path: Path, size: int = PART_BYTES) -> Iterator[str]:
     """A text file in parts of about `size` bytes. Raises TinyslebError if it is absent or is not text."""
-    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8")(), translate=True)
+    decoder = io.IncrementalNewlineDecoder(
+        codecs.getincrementaldecoder("utf-8")("surrogateescape"), translate=True
+    )
     try:
         with path.open("rb") as file:
             read = 0
@@ -63,7 +72,7 @@ def text_between(path: Path, start: int, stop: int) -> str:
         raise TinyslebError(f"cannot read {path}: {error.strerror}") from error
     skipped = _first_whole(data) if start else 0
     kept = data[skipped : _last_whole(data) if more else len(data)]
-    decoder = codecs.getincrementaldecoder("utf-8")()
+    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
     text = _decoded(decoder, kept, path, start + skipped, final=False)
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
@@ -73,6 +82,11 @@ def _first_whole(data: bytes) -> int:
     for end in (b"\n", b" "):
         if place := data.find(end, 0, len(data) // 2) + 1:
             return place
+    return _first_character(data)
+
+
+def _first_character(data: bytes) -> int:
+    """Where a character begins: the file was cut anywhere."""
     return next((at for at, byte in enumerate(data[:4]) if byte & 0xC0 != 0x80), 0)
 
 
@@ -90,14 +104,17 @@ def _decoded(
     final: bool | None = None,
 ) -> str:
     """The next bytes of a file, from number `begin` on, as text. No more bytes are the last."""
-    try:
-        return decoder.decode(data, final=not data if final is None else final)
-    except UnicodeDecodeError as error:
-        at = begin + len(data) - len(error.object) + error.start
-        raise TinyslebError(
-            f"{path} is not UTF-8 text: byte {error.object[error.start]:#04x} at {at}",
-            "convert it to UTF-8 first",
-        ) from error
+    text = decoder.decode(data, final=not data if final is None else final)
+    if len(BROKEN.findall(text)) > max(FEW_BROKEN, BROKEN_PART * len(data)):
+        whole = data[(start := _first_character(data)) :]
+        try:
+            whole.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise TinyslebError(
+                f"{path} is not UTF-8 text: byte {whole[error.start]:#04x} at {begin + start + error.start}",
+                "convert it to UTF-8 first",
+            ) from error
+    return text
 
 
 def _refuse_other_text(path: Path, beginning: bytes) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from tinysleb.checkpoint.weights import Checkpoint
 from tinysleb.errors import TinyslebError, shown
 from tinysleb.formats.json_objects import parse_json_object
-from tinysleb.formats.text_file import text_between, text_parts, text_size
+from tinysleb.formats.text_file import BROKEN, text_between, text_parts, text_size
 from tinysleb.text.chat_template import Chat, own_bos, render_whole_chats
 from tinysleb.text.tokenizer import Tokenizer
 
@@ -23,7 +23,9 @@ AT_ONCE, CHARACTERS_AT_ONCE = 1000, 1 << 20
 
 
 class GivenText(Protocol):
-    """A text in a file."""
+    """A text in a file. `replaced`: how many bytes of what was read were not UTF-8, and became U+FFFD."""
+
+    replaced: int
 
     def size(self) -> int:
         """Its bytes as they lie there. Raises TinyslebError if the file is not there."""
@@ -35,38 +37,49 @@ class GivenText(Protocol):
         """What of it lies wholly between two bytes of the file. Raises TinyslebError as `parts` does."""
 
 
-@dataclass(frozen=True)
-class PlainText:
-    """A text file, as it is."""
+@dataclass
+class _TextFile:
+    """`replaced`: how many bytes so far were not UTF-8, and were read as the replacement character."""
 
     path: Path
+    replaced: int = field(default=0, init=False)
 
     def size(self) -> int:
         """As in `GivenText`."""
         return text_size(self.path)
+
+    def _parts(self) -> Iterator[str]:
+        return map(self._repaired, text_parts(self.path))
+
+    def _between(self, start: int, stop: int) -> str:
+        return self._repaired(text_between(self.path, start, stop))
+
+    def _repaired(self, text: str) -> str:
+        repaired, count = BROKEN.subn("\ufffd", text)
+        self.replaced += count
+        return repaired
+
+
+class PlainText(_TextFile):
+    """A text file, as it is."""
 
     def parts(self) -> Iterator[str]:
         """As in `GivenText`."""
-        return text_parts(self.path)
+        return self._parts()
 
     def between(self, start: int, stop: int) -> str:
         """As in `GivenText`."""
-        return text_between(self.path, start, stop)
+        return self._between(start, stop)
 
 
-@dataclass(frozen=True)
-class ChatText:
+@dataclass
+class ChatText(_TextFile):
     """A file with a chat in each line, `{"messages": [{"role": …, "content": …}, …]}`, one behind the other
     as the template renders them. `bos` is left out in front, where the tokenizer puts it."""
 
-    path: Path
     template: str
     special_tokens: Mapping[str, str]
     bos: str
-
-    def size(self) -> int:
-        """As in `GivenText`."""
-        return text_size(self.path)
 
     def parts(self) -> Iterator[str]:
         """As in `GivenText`. Raises TinyslebError also for a line that is no chat, or that the template does
@@ -81,14 +94,14 @@ class ChatText:
     def between(self, start: int, stop: int) -> str:
         """As in `GivenText`; a line that is no chat is cut off by `start` or `stop`, most likely."""
         found: list[tuple[int, Chat]] = []
-        for line in text_between(self.path, start, stop).split("\n"):
+        for line in self._between(start, stop).split("\n"):
             with suppress(ValueError):
                 found.append((0, _chat_in(line)))
         return "".join(self._rendered(found)) if found else ""
 
     def _chats(self) -> Iterator[tuple[int, Chat]]:
         """All chats, with the numbers of their lines."""
-        for number, line in enumerate(_lines(text_parts(self.path)), 1):
+        for number, line in enumerate(_lines(self._parts()), 1):
             if not line.strip():
                 continue
             try:

@@ -140,16 +140,22 @@ def from_text(
     if seed is not None and count is not None and sum(text.size() for text in given) > LONG_TEXT:
         windows = _sample_stretches(encoder, given, source, length, count, random.Random(seed))
         check_vocabulary(windows, source, vocab_size)
-        return Calibration(windows, source)
+        return Calibration(windows, source + _broken_bytes(given))
     most = count if seed is None else None
     texts = [text.parts() for text in given] if files else [iter([default_text()])]
     windows = _consecutive(encoder, texts, length, most, source)
     check_vocabulary(windows, source, vocab_size)
+    source += _broken_bytes(given)
     if seed is None:
         return Calibration(windows[:count], source)
     order = list(range(len(windows)))
     random.Random(seed).shuffle(order)
     return Calibration(windows[order[:count]], source)
+
+
+def _broken_bytes(given: Sequence[GivenText]) -> str:
+    count = sum(text.replaced for text in given)
+    return f" (bytes that are not UTF-8: {count})" if count else ""
 
 
 def _consecutive(
