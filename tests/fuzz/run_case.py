@@ -69,9 +69,10 @@ def _judged_by_one_process(seeds: Sequence[int], samples: Path) -> Iterator[Verd
     if not (child := os.fork()):
         _run_all(seeds, samples, sender)
     sender.close()
+    case = Case([], "")
     for seed in seeds:
         try:
-            case: Case = _received(receiver)
+            case = _received(receiver)
             yield _received(receiver)
         except EOFError:
             os.kill(child, signal.SIGKILL)
@@ -89,6 +90,7 @@ def _received(receiver: Connection) -> Any:
 
 
 def _run_all(seeds: Sequence[int], samples: Path, sender: Connection) -> NoReturn:
+    errors = os.fdopen(os.dup(2), "w")
     try:
         for seed in seeds:
             folder = Path(tempfile.mkdtemp(prefix="fuzz-", dir=samples.parent))
@@ -96,6 +98,9 @@ def _run_all(seeds: Sequence[int], samples: Path, sender: Connection) -> NoRetur
             sender.send(case)
             sender.send(_judge(seed, case, folder))
             shutil.rmtree(folder, ignore_errors=True)
+    except BaseException:  # of the fuzzer itself
+        traceback.print_exc(file=errors)
+        errors.flush()
     finally:
         os._exit(0)
 
