@@ -11,10 +11,24 @@ from typing import Any
 
 from reference import CORPUS
 
-FEW = (
-    "--remove 2 --cut half --windows 2 --window-length 64 "
-    "--heal-tokens 2048 --self-text 512 --distill-tokens 4096 -t 2"
-).split()
+FEW = [
+    "--remove",
+    "2",
+    "--cut",
+    "half",
+    "--windows",
+    "2",
+    "--window-length",
+    "64",
+    "--heal-tokens",
+    "2048",
+    "--self-text",
+    "512",
+    "--distill-tokens",
+    "4096",
+    "-t",
+    "2",
+]
 
 
 def written(model: Path, folder: Path, hash_seed: str) -> tuple[bytes, dict[str, Any]]:
