@@ -11,24 +11,10 @@ from typing import Any
 
 from reference import CORPUS
 
-FEW = [
-    "--remove",
-    "2",
-    "--cut",
-    "half",
-    "--windows",
-    "2",
-    "--window-length",
-    "64",
-    "--heal-tokens",
-    "2048",
-    "--self-text",
-    "512",
-    "--distill-tokens",
-    "4096",
-    "-t",
-    "2",
-]
+FEW = (
+    "--remove 2 --cut half --windows 2 --window-length 64 "
+    "--heal-tokens 2048 --self-text 512 --distill-tokens 4096 -t 2"
+)
 
 
 def written(model: Path, folder: Path, hash_seed: str) -> tuple[bytes, dict[str, Any]]:
@@ -36,7 +22,7 @@ def written(model: Path, folder: Path, hash_seed: str) -> tuple[bytes, dict[str,
     (folder / "t.txt").write_text("".join(CORPUS) * 40)
     words = [sys.executable, "-m", "tinysleb", "prune", str(model), "-o", "x.gguf", "--text", "t.txt"]
     environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
-    done = subprocess.run([*words, *FEW], cwd=folder, env=environment, capture_output=True, text=True)
+    done = subprocess.run([*words, *FEW.split()], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return (folder / "x.gguf").read_bytes(), json.loads((folder / "x.plan.json").read_text())
 
