@@ -52,7 +52,7 @@ def _change(parent: Any, key: Any, random: Random) -> str:
         return "repeated"
     if kind in (3, 4) and isinstance(old, int | float):
         parent[key] = random.choice(
-            [old + 1, old - 1, old * 2, old // 2, -old, old * 1000, old / 3, str(old), [old]]
+            [old + 1, old - 1, old * 2, old // 2, -old, old * 1000, _third(old), str(old), [old]]
         )
         return f"from {old!r:.40} to {parent[key]!r:.40}"
     if kind == 3 and isinstance(old, str):
@@ -63,6 +63,10 @@ def _change(parent: Any, key: Any, random: Random) -> str:
         return _enlarge(parent, key, random)
     parent[key] = copy.deepcopy(random.choice(EDGES))
     return f"to {parent[key]!a:.40}" if not isinstance(parent[key], int) else "to a number"
+
+
+def _third(number: float) -> float:
+    return number / 3 if abs(number) < 1e300 else number // 3
 
 
 def _enlarge(parent: Any, key: Any, random: Random) -> str:
