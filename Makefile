@@ -2,6 +2,7 @@
 # Another Python beside it: make quick PYTHON=python3.10 VENV=.venv-3.10
 PYTHON ?= python3
 VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 MODEL := models/SmolLM2-135M-Instruct.Q4_1.gguf
@@ -15,7 +16,7 @@ FIRST ?= 0
 # A demo that was interrupted goes on where it was.
 CONTINUE = $(if $(wildcard $(SHORTER).unfinished.*),--resume)
 
-.PHONY: demo test install model slow check quick fuzz fuzz-coverage fix clean
+.PHONY: demo test install model slow check quick lowest package fuzz fuzz-coverage fix clean
 
 demo: $(VENV)/.installed model
 	@echo "Pruning, healing and distilling take about 15 minutes on 2 cores."
@@ -46,6 +47,23 @@ check: $(VENV)/.tested-with
 quick: $(VENV)/.tested-with
 	$(BIN)/pytest -q $(QUICK:%=tests/test_%.py) -k "not from_text_by_default"
 
+# The same on the lowest versions that pyproject.toml allows, which also is what an old installation may have.
+lowest:
+	$(MAKE) quick VENV=.venv-lowest CONSTRAINTS=tests/lowest.txt
+
+# The wheel and the sdist, installed into an environment that has nothing else: make package PYTHON=python3.13
+package: VENV = .venv-package
+package:
+	rm -rf dist $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -q build
+	$(BIN)/python -m build -q
+	$(PYTHON) -m venv --clear $(VENV)
+	$(PIP) install -q -c $(CONSTRAINTS) dist/*.whl
+	cd dist && ../$(BIN)/tinysleb --help
+	$(PIP) install -q --no-deps --force-reinstall dist/*.tar.gz
+	cd dist && ../$(BIN)/tinysleb --help && ../$(BIN)/tinysleb --version
+
 # Damaged and hostile files, CASES of them from the seed FIRST on; of each cause of a failure one is printed.
 fuzz: $(VENV)/.tested-with
 	cd tests && $(abspath $(BIN))/python -W ignore -m fuzz --cases $(CASES) --first $(FIRST)
@@ -74,13 +92,13 @@ $(BIN)/python:
 # What runs and what is tested is an installed copy; it is renewed when a source or a folder of them changes.
 $(VENV)/.installed: $(BIN)/python $(SOURCES)
 	@echo "Installing into $(VENV) takes a minute or two the first time."
-	$(PIP) install -q -c constraints.txt ".[tokenizers]"
+	$(PIP) install -q -c $(CONSTRAINTS) ".[tokenizers]"
 	@rm -rf build *.egg-info
 	@touch $@
 
 $(VENV)/.tested-with: $(BIN)/python $(SOURCES)
 	@echo "Installing into $(VENV) takes a few minutes the first time."
-	$(PIP) install -q -c constraints.txt ".[test]"
+	$(PIP) install -q -c $(CONSTRAINTS) ".[test]"
 	@rm -rf build *.egg-info
 	@touch $@ $(VENV)/.installed
 

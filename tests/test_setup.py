@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from packaging.version import Version
 
 from tinysleb.errors import pip_install
 
@@ -56,6 +57,15 @@ def test_pinned_versions_run_on_the_python_they_are_pinned_for(python: str) -> N
             assert SpecifierSet(needed).contains(f"{python}.0"), f"{name} {version} needs Python {needed}"
             compared += 1
     assert compared > 5
+
+
+def test_the_lowest_versions_tested_are_those_promised() -> None:
+    dependencies = PROJECT[PROJECT.index("dependencies = [") : PROJECT.index("llamacpp = ")]
+    promised = {name: Version(lowest) for name, lowest in re.findall(r'"(\w+)>=([\d.]+)"', dependencies)}
+    lines = (ROOT / "tests/lowest.txt").read_text(encoding="utf-8").splitlines()
+    tested = dict(line.split("==") for line in lines if "==" in line)
+    assert len(promised) == 8
+    assert {name: Version(tested[name]) for name in promised} == promised
 
 
 def test_the_oldest_python_is_the_one_that_is_promised() -> None:

@@ -102,6 +102,7 @@ DAMAGED = {
     "more than an address": npy(f"({2**70}, 2)", bytes(64)),
     "a cut header": npy("(2, 2")[:-3],
     "an open bracket": npy("(2, 2"),
+    "a number too long for Python": npy("(2, " + "9" * 5000 + ")"),
     "nothing": b"",
     "an archive": b"PK\x03\x04" + bytes(60),
 }

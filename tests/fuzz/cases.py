@@ -105,7 +105,7 @@ def change_pieces(data: bytes, random: Random) -> tuple[bytes, str]:
         field = random.choice(spec.DESCRIPTOR.fields)
         try:
             setattr(spec, field.name, random.choice(EDGES[:60]))
-        except (TypeError, ValueError, AttributeError):
+        except (TypeError, ValueError, AttributeError, OverflowError):
             spec.ClearField(field.name)
         return bytes(model.SerializePartialToString()), f"{field.name}"
     return bytes(model.SerializePartialToString()), f"piece {piece.piece[:20]!a}, {choice}"

@@ -72,7 +72,7 @@ def _third(number: float) -> float:
 def _enlarge(parent: Any, key: Any, random: Random) -> str:
     old = parent[key]
     if random.random() < 0.5:
-        parent[key] = [old] * LONG if not isinstance(old, str) else old * LONG
+        parent[key] = [old] * LONG if not isinstance(old, str) else old * (LONG if len(old) < 1000 else 2)
         return f"{LONG} times"
     for _ in range(random.choice([10, 90, DEEP])):
         old = [old]

@@ -120,6 +120,7 @@ def _run(words: Sequence[str], folder: Path) -> tuple[int, str, str]:
     _limit_resources()
     with _printed_into(*paths):
         code = _exit_code(words)
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
     texts = [path.read_bytes().decode("utf-8", "surrogateescape") for path in paths]
     for path in paths:
         path.unlink()

@@ -236,7 +236,7 @@ def from_token_file(path: Path, vocab_size: int, count: int | None = None) -> Ca
     """Windows from an int32 `[n, T]` array in a .npy file, as they are (the first `count`)."""
     try:
         array = np.lib.format.open_memmap(path, mode="r")  # which allocates nothing for what is not there
-    except (OSError, ValueError, EOFError, OverflowError, TokenError) as error:
+    except (OSError, ValueError, EOFError, OverflowError, SyntaxError, TokenError) as error:
         if path.is_file():
             check_no_pointer(path)
         raise TinyslebError(f"cannot read {path} as a .npy array: {error}") from error
