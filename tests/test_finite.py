@@ -114,6 +114,21 @@ def test_a_damaged_folder_is_not_copied(run: Run, tmp_path: Path) -> None:
     assert not list(Path().glob("*out*"))
 
 
+@pytest.mark.parametrize("command", ["eval", "compare"])
+def test_a_perplexity_beyond_numbers_is_refused(
+    command: str, tiny_folder: Path, run: Run, tmp_path: Path
+) -> None:
+    """From finite weights, and finite losses."""
+    folder = make_llama(tmp_path / "m")
+    entry = read_safetensors_header(folder / "model.safetensors")["model.norm.weight"]
+    poison(folder / "model.safetensors", entry.offset, np.array(np.float32(1e30)))
+    np.save("t.npy", np.arange(60, dtype=np.int32).reshape(2, 30))
+    models = (tiny_folder, folder) if command == "compare" else (folder,)
+    result = run(command, *models, "--tokens", "t.npy", "--json")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "the perplexity" in result.stderr
+
+
 @pytest.mark.parametrize("type_", ["f16", "q8_0", "q4_0"])
 def test_values_too_large_for_a_type_are_not_written_as_infinity(
     type_: str, run: Run, tmp_path: Path

@@ -135,7 +135,7 @@ def test_a_demo_continues_what_is_saved(tmp_path: Path) -> None:
 
 
 def test_the_sdist_has_what_its_tests_need(tmp_path: Path) -> None:
-    pytest.importorskip("setuptools")
+    pytest.importorskip("setuptools", minversion="77", reason="it is needed to build")
     copy = tmp_path / "copy"
     kept_out = shutil.ignore_patterns(".*", "__pycache__", "models", "build", "*.egg-info")
     shutil.copytree(ROOT, copy, ignore=kept_out, symlinks=True)

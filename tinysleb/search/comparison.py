@@ -17,6 +17,7 @@ from tinysleb.compute.memory import obey
 from tinysleb.errors import TinyslebError
 from tinysleb.formats.logits_file import RANGE, LogitsFile, LogProbabilities, first_scored
 from tinysleb.model.chunks import chunks
+from tinysleb.plan import perplexity
 from tinysleb.search.original import normed_states
 
 COMPARED_AT_ONCE = 64
@@ -73,7 +74,7 @@ def compare(
     With `second_half`, only tokens beyond the middle of a window are predicted, as llama.cpp does; then the
     original's log-probabilities are handed to `keep`, row after row, or taken as `known` without running it.
 
-    Raises TinyslebError if a model has another vocabulary, or a loss is not finite.
+    Raises TinyslebError if a model has another vocabulary, or its perplexity is not finite.
     """
     for model in models:
         _check_vocabulary(original, model)
@@ -91,11 +92,11 @@ def compare(
             found[number].append(_compare_sides(base, side, targets, keep if number == 0 else None))
             progress((first + (number + 1) / len(everything) * (last - first)) / len(tokens))
     results = [_joined(each) for each in found]
-    for weights, each in zip(everything, results, strict=True):
-        if not each.losses.isfinite().all():
+    losses = [each.losses.double().mean().item() for each in results]
+    for weights, loss in zip(everything, losses, strict=True):
+        if not math.isfinite(perplexity(loss)):
             raise not_finite(weights, "the perplexity")
-    loss = results[0].losses.double().mean().item()
-    return [_summed_up(each, loss) for each in results]
+    return [_summed_up(each, losses[0]) for each in results]
 
 
 @dataclass(frozen=True)

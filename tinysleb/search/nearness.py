@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 from tinysleb.checkpoint.weights import Weights
 from tinysleb.compute.compute import Compute
 from tinysleb.model.forward import token_losses, top_tokens
+from tinysleb.plan import perplexity
 from tinysleb.search.original import Original, ask_original, walks
 
 
@@ -41,7 +41,7 @@ class Yardstick:
         """How near a model with the same vocabulary is."""
         top, loss, divergence = _read(model, self.tokens, self.original, compute)
         same_top = (top == self.top).double().mean().item()
-        return Nearness(divergence, same_top, math.exp(loss - self.loss))
+        return Nearness(divergence, same_top, perplexity(loss - self.loss))
 
 
 def ask(weights: Weights, tokens: Tensor, compute: Compute) -> Yardstick:
