@@ -52,17 +52,16 @@ lowest:
 	$(MAKE) quick VENV=.venv-lowest CONSTRAINTS=tests/lowest.txt
 
 # The wheel and the sdist, installed into an environment that has nothing else: make package PYTHON=python3.13
-package: VENV = .venv-package
 package:
-	rm -rf dist $(VENV)
-	$(PYTHON) -m venv $(VENV)
-	$(PIP) install -q build
-	$(BIN)/python -m build -q
-	$(PYTHON) -m venv --clear $(VENV)
-	$(PIP) install -q -c $(CONSTRAINTS) dist/*.whl
-	cd dist && ../$(BIN)/tinysleb --help
-	$(PIP) install -q --no-deps --force-reinstall dist/*.tar.gz
-	cd dist && ../$(BIN)/tinysleb --help && ../$(BIN)/tinysleb --version
+	rm -rf dist
+	$(PYTHON) -m venv --clear .venv-build
+	.venv-build/bin/python -m pip install -q build
+	.venv-build/bin/python -m build -q
+	for made in dist/*.whl dist/*.tar.gz; do \
+	  $(PYTHON) -m venv --clear .venv-package && \
+	  .venv-package/bin/python -m pip install -q -c $(CONSTRAINTS) $$made && \
+	  (cd dist && ../.venv-package/bin/tinysleb --version) || exit 1; \
+	done
 
 # Damaged and hostile files, CASES of them from the seed FIRST on; of each cause of a failure one is printed.
 fuzz: $(VENV)/.tested-with
