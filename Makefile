@@ -57,11 +57,11 @@ package:
 	$(PYTHON) -m venv --clear .venv-build
 	.venv-build/bin/python -m pip install -q build
 	.venv-build/bin/python -m build -q
-	for made in dist/*.whl dist/*.tar.gz; do \
-	  $(PYTHON) -m venv --clear .venv-package && \
-	  .venv-package/bin/python -m pip install -q -c $(CONSTRAINTS) $$made && \
-	  (cd dist && ../.venv-package/bin/tinysleb --version) || exit 1; \
-	done
+	$(PYTHON) -m venv --clear .venv-package
+	.venv-package/bin/python -m pip install -q -c $(CONSTRAINTS) dist/*.whl
+	cd dist && ../.venv-package/bin/tinysleb --version
+	.venv-package/bin/python -m pip install -q --no-deps --force-reinstall dist/*.tar.gz
+	cd dist && ../.venv-package/bin/tinysleb --version
 
 # Damaged and hostile files, CASES of them from the seed FIRST on; of each cause of a failure one is printed.
 fuzz: $(VENV)/.tested-with
