@@ -380,6 +380,12 @@ AND_EXTRA = SPECIALS + " a<extra>b <extra> c"
         refused_for_text("vocab.json and merges.txt are not a vocabulary and its merges"),
     ),
     Condition(
+        "vocab.json with an index of 2^31",
+        lambda folder: _with_index(vocabulary_and_merges(folder), 2**31),
+        "the tokenizers package allocates all that are below, and ends the process where there is no memory",
+        refused_for_text("vocab.json and merges.txt are not a vocabulary and its merges"),
+    ),
+    Condition(
         "truncation and padding in tokenizer.json",
         with_json(cut_and_padded),
         "transformers takes both for defaults of batches; a text for windows is neither cut nor padded",
@@ -658,6 +664,13 @@ def _without(path: Path, name: str) -> Path:
 
 def _with_mark(path: Path) -> Path:
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    return path
+
+
+def _with_index(path: Path, index: int) -> Path:
+    vocabulary = json.loads((path / "vocab.json").read_text(encoding="utf-8"))
+    vocabulary["<far>"] = index
+    (path / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
     return path
 
 

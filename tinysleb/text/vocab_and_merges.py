@@ -24,6 +24,7 @@ from tinysleb.errors import TinyslebError, shown
 from tinysleb.text.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
 
 END_OF_TEXT = "<|endoftext|>"
+LARGEST_INDEX = 2**22
 ROLES = (
     "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
 )  # fmt: skip
@@ -73,11 +74,15 @@ def family_of(source: TokenizerFolder) -> Family:
 
 
 def read_vocabulary(package: Any, folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Tokens and merges as the `tokenizers` package reads them. Raises what it raises."""
-    read: tuple[dict[str, int], list[tuple[str, str]]] = package.models.BPE.read_file(
-        str(folder / VOCABULARY_NAME), str(folder / MERGES_NAME)
-    )
-    return read
+    """Tokens and merges as the `tokenizers` package reads them. Raises what it raises, and ValueError for an
+    index that it would end the process for: it allocates all that are below."""
+    vocabulary: dict[str, int]
+    merges: list[tuple[str, str]]
+    path = folder / VOCABULARY_NAME
+    vocabulary, merges = package.models.BPE.read_file(str(path), str(folder / MERGES_NAME))
+    if vocabulary and (largest := max(vocabulary.values())) > LARGEST_INDEX:
+        raise ValueError(f"a token has the index {largest}")
+    return vocabulary, merges
 
 
 def tokens_to_add(source: TokenizerFolder, family: Family) -> list[AddedToken]:
