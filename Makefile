@@ -13,10 +13,11 @@ QUICK := setup plan gguf_file tokenizer ridge cli
 REMOVE ?= 6
 CASES ?= 3000
 FIRST ?= 0
+KILLS ?= 50
 # A demo that was interrupted goes on where it was.
 CONTINUE = $(if $(wildcard $(SHORTER).unfinished.*),--resume)
 
-.PHONY: demo test install model slow check quick lowest package fuzz fuzz-coverage fix clean
+.PHONY: demo test install model slow check quick lowest package fuzz fuzz-coverage kills fix clean
 
 demo: $(VENV)/.installed model
 	@echo "Pruning, healing and distilling take about 15 minutes on 2 cores."
@@ -72,6 +73,10 @@ fuzz-coverage: $(VENV)/.tested-with
 	cd tests && $(abspath $(BIN))/coverage erase
 	-cd tests && $(abspath $(BIN))/coverage run -m fuzz --cases $(CASES) --first $(FIRST)
 	cd tests && $(abspath $(BIN))/coverage combine -q && $(abspath $(BIN))/coverage report
+
+# Commands on the real model, killed at KILLS random moments: nothing is lost, and nothing left.
+kills: $(VENV)/.tested-with model
+	cd tests && $(abspath $(BIN))/python -m fuzz.kills ../$(MODEL) --kills $(KILLS)
 
 fix: $(VENV)/.tested-with
 	$(BIN)/ruff check --fix .

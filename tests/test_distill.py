@@ -396,9 +396,12 @@ def test_a_family_that_norms_what_a_block_adds_is_only_distilled(plan: str, run:
     assert comes_nearer(healing)
 
 
-def test_an_unfinished_distillation_is_not_lost(plan: str, tiny_gguf: Path, run: Run) -> None:
+@pytest.mark.parametrize("command", [("heal",), ("prune", "--heal", "distill")])
+def test_an_unfinished_distillation_is_not_lost(
+    command: tuple[str, ...], plan: str, tiny_gguf: Path, run: Run
+) -> None:
     Path("out.gguf.unfinished.npz").write_bytes(b"precious")
-    words = ("heal", tiny_gguf, "--plan", plan, "-o", "out.gguf", *FEW)
+    words = (*command, tiny_gguf, "--plan", plan, "-o", "out.gguf", *FEW)
     refused = run(*words)
     assert refused.exit_code == 1
     assert "out.gguf.unfinished.npz holds a distillation that did not finish" in refused.stderr

@@ -49,6 +49,14 @@ def test_a_chat_model_is_asked_in_its_template(tmp_path: Path) -> None:
     assert list(asked.tokens[0]) == plain, "with one BOS token, which the tokenizer puts there"
 
 
+def test_a_template_that_makes_nothing_of_a_question_is_not_used(tmp_path: Path) -> None:
+    folder = make_llama(tmp_path, tokenizer="sentencepiece")
+    plain = questions(open_model(folder), PROMPTS[:2])
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": "\n"}))
+    assert questions(open_model(folder), PROMPTS[:2]).tokens == plain.tokens
+
+
 def test_texts_are_decoded(tiny_gguf: Path, tiny_folder: Path, sentencepiece_folder: Path) -> None:
     text = "".join(CORPUS)
     for path in (tiny_gguf, tiny_folder, sentencepiece_folder):

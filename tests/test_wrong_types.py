@@ -338,6 +338,13 @@ def test_a_surrogate_pair_in_json_is_text(tmp_path: Path) -> None:
     assert read_json_object(tmp_path / "m.json") == {"a": "🚀"}
 
 
+@pytest.mark.parametrize("text", [b'{"a": "\\ud83d"}', b'{"a": "\xed\xa0\x80"}', b'{"\xed\xa0\x80": 1}'])
+def test_half_a_surrogate_pair_is_none(text: bytes, tmp_path: Path) -> None:
+    (tmp_path / "m.json").write_bytes(text)
+    with pytest.raises(TinyslebError, match="is not valid JSON"):
+        read_json_object(tmp_path / "m.json")
+
+
 def test_any_value_of_what_decides_whether_one_drafts_for_another(tiny_gguf: Path) -> None:
     file = read_gguf(tiny_gguf)
     for name in ("model", "tokens", "add_bos_token", "add_eos_token", "bos_token_id", "eos_token_id"):

@@ -8,7 +8,14 @@ from pathlib import Path
 
 import click
 
-from tinysleb.commands.options import NONE, ComputeOptions, HealingOptions, refuse_several, refuse_unused
+from tinysleb.commands.options import (
+    DISTILL,
+    NONE,
+    ComputeOptions,
+    HealingOptions,
+    refuse_several,
+    refuse_unused,
+)
 from tinysleb.commands.outputs import output_beside
 from tinysleb.errors import TinyslebError
 from tinysleb.plan import DIVERGENCE, PERPLEXITY
@@ -108,7 +115,9 @@ class PruneOptions(HealingOptions):
 
     def _check_with_plan(self) -> None:
         option = "--plan" if self.blocks is None else "--blocks"
-        refuse_unused(self.given, SEARCH_ONLY, f"With {option} there is no search")
+        kept = {"resume"} if self.heal == DISTILL else set()
+        unused = tuple(name for name in SEARCH_ONLY if name not in kept)
+        refuse_unused(self.given, unused, f"With {option} there is no search")
         if self.blocks is not None:
             refuse_unused(self.given, STOPPING, "--blocks says what goes")
         if self.heal in (None, NONE):

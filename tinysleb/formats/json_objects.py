@@ -9,6 +9,10 @@ from typing import Any
 MOST_DIGITS = 308
 """Of a whole number: with more, it may be none for a float."""
 MANY_DIGITS, MANY_BYTES = re.compile(r"\d{309}"), re.compile(rb"\d{309}")
+SURROGATE, SURROGATE_BYTES = (
+    re.compile("(?i)\\\\ud|[\ud800-\udfff]"),
+    re.compile(rb"(?i)\\ud|\xed[\xa0-\xbf]"),
+)
 DEEPEST_NESTING = 100
 """Python's own reader and writer give up somewhere between this and a few thousand."""
 
@@ -49,7 +53,7 @@ def _check_nesting(value: Any) -> None:
 
 
 def _check_encodable(text: str | bytes, value: Any) -> None:
-    """Surrogates stand in JSON as `\\ud800`; few files have any, and only those are looked at."""
-    escape = b"\\ud" if isinstance(text, bytes) else "\\ud"
-    if escape in text.lower():  # type: ignore[operator]
+    """Surrogates stand in JSON as escapes, or as they are, which `json.loads` lets through; few files have
+    any, and only those are looked at."""
+    if SURROGATE_BYTES.search(text) if isinstance(text, bytes) else SURROGATE.search(text):
         json.dumps(value, ensure_ascii=False).encode("utf-8")  # UnicodeEncodeError is a ValueError

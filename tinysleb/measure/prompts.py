@@ -45,7 +45,8 @@ PROMPTS = (
 
 
 def encode_prompts(weights: Checkpoint, tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> list[list[int]]:
-    """The tokens that a model is to continue: a chat in its own template, or the text and a new paragraph.
+    """The tokens that a model is to continue: a chat in its own template or, where that makes nothing of it,
+    the text and a new paragraph.
 
     `tokenizer` puts nothing behind a text. Raises TinyslebError if the template cannot be used.
     """
@@ -55,7 +56,7 @@ def encode_prompts(weights: Checkpoint, tokenizer: Tokenizer, prompts: Sequence[
         chats = [[{"role": "user", "content": prompt.text}] for prompt in prompts]
         rendered = render_chats(template, chats, special_tokens)
         bos = own_bos(special_tokens, tokenizer.encode)
-        texts = [None if text is None else text.removeprefix(bos) for text in rendered]
+        texts = [text.removeprefix(bos) if text and text.strip() else None for text in rendered]
     else:
         texts = [None] * len(prompts)
     pairs = zip(texts, prompts, strict=True)

@@ -70,6 +70,8 @@ def questions(weights: Checkpoint, prompts: Sequence[Prompt] = PROMPTS) -> Quest
     tokenizer = open_tokenizer(weights)
     unfinished = Unfinished(tokenizer)
     tokens = encode_prompts(weights, unfinished, prompts)
+    if not all(tokens):
+        raise TinyslebError("the tokenizer makes no tokens of a question")
     if (largest := max(map(max, tokens))) >= weights.config.vocab_size:
         raise TinyslebError(
             f"the chat template uses token {largest}, and the vocabulary has {weights.config.vocab_size} rows"
