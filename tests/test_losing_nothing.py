@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -149,6 +150,28 @@ def test_a_lock_ends_with_its_owner_and_what_that_left_is_deleted(
     assert ".out.lock" in entries(tmp_path)
     assert run("export", tiny_folder, "--hf", "out").exit_code == 0
     assert entries(tmp_path) == {"out", ".out2.0123abcd.part", ".out.mine.part"}
+
+
+KILLED_BETWEEN_TWO_NAMES = """
+import os, signal
+from pathlib import Path
+from tinysleb.formats.files import replaced_folder
+
+rename = Path.rename
+Path.rename = lambda path, target: (rename(path, target), os.kill(os.getpid(), signal.SIGKILL))
+with replaced_folder(Path("out")) as new:
+    (new / "config.json").write_text("new")
+"""
+
+
+def test_a_folder_that_was_moved_away_to_be_replaced_is_put_back(tiny_folder: Path, tmp_path: Path) -> None:
+    old = Path(shutil.copytree(tiny_folder, tmp_path / "out"))
+    held = entries(old)
+    killed = subprocess.run([sys.executable, "-c", KILLED_BETWEEN_TWO_NAMES], cwd=tmp_path)
+    assert (killed.returncode, old.exists()) == (-signal.SIGKILL, False)
+    with sole_writer(old):
+        assert entries(old) == held
+    assert entries(tmp_path) == {"out"}
 
 
 def test_those_of_a_plan_beside_a_gguf_too(tiny_gguf: Path, run: Run) -> None:

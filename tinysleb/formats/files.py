@@ -19,6 +19,8 @@ from tinysleb.formats.model_files import foreign_file
 from tinysleb.formats.wrong_file import wrong_file
 
 LARGEST_JSON_BYTES = 256 * 1024 * 1024
+PART, OLD = "part", "old"
+"""Endings of what is being written, and of what it replaces."""
 LONGEST_NAME_BYTES = 200
 """Of an output. File systems take 255; temporary files, plans and unfinished searches have longer names."""
 
@@ -170,7 +172,7 @@ def replaced_folder(path: Path) -> Iterator[Path]:
         _flush_folder(temporary)
         if path.exists():
             _check_replaceable(path)  # again: files may have come since
-            with _temporary_name(path) as old:
+            with _temporary_name(path, OLD) as old:
                 path.rename(old)
                 try:
                     temporary.rename(path)
@@ -182,13 +184,17 @@ def replaced_folder(path: Path) -> Iterator[Path]:
         _flush_folder(path.parent)
 
 
-def delete_temporaries(path: Path) -> None:
-    """Delete what processes that ended have left beside `path`; for who knows that none is writing it."""
-    named = re.compile(re.escape(f".{path.name}.") + r"[0-9a-f]{8}\.part")
+def clear_temporaries(path: Path) -> None:
+    """Delete what processes that ended have left beside `path`, and put back what one of them had moved away
+    and not replaced yet; for who knows that none is writing it."""
+    named = re.compile(re.escape(f".{path.name}.") + rf"[0-9a-f]{{8}}\.({PART}|{OLD})")
     for entry in path.parent.iterdir():
-        if named.fullmatch(entry.name):
+        if found := named.fullmatch(entry.name):
             with suppress(OSError):  # another user's, for instance
-                _delete(entry)
+                if found[1] == OLD and not path.exists():
+                    entry.rename(path)
+                else:
+                    _delete(entry)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -198,10 +204,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
-def _temporary_name(path: Path) -> Iterator[Path]:
+def _temporary_name(path: Path, ending: str = PART) -> Iterator[Path]:
     """A free name beside `path`; whatever stands there at the end is deleted."""
     try:
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.{ending}")
         try:
             yield temporary
         finally:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tinysleb.errors import TinyslebError
-from tinysleb.formats.files import delete_temporaries
+from tinysleb.formats.files import clear_temporaries
 
 try:
     import fcntl
@@ -21,7 +21,7 @@ else:
 @contextmanager
 def sole_writer(out: Path, beside: Sequence[Path] = ()) -> Iterator[None]:
     """Hold the lock of an output. Temporary files of it and of what is written `beside` it can only be those
-    of processes that died, and are deleted.
+    of processes that died, and are deleted; what one had only moved away is put back.
 
     Where a lock cannot be had (no such folder, a file system without locks), there is none, and nothing is
     deleted; what stands in the way of writing is found by others. Raises TinyslebError if another process
@@ -34,7 +34,7 @@ def sole_writer(out: Path, beside: Sequence[Path] = ()) -> Iterator[None]:
         return
     try:
         for path in (out, *beside):
-            delete_temporaries(path)
+            clear_temporaries(path)
         yield
     finally:
         lock.unlink(missing_ok=True)  # before it is released: the next owner's has the same name
