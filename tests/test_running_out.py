@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tinysleb.commands import report as report_module
+from tinysleb.commands import shortened
 
 
 def one_error(stderr: str, message: str) -> bool:
@@ -73,3 +77,26 @@ def test_other_errors_are_bugs(run: Callable[..., Any], monkeypatch: pytest.Monk
 
     monkeypatch.setattr(report_module, "plan_of", fails)
     assert isinstance(run("report", "p.json", "-o", "x.html").exception, RuntimeError)
+
+
+@pytest.mark.parametrize("how", ["solve", "distill"])
+def test_what_healing_keeps_in_files_is_asked_for_beforehand(
+    how: str, tiny_gguf: Path, run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save("t.npy", np.random.default_rng(0).integers(0, 512, (16, 128)).astype(np.int32))
+    words = ("prune", tiny_gguf, "-o", "out.gguf", "--blocks", "1,3", "--heal", how, "--tokens", "t.npy")
+    few = ("--heal-tokens", 2000, *(("--distill-tokens", 2048) if how == "distill" else ()))
+    before, kept = set(tmp_path.rglob("*")), []
+    write = shortened.write_shortened
+
+    def watched(*arguments: Any) -> None:
+        new = set(tmp_path.rglob("*")) - before
+        kept.append(sum(path.stat().st_size for path in new if path.is_file()))
+        write(*arguments)
+
+    monkeypatch.setattr(shortened, "write_shortened", watched)
+    assert run(*words, *few).exit_code == 0
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=kept[0] - 1))
+    refused = run(*words, *few, "--force")
+    assert refused.exit_code == 1
+    assert "no space left on the disk for out.gguf" in refused.stderr

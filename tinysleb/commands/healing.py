@@ -12,13 +12,13 @@ from tinysleb.checkpoint.weights import Checkpoint
 from tinysleb.commands.console import Console
 from tinysleb.commands.options import DISTILL_MINUTES, NONE, SOLVE, HealingOptions
 from tinysleb.commands.outputs import kept_sample, unfinished_distillation
-from tinysleb.commands.stored_types import wanted_types
+from tinysleb.commands.stored_types import in_types, wanted_types
 from tinysleb.compute.compute import Compute
 from tinysleb.errors import TinyslebError
 from tinysleb.formats.files import refuse_full_disk
 from tinysleb.heal.course import Limits, stored_state
 from tinysleb.heal.distilling_state import state_bytes
-from tinysleb.heal.healed_weights import HealedTensors, grown_types
+from tinysleb.heal.healed_weights import HealedTensors, grown_types, healing_file_bytes
 from tinysleb.heal.repair import Distilling
 from tinysleb.heal.run import PreparedHealing, heal_plan, prepare_healing
 from tinysleb.heal.text import HealingText
@@ -49,9 +49,9 @@ def prepare(weights: Checkpoint, options: HealingOptions, compute: Compute, out:
     distilling = _distilling(options, out) if options.heal != SOLVE else None
     types = None if options.type_name is None else partial(wanted_types, options.type_name)
     prepared = prepare_healing(weights, text, compute, distilling, types)
-    if distilling is not None:
-        both_parts = 2 * state_bytes(weights.config)
-        refuse_full_disk(unfinished_distillation(out), both_parts)
+    states = 0 if distilling is None else 2 * state_bytes(weights.config)
+    stored = in_types(weights, options.type_name)
+    refuse_full_disk(out, states + healing_file_bytes(stored, tokens, distilling is not None))
     return prepared
 
 

@@ -57,6 +57,17 @@ def _as_float32(name: str, info: TensorInfo) -> TensorInfo:
     return TensorInfo(info.shape, "F32", 4 * math.prod(info.shape)) if name.endswith(HEALED) else info
 
 
+def healing_file_bytes(weights: Weights, tokens: int, distilled: bool) -> int:
+    """What healing on so many tokens keeps in files, at most, until the model is written: two streams of
+    states, if memory has no room for them, and changed matrices as they are to be stored; if the model is
+    distilled as well, these are all of a block's, and the closed form is kept in float32 meanwhile."""
+    solved = [info for name, info in weights.tensors.items() if name.endswith(HEALED)]
+    matrices = [info for info in weights.tensors.values() if len(info.shape) == 2] if distilled else solved
+    unrounded_bytes = 4 * sum(math.prod(info.shape) for info in solved) if distilled else 0
+    streams = 2 * 4 * tokens * weights.config.width
+    return streams + unrounded_bytes + sum(info.nbytes for info in matrices)
+
+
 @dataclass(frozen=True)
 class HealedTensors:
     """Encoded tensors by their names in the shortened model, each in a file of its own in `folder`."""
