@@ -16,6 +16,7 @@ from tinysleb.measure.speed import ideal_speed
 from tinysleb.plan import Plan, Round
 from tinysleb.search.gain import footprint
 from tinysleb.search.pace import Pace, measure_pace
+from tinysleb.search.stopping import by_count, by_quality
 from tinysleb.sublayers import Cut, block_cut
 
 
@@ -81,3 +82,15 @@ def test_the_time_of_a_job_by_hand(tiny_folder: Path) -> None:
     assert seconds_of([stage, Stage(1e9, 0, limit=60)], Pace(0.01, 0.1)) == pytest.approx(
         0.01 * stage.blocks + 0.1 * stage.heads + 60
     )
+
+
+def test_a_search_without_a_rule_is_done_when_it_usually_is(tiny_folder: Path) -> None:
+    """Of six blocks, four may go, and one is usual."""
+    from tinysleb.commands.work import search_progress
+
+    config, shown = open_model(tiny_folder).config, list[float]()
+    for rule in (by_quality(4, known=True), by_count(4, "--remove 4")):
+        progress = search_progress(lambda _what, done: shown.append(done), config, rule)
+        for done in (0.125, 0.25, 0.5):
+            progress("searching", done)
+    assert shown == [0.5, 1, 1, 0.125, 0.25, 0.5]

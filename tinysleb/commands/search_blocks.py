@@ -22,7 +22,7 @@ from tinysleb.commands.signals import Stopped
 from tinysleb.commands.stopping_rule import costs_of, stopping_rule, unhealed_part
 from tinysleb.commands.stored_types import check_stored_type, in_types
 from tinysleb.commands.summary import OWN_TEXT, print_shortened
-from tinysleb.commands.work import Stage, console_works, job_stages, seconds_of
+from tinysleb.commands.work import Stage, console_works, job_stages, search_progress, seconds_of
 from tinysleb.compute.compute import Compute
 from tinysleb.compute.distributed import Group, join_group
 from tinysleb.errors import TinyslebError
@@ -82,7 +82,8 @@ def _search_and_write(weights: Checkpoint, options: PruneOptions, group: Group) 
     with told_what_is_kept(options.out, console):
         plan = run_search(
             weights, calibration, request, compute,
-            saved=saved, unfinished=unfinished, say=console.say, progress=console.progress,
+            saved=saved, unfinished=unfinished, say=console.say,
+            progress=search_progress(console.progress, weights.config, request.rule),
         )  # fmt: skip
         if group.rank > 0:
             return

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from tinysleb.checkpoint.config import ModelConfig
 from tinysleb.commands.console import Work
+from tinysleb.compute.compute import Progress
 from tinysleb.heal.course import Limits
 from tinysleb.heal.repair import STEPS_PART
 from tinysleb.heal.run import PreparedHealing
@@ -15,6 +16,7 @@ from tinysleb.search.cuts import ANY, HALF
 from tinysleb.search.estimate import block_operations, head_operations
 from tinysleb.search.pace import Pace
 from tinysleb.search.run import SearchRequest
+from tinysleb.search.stopping import StoppingRule
 from tinysleb.text.windows import Calibration
 
 RACING, SAMPLING, HEALING, DISTILLING = 0.35, 2.0, 1.0, 7.0
@@ -37,8 +39,7 @@ def job_stages(
 ) -> list[Stage]:
     """A search, and the healing that was prepared, if any was."""
     refined = request.refine and calibration.others is not None
-    rule = request.rule
-    cuts = min(rule.most, max(1, round(USUAL_PART * config.blocks))) if rule.by_quality else rule.most
+    rule, cuts = request.rule, usual_cuts(config, request.rule)
     stages = search_stages(config, calibration.tokens.numel(), cuts, request.kind, refined)
     if not isinstance(prepared, PreparedHealing):
         return stages
@@ -47,6 +48,18 @@ def job_stages(
         choosing = Stage(USUAL_TRIES * HEALING * prepared.text.tokens * config.blocks, 0)
         healing.insert(1 if prepared.text.sampled else 0, choosing)
     return stages + healing
+
+
+def usual_cuts(config: ModelConfig, rule: StoppingRule) -> int:
+    """How many cuts a search is likely to make."""
+    return min(rule.most, max(1, round(USUAL_PART * config.blocks))) if rule.by_quality else rule.most
+
+
+def search_progress(progress: Progress, config: ModelConfig, rule: StoppingRule) -> Progress:
+    """Reports how much is done of what a search is likely to do, where it is told the part of all cuts that
+    are allowed."""
+    share = rule.most / usual_cuts(config, rule)
+    return lambda what, done: progress(what, min(done * share, 1.0))
 
 
 def search_stages(config: ModelConfig, tokens: int, cuts: int, kind: str, refined: bool) -> list[Stage]:
