@@ -21,7 +21,7 @@ from typing import Any
 JOBS = {
     "search": "prune MODEL -o out.gguf --remove 2 --heal none --windows 2 --window-length 128",
     "heal": "prune MODEL -o out.gguf --blocks 25,5 --heal solve --heal-tokens 1024 --self-text 256",
-    "distil": "prune MODEL -o out.gguf --blocks 25 --heal distill --heal-tokens 512 --self-text 256 "
+    "distil": "prune MODEL -o out.gguf --blocks 25 --heal distill --heal-tokens 1024 --self-text 256 "
     "--distill-tokens 4096",
     "export": "export MODEL --gguf out.gguf --type q8_0",
     "folder": "export MODEL --hf out",
