@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from exporting import without_times
 from reference import CORPUS
 
 FEW = (
@@ -25,12 +26,6 @@ def written(model: Path, folder: Path, hash_seed: str) -> tuple[bytes, dict[str,
     done = subprocess.run([*words, *FEW.split()], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return (folder / "x.gguf").read_bytes(), json.loads((folder / "x.plan.json").read_text())
-
-
-def without_times(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: without_times(item) for key, item in value.items() if key != "seconds"}
-    return [without_times(item) for item in value] if isinstance(value, list) else value
 
 
 def test_search_healing_and_distillation(tiny_gguf: Path, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 from random import Random
-from typing import Any
+
+from exporting import without_times
 
 JOBS = {
     "search": "prune MODEL -o out.gguf --remove 2 --heal none --windows 2 --window-length 128",
@@ -44,15 +45,9 @@ def digests(folder: Path) -> dict[str, str]:
         if path.is_file():
             data = path.read_bytes()
             if path.name.endswith("plan.json"):
-                data = json.dumps(_without_seconds(json.loads(data))).encode()
+                data = json.dumps(without_times(json.loads(data))).encode()
             found[str(path.relative_to(folder))] = hashlib.sha256(data).hexdigest()
     return found
-
-
-def _without_seconds(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_seconds(item) for key, item in value.items() if key != "seconds"}
-    return [_without_seconds(item) for item in value] if isinstance(value, list) else value
 
 
 def kill(words: list[str], folder: Path, seconds: float) -> None:
