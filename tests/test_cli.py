@@ -82,9 +82,6 @@ def test_prune_from_text_by_default(tiny_folder: Path, run: Run, tmp_path: Path)
     settings = json.loads((tmp_path / "a" / "plan.json").read_text())["settings"]
     assert settings["text"].startswith("Python's own documentation")
     assert (settings["windows"], settings["window_length"]) == (2, 64)
-    assert run("prune", tiny_folder, "-o", "b", *words).exit_code == 0
-    one, other = (json.loads((tmp_path / name / "plan.json").read_text()) for name in "ab")
-    assert one == other
 
 
 def test_a_plan_applies_without_a_search(tiny_gguf: Path, run: Run, tmp_path: Path) -> None:

@@ -49,8 +49,9 @@ def words(tiny_folder: Path, tmp_path: Path) -> list[object]:
     return ["prune", tiny_folder, *fixed]
 
 
-@pytest.mark.parametrize("processes", [2, 3])
-@pytest.mark.parametrize("racing", [["--exact"], [], ["--cut", "half", "--score", "kl"]])
+@pytest.mark.parametrize(
+    ("processes", "racing"), [(2, ["--exact"]), (3, []), (2, ["--cut", "half", "--score", "kl"])]
+)
 def test_several_processes_make_the_plan_of_one(
     processes: int, racing: list[str], words: list[object], tmp_path: Path
 ) -> None:
