@@ -25,6 +25,8 @@ from tinysleb.model.blocks import Block
 RANK = 64
 """Of the changes to a block's matrices, up to a width of FULL_WIDTH; above, it falls as the width grows, so
 that what is trained in a block grows no faster than its width."""
+USUAL_SIZE = 0.2
+"""Root mean square of the values of a matrix that one learning rate is meant for: that of SmolLM2's."""
 FULL_WIDTH = 1024
 FUSED = {
     "self_attn.qkv_proj.weight": tuple(f"self_attn.{name}_proj.weight" for name in "qkv"),
@@ -34,10 +36,15 @@ FUSED = {
 
 @dataclass(frozen=True)
 class Factors:
-    """A change to a matrix `[out, in]`: `up` `[out, rank]` @ `down` `[rank, in]`, float32."""
+    """A change to a matrix `[out, in]`: `scale` times `up` `[out, rank]` @ `down` `[rank, in]`, float32.
+
+    Adam's steps are as large as the learning rate, whatever the gradient; with a `scale` in proportion to the
+    matrix, they change a model of small weights no more than one of large weights.
+    """
 
     down: Tensor
     up: Tensor
+    scale: float
 
     @property
     def parameters(self) -> tuple[Tensor, Tensor]:
@@ -46,13 +53,22 @@ class Factors:
 
     def merged(self, matrix: Tensor, dtype: torch.dtype) -> Tensor:
         """As in `MatrixChange`."""
-        merged = torch.addmm(matrix, self.up.detach(), self.down.detach()).to(dtype).as_subclass(Merged)
+        merged = (
+            torch.addmm(matrix, self.up.detach(), self.down.detach(), alpha=self.scale)
+            .to(dtype)
+            .as_subclass(Merged)
+        )
         merged.factors = self
         return merged
 
     def copied(self) -> Factors:
         """As in `MatrixChange`."""
-        return Factors(self.down.detach().clone(), self.up.detach().clone())
+        return Factors(self.down.detach().clone(), self.up.detach().clone(), self.scale)
+
+    @property
+    def product(self) -> Tensor:
+        """What is added to the matrix, on the CPU."""
+        return self.scale * (self.up.cpu() @ self.down.cpu())
 
 
 def rank_for(width: int) -> int:
@@ -75,7 +91,9 @@ def _factors(matrix: Tensor, most: int, generator: torch.Generator) -> Factors:
     outputs, inputs = matrix.shape
     rank = min(most, outputs, inputs)
     down = torch.randn(rank, inputs, generator=generator) * inputs**-0.5
-    return Factors(down.to(matrix.device), torch.zeros(outputs, rank, device=matrix.device))
+    size = torch.linalg.vector_norm(matrix, dtype=torch.float32).item() / matrix.numel() ** 0.5
+    scale = size / USUAL_SIZE
+    return Factors(down.to(matrix.device), torch.zeros(outputs, rank, device=matrix.device), scale)
 
 
 class Merged(Tensor):
@@ -95,26 +113,27 @@ class Merged(Tensor):
             return super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
         inputs, merged, bias = args
         weight, factors = merged.as_subclass(Tensor), merged.factors
-        product = _Product.apply(inputs, weight, factors.down, factors.up)  # type: ignore[no-untyped-call]
+        product = _Product.apply(inputs, weight, *factors.parameters, factors.scale)  # type: ignore[no-untyped-call]
         return product if bias is None else product + bias
 
 
 class _Product(torch.autograd.Function):
-    """inputs @ (matrix + up @ down).T, given the sum in brackets."""
+    """inputs @ (matrix + scale * up @ down).T, given the sum in brackets."""
 
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, weight: Tensor, down: Tensor, up: Tensor) -> Tensor:
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
         ctx.save_for_backward(inputs, weight, down, up)
+        ctx.scale = scale
         return F.linear(inputs, weight)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
         inputs, weight, down, up = ctx.saved_tensors
-        rows, entering = gradient.flatten(0, -2), inputs.flatten(0, -2)
+        rows, entering = ctx.scale * gradient.flatten(0, -2), inputs.flatten(0, -2)
         of_up = rows.T @ (entering @ down.to(rows.dtype).T)
         of_down = (rows @ up.to(rows.dtype)).T @ entering
-        return gradient @ weight, None, of_down.float(), of_up.float()
+        return gradient @ weight, None, of_down.float(), of_up.float(), None
 
 
 def factor_count(config: ModelConfig) -> int:
@@ -145,5 +164,5 @@ class Changed(Derived):
         parts = [part for part in changed if isinstance(part, Factors)]
         if not parts:
             return values
-        product = torch.cat([part.up.cpu() @ part.down.cpu() for part in parts])
+        product = torch.cat([part.product for part in parts])
         return values.float() + product[start:stop]
