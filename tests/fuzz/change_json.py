@@ -72,8 +72,9 @@ def _third(number: float) -> float:
 def _enlarge(parent: Any, key: Any, random: Random) -> str:
     old = parent[key]
     if random.random() < 0.5:
-        parent[key] = [old] * LONG if not isinstance(old, str) else old * (LONG if len(old) < 1000 else 2)
-        return f"{LONG} times"
+        times = LONG if len(repr(old)) < 1000 else 2
+        parent[key] = old * times if isinstance(old, str) else [old] * times
+        return f"{times} times"
     for _ in range(random.choice([10, 90, DEEP])):
         old = [old]
     parent[key] = old
