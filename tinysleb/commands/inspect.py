@@ -55,12 +55,12 @@ def inspect(options: InspectOptions) -> None:
         return
     compute = compute_on()
     values = describe(weights, length, compute) | {"plan": _plan_told(options.model)}
-    cuts = list(previews(weights, compute, length))
+    cuts = previews(weights, compute, length)
     if options.as_json:
         print_json(values | {"cuts": [asdict(each) for each in cuts]})
         return
     _print_values(values)
-    for each in cuts:
+    for each in cuts:  # which a block is tried for, and that takes its time
         _print_preview(each)
     if note := faster_type(weights):
         print_line(note)

@@ -20,11 +20,14 @@ from tinysleb.model.blocks import load_block
 from tinysleb.model.chunks import windows_in_call
 from tinysleb.model.forward import advance_half, token_losses
 from tinysleb.model.positions import block_positions
+from tinysleb.search.estimate import block_operations, head_operations
 
 SECONDS = 1.0
 """That each of the two is tried for, unless `MOST_RUNS` are enough before."""
 MOST_RUNS = 25
 HEAD_TOKENS = 512
+MOST_OPERATIONS, FEWEST_TOKENS = 5e10, 64
+"""Of one try: a large model is tried on fewer tokens, or two tries would take long on a slow machine."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,14 @@ def measure_pace(weights: Weights, compute: Compute, length: int) -> Pace:
     if least > compute.memory.total:
         raise TinyslebError(f"trying a block takes {format_bytes(least)}")
     index, count = config.blocks // 2, windows_in_call(length)
+    if (most := _tokens_to_try(block_operations(config))) < count * length:
+        count, length = 1, min(length, most)
     states = torch.linspace(-1, 1, count * length * config.width, device=compute.device)
     states = states.view(count, length, config.width)
     block = load_block(weights, index, compute.dtype, compute.device)
     position = block_positions(config, length, compute.device)[index]
     halves = [half for half in (2 * index, 2 * index + 1) if half in stack_of(config)]
-    some = states.view(1, count * length, -1)[:, :HEAD_TOKENS]
+    some = states.view(1, count * length, -1)[:, : min(HEAD_TOKENS, _tokens_to_try(head_operations(config)))]
     targets = torch.zeros(some.shape[1], dtype=torch.int64, device=compute.device)
 
     def through_block() -> Tensor:
@@ -61,6 +66,10 @@ def measure_pace(weights: Weights, compute: Compute, length: int) -> Pace:
         return token_losses(weights, some, targets, compute.dtype)[0, 0]
 
     return Pace(_seconds(through_block) / (count * length), _seconds(through_head) / some.shape[1])
+
+
+def _tokens_to_try(operations: int) -> int:
+    return max(FEWEST_TOKENS, int(MOST_OPERATIONS / operations))
 
 
 def _seconds(work: Callable[[], Tensor]) -> float:
