@@ -66,7 +66,7 @@ package:
 
 # Damaged and hostile files, CASES of them from the seed FIRST on; of each cause of a failure one is printed.
 fuzz: $(VENV)/.tested-with
-	cd tests && $(abspath $(BIN))/python -W ignore -m fuzz --cases $(CASES) --first $(FIRST)
+	cd tests && $(abspath $(BIN))/python -m fuzz --cases $(CASES) --first $(FIRST)
 
 # How many of the branches in what reads and writes files those cases take.
 fuzz-coverage: $(VENV)/.tested-with

@@ -143,7 +143,8 @@ def _from_gguf(file: GgufFile) -> Imatrix:
                     f"{file.path}: {name!r} is of {len(counts)} experts, which is not supported"
                 )
             _check(file.path, name + COUNTS, counts)
-            means[name] = sums / counts if counts[0] else np.ones_like(sums)
+            with np.errstate(over="ignore", invalid="ignore"):  # means that are not finite are refused
+                means[name] = sums / counts if counts[0] else np.ones_like(sums)
             _check(file.path, name, means[name])
     datasets, chunks = values.get("imatrix.datasets"), values.get("imatrix.chunk_count")
     return Imatrix(
