@@ -260,14 +260,12 @@ def test_a_healed_folder_in_transformers(apply: Callable[..., Result], tiny_fold
     assert (found - cut).abs().max() > 0.01
 
 
-def test_the_same_input_gives_the_same_bytes(apply: Callable[..., Result], tiny_gguf: Path) -> None:
-    """With text that the model writes."""
-    for name in ("a.gguf", "b.gguf"):
-        result = apply(tiny_gguf, name)
-        assert result.exit_code == 0, result.output
-        assert result.stderr.count("healed on ") == 4
-        assert healing_text.SELF_SOURCE in result.stderr
-    assert Path("a.gguf").read_bytes() == Path("b.gguf").read_bytes()
+def test_without_a_text_four_are_healed_on(apply: Callable[..., Result], tiny_gguf: Path) -> None:
+    """One of them is what the model writes."""
+    result = apply(tiny_gguf, "a.gguf")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("healed on ") == 4
+    assert healing_text.SELF_SOURCE in result.stderr
     assert not list(Path().glob(".*.part"))
 
 
