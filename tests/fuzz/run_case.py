@@ -69,8 +69,8 @@ def _judged_by_one_process(seeds: Sequence[int], samples: Path) -> Iterator[Verd
     if not (child := os.fork()):
         _run_all(seeds, samples, sender)
     sender.close()
-    case = Case([], "")
     for seed in seeds:
+        case = Case([], "")  # until it is known: making it may end the process, too
         try:
             case = _received(receiver)
             yield _received(receiver)

@@ -38,8 +38,8 @@ class GivenText(Protocol):
 
 
 @dataclass
-class _TextFile:
-    """`replaced`: how many bytes so far were not UTF-8, and were read as the replacement character."""
+class PlainText:
+    """A text file, as it is."""
 
     path: Path
     replaced: int = field(default=0, init=False)
@@ -48,10 +48,12 @@ class _TextFile:
         """As in `GivenText`."""
         return text_size(self.path)
 
-    def _parts(self) -> Iterator[str]:
+    def parts(self) -> Iterator[str]:
+        """As in `GivenText`."""
         return map(self._repaired, text_parts(self.path))
 
-    def _between(self, start: int, stop: int) -> str:
+    def between(self, start: int, stop: int) -> str:
+        """As in `GivenText`."""
         return self._repaired(text_between(self.path, start, stop))
 
     def _repaired(self, text: str) -> str:
@@ -60,20 +62,8 @@ class _TextFile:
         return repaired
 
 
-class PlainText(_TextFile):
-    """A text file, as it is."""
-
-    def parts(self) -> Iterator[str]:
-        """As in `GivenText`."""
-        return self._parts()
-
-    def between(self, start: int, stop: int) -> str:
-        """As in `GivenText`."""
-        return self._between(start, stop)
-
-
 @dataclass
-class ChatText(_TextFile):
+class ChatText(PlainText):
     """A file with a chat in each line, `{"messages": [{"role": …, "content": …}, …]}`, one behind the other
     as the template renders them. `bos` is left out in front, where the tokenizer puts it."""
 
@@ -94,14 +84,14 @@ class ChatText(_TextFile):
     def between(self, start: int, stop: int) -> str:
         """As in `GivenText`; a line that is no chat is cut off by `start` or `stop`, most likely."""
         found: list[tuple[int, Chat]] = []
-        for line in self._between(start, stop).split("\n"):
+        for line in super().between(start, stop).split("\n"):
             with suppress(ValueError):
                 found.append((0, _chat_in(line)))
         return "".join(self._rendered(found)) if found else ""
 
     def _chats(self) -> Iterator[tuple[int, Chat]]:
         """All chats, with the numbers of their lines."""
-        for number, line in enumerate(_lines(self._parts()), 1):
+        for number, line in enumerate(_lines(super().parts()), 1):
             if not line.strip():
                 continue
             try:
