@@ -162,3 +162,13 @@ def test_a_header_cut_anywhere_is_refused(tmp_path: Path) -> None:
         path.write_bytes(data[:length])
         with pytest.raises(TinyslebError, match=r"cut.gguf"):
             read_gguf(path)
+
+
+def test_a_header_too_large_to_hold_is_refused(tmp_path: Path) -> None:
+    """The array is within the file: 65 MiB of it would be 1.6 GiB of numbers."""
+    path = tmp_path / "large.gguf"
+    with path.open("wb") as file:
+        file.write(header(keys=1) + string(b"k") + struct.pack("<IIQ", 9, 0, 65 * 2**20))
+        file.truncate(66 * 2**20)
+    with pytest.raises(TinyslebError, match=r"large.gguf is .* a header of over 67108864 bytes: .*'k'"):
+        read_gguf(path)

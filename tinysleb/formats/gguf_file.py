@@ -31,6 +31,8 @@ Floats = np.ndarray[Any, np.dtype[np.float32]]
 VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
 MOST_DIMENSIONS = 4
+LARGEST_HEADER_BYTES = 64 * 1024 * 1024
+"""Four times what the largest vocabularies take; its items take many times as much in memory."""
 DEQUANTIZE_ELEMENTS = 1 << 22
 """Elements dequantised at a time: bounds the several temporaries the routine makes."""
 SCALAR_FORMATS = {
@@ -205,13 +207,13 @@ def _read_one(path: Path) -> GgufFile:
     try:
         with path.open("rb") as file:
             found = input_file(path, file.fileno())
-            return _parse(_Cursor(file, found.size, path), found)
+            return _parse(_Cursor(file, min(found.size, LARGEST_HEADER_BYTES), path), found)
     except OSError as error:
         raise TinyslebError(f"cannot read {path}: {error.strerror}") from error
 
 
 class _Cursor:
-    """Reads fields in order and never past the end of the file."""
+    """Reads fields in order, and never past the first `size` bytes of the file."""
 
     def __init__(self, file: BinaryIO, size: int, path: Path) -> None:
         self.file, self.size, self.path = file, size, path
@@ -240,7 +242,9 @@ class _Cursor:
         return number
 
     def damaged(self, what: str) -> TinyslebError:
-        return TinyslebError(f"{self.path} is truncated or damaged: {what}", "fetch the file again")
+        large = self.size == LARGEST_HEADER_BYTES
+        how = f"damaged, or has a header of over {self.size} bytes" if large else "truncated or damaged"
+        return TinyslebError(f"{self.path} is {how}: {what}", "fetch the file again")
 
     def strings(self, count: int, what: str) -> list[str]:
         """`string`, many times: a vocabulary has hundreds of thousands, so they are read without detours."""
@@ -291,7 +295,7 @@ def _parse(cursor: _Cursor, file: InputFile) -> GgufFile:
         if name in tensors:
             raise TinyslebError(f"{path} names tensor {name!r} twice")
         tensors[name] = GgufTensor(shape, type_, file, data_start + offset)
-    _check_layout(tensors, alignment, cursor.size, path)
+    _check_layout(tensors, alignment, file.size, path)
     return GgufFile(path, metadata, tensors, alignment)
 
 
