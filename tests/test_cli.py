@@ -77,8 +77,8 @@ def test_prune_a_single_file(tiny_folder: Path, run: Run, tmp_path: Path) -> Non
 
 
 def test_prune_from_text_by_default(tiny_folder: Path, run: Run, tmp_path: Path) -> None:
-    words = ("--remove", 1, "--windows", 2, "--window-length", 64, "--distill-tokens", 4096)
-    assert run("prune", tiny_folder, "-o", "a", *words).exit_code == 0
+    sizes = ("--windows", 2, "--window-length", 64, "--heal-tokens", 4096, "--distill-tokens", 2048)
+    assert run("prune", tiny_folder, "-o", "a", "--remove", 1, *sizes).exit_code == 0
     settings = json.loads((tmp_path / "a" / "plan.json").read_text())["settings"]
     assert settings["text"].startswith("Python's own documentation")
     assert (settings["windows"], settings["window_length"]) == (2, 64)
