@@ -17,7 +17,8 @@ from reference import (
     transformers_model,
 )
 from tinysleb.checkpoint.open_model import open_model
-from tinysleb.model.forward import embed, final_norm, forward, mixed_in_chunks, token_losses
+from tinysleb.model.forward import embed, forward, mixed_in_chunks
+from tinysleb.model.head import final_norm, token_losses
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -66,8 +67,8 @@ def test_older_config_keys_mean_the_same(tmp_path: Path) -> None:
 
 
 def test_losses_in_chunks_equal_cross_entropy(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tinysleb.model.forward.VOCABULARY_CHUNK", 100)
-    monkeypatch.setattr("tinysleb.model.forward.CACHED_TOKENS", 7)
+    monkeypatch.setattr("tinysleb.model.head.VOCABULARY_CHUNK", 100)
+    monkeypatch.setattr("tinysleb.model.head.CACHED_TOKENS", 7)
     weights = open_model(tiny_folder)
     tokens = torch.randint(0, 512, (3, 20), generator=torch.Generator().manual_seed(2))
     hidden = torch.randn(3, 20, 64, generator=torch.Generator().manual_seed(3)) * 3

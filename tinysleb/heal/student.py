@@ -21,7 +21,9 @@ from tinysleb.heal.change import Change, NewChange, copied, merge, parameters
 from tinysleb.heal.divergence import divergence
 from tinysleb.model.blocks import Block, load_blocks
 from tinysleb.model.chunks import VOCABULARY_CHUNK, chunks, windows_in_call
-from tinysleb.model.forward import advance, block_forward, embed, final_norm, head_norm, rms_norm
+from tinysleb.model.forward import advance, block_forward, embed
+from tinysleb.model.head import final_norm, head_norm
+from tinysleb.model.norms import rms_norm
 from tinysleb.model.positions import Position, block_positions
 
 BETAS = (0.9, 0.95)

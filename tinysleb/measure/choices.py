@@ -18,7 +18,8 @@ from tinysleb.errors import TinyslebError
 from tinysleb.measure.tasks import Question
 from tinysleb.model.blocks import load_blocks
 from tinysleb.model.chunks import chunks
-from tinysleb.model.forward import block_forward, embed, final_norm, token_losses
+from tinysleb.model.forward import block_forward, embed
+from tinysleb.model.head import final_norm, token_losses
 from tinysleb.model.positions import Position, RotaryTable, block_positions
 
 PACKED = 512

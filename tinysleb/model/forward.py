@@ -1,7 +1,7 @@
 """The maths of a Llama-family model, as pure functions on tensors.
 
 One forward pass is `embed`, then `block_forward` for each block, each at its `Position` in the stack, then
-`final_norm` and `token_losses` (or `logits`).
+what `head.py` makes of the states.
 A block's weights are a dict from the checkpoint's own names within the block to tensors. Hidden states
 (the residual stream) are float32; the weights' dtype is the dtype of the matrix products; norms, softmax
 and losses are float32. Leaving a block out is not calling it: nothing here knows about pruning.
@@ -9,7 +9,7 @@ and losses are float32. Leaving a block out is not calling it: nothing here know
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,17 +17,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tinysleb.checkpoint.config import DOWN, OUT, ModelConfig, head_name
+from tinysleb.checkpoint.config import DOWN, OUT, ModelConfig
 from tinysleb.checkpoint.weights import Weights
 from tinysleb.model.blocks import Block, load_block
-from tinysleb.model.chunks import (
-    CACHED_TOKENS,
-    QUERY_CHUNK,
-    TOKEN_CHUNK,
-    VOCABULARY_CHUNK,
-    chunks,
-    windows_in_call,
-)
+from tinysleb.model.chunks import QUERY_CHUNK, VOCABULARY_CHUNK, chunks, windows_in_call
+from tinysleb.model.head import logits
+from tinysleb.model.norms import rms_norm
 from tinysleb.model.positions import Position, block_positions, rotate
 from tinysleb.model.streams import FileStream, Stream
 
@@ -57,11 +52,6 @@ def empty_cache(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
     """Room for keys and values of `shape` `[B, kv_heads, T, head_dim]`."""
     keys, values = torch.empty(2, *shape, dtype=dtype, device=device)
     return KeyValueCache(keys.view(*shape[:2], shape[3], shape[2]), values)
-
-
-def rms_norm(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Root-mean-square norm over the last dimension, in float32 (arXiv 1910.07467)."""
-    return F.rms_norm(hidden, weight.shape, weight, eps)
 
 
 def linear(hidden: Tensor, block: Mapping[str, Tensor], name: str) -> Tensor:
@@ -278,69 +268,6 @@ def embed_stream(weights: Weights, tokens: Tensor, file: Path | None) -> Stream:
     return states
 
 
-def head_norm(weights: Weights, device: torch.device) -> Tensor:
-    """The last norm's weight, float32 `[width]`, divided as the logits are to be."""
-    return weights.tensor("model.norm.weight").to(device, torch.float32) / weights.config.logit_divisor
-
-
-def final_norm(weights: Weights, hidden: Tensor, dtype: torch.dtype) -> Tensor:
-    """What the head is applied to, in `dtype`: the states, normed and divided as the logits are to be."""
-    return rms_norm(hidden, head_norm(weights, hidden.device), weights.config.norm_eps).to(dtype)
-
-
-def logits(weights: Weights, hidden: Tensor, dtype: torch.dtype) -> Tensor:
-    """All logits, float32 `[…, vocabulary]`, of hidden states after the last block."""
-    head = weights.tensor(head_name(weights.config)).to(hidden.device, dtype)
-    return F.linear(final_norm(weights, hidden, dtype), head).float()
-
-
-def token_losses(weights: Weights, states: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
-    """Negative log-likelihood of `targets` `[m]` under each variant, float32 `[variants, m]`.
-
-    `states`: normed, as `final_norm` gives them, float32 `[variants, m, width]`. The head is read once, in
-    chunks of the vocabulary; the log-sum-exp is carried from chunk to chunk, so all logits are never held.
-    """
-    targets = targets.repeat(len(states))
-    log_sum = torch.full(targets.shape, -torch.inf, device=targets.device)
-    target_logit = torch.zeros(targets.shape, device=targets.device)
-    for start, rows, chunk in _logit_chunks(weights, states.flatten(0, 1), dtype):
-        _gather_targets(target_logit[rows], chunk, targets[rows] - start)
-        log_sum[rows] = torch.logaddexp(log_sum[rows], _log_sum_exp(chunk))
-    return (log_sum - target_logit).view(len(states), -1)
-
-
-def log_sums(weights: Weights, states: Tensor, dtype: torch.dtype) -> Tensor:
-    """The log-sum-exp of the logits of normed states `[m, width]`, float32 `[m]`, in chunks as above."""
-    log_sum = torch.full(states.shape[:1], -torch.inf, device=states.device)
-    for _, rows, chunk in _logit_chunks(weights, states, dtype):
-        log_sum[rows] = torch.logaddexp(log_sum[rows], _log_sum_exp(chunk))
-    return log_sum
-
-
-def top_tokens(weights: Weights, states: Tensor, dtype: torch.dtype) -> Tensor:
-    """The most likely token behind each of normed states `[m, width]`, int64 `[m]`, in chunks as above; of
-    equals, the lowest."""
-    best = torch.full(states.shape[:1], -torch.inf, device=states.device)
-    tokens = torch.zeros(states.shape[:1], dtype=torch.int64, device=states.device)
-    for start, rows, chunk in _logit_chunks(weights, states, dtype):
-        values, places = chunk.float().max(-1)
-        tokens[rows] = torch.where(values > best[rows], places + start, tokens[rows])
-        best[rows] = torch.maximum(values, best[rows])
-    return tokens
-
-
-def _logit_chunks(
-    weights: Weights, states: Tensor, dtype: torch.dtype
-) -> Iterator[tuple[int, slice, Tensor]]:
-    """Logits of normed states `[m, width]`: the first row of the head's chunk, which states, and `[., .]`."""
-    size = CACHED_TOKENS if states.device.type == "cpu" else TOKEN_CHUNK
-    for start, stop in chunks(weights.config.vocab_size, VOCABULARY_CHUNK):
-        head = weights.tensor(head_name(weights.config), start, stop).to(states.device, dtype)
-        for first, last in chunks(len(states), size):
-            rows = slice(first, last)
-            yield start, rows, F.linear(states[rows].to(dtype), head)
-
-
 def forward(weights: Weights, tokens: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Logits `[n, T, vocabulary]` of a whole forward pass, one block in memory at a time."""
     with torch.inference_mode():
@@ -349,15 +276,3 @@ def forward(weights: Weights, tokens: Tensor, dtype: torch.dtype = torch.float32
             block = load_block(weights, index, dtype, tokens.device)
             hidden = block_forward(hidden, block, weights.config, position)
         return logits(weights, hidden, dtype)
-
-
-def _gather_targets(target_logit: Tensor, chunk: Tensor, targets: Tensor) -> None:
-    """Write the logits of those targets that lie inside this chunk of the vocabulary."""
-    inside = ((targets >= 0) & (targets < chunk.shape[1])).nonzero().flatten()
-    target_logit[inside] = chunk[inside, targets[inside]].float()
-
-
-def _log_sum_exp(chunk: Tensor) -> Tensor:
-    """`logsumexp` over the last dimension in float32, from `log_softmax`: on a CPU that takes a third of the
-    time, since it goes through a row while that is in the cache."""
-    return chunk[:, 0].float() - F.log_softmax(chunk, dim=-1, dtype=torch.float32)[:, 0]

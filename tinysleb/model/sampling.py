@@ -18,7 +18,9 @@ from tinysleb.checkpoint.weights import Weights
 from tinysleb.errors import TinyslebError
 from tinysleb.model.blocks import Block, load_block
 from tinysleb.model.chunks import DRAWN_AT_ONCE, DRAWN_FROM
-from tinysleb.model.forward import block_forward, empty_cache, head_norm, rms_norm
+from tinysleb.model.forward import block_forward, empty_cache
+from tinysleb.model.head import head_norm
+from tinysleb.model.norms import rms_norm
 from tinysleb.model.positions import at_token, block_positions
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tinysleb.checkpoint.weights import Weights
 from tinysleb.compute.compute import Compute
-from tinysleb.model.forward import top_tokens
+from tinysleb.model.head import top_tokens
 from tinysleb.model.sampling import load_resident, sample
 from tinysleb.search.original import walks
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tinysleb.checkpoint.weights import Weights
 from tinysleb.compute.compute import Compute
-from tinysleb.model.forward import token_losses, top_tokens
+from tinysleb.model.head import token_losses, top_tokens
 from tinysleb.plan import perplexity
 from tinysleb.search.original import Original, ask_original, walks
 

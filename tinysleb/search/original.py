@@ -20,7 +20,8 @@ from tinysleb.compute.compute import Compute
 from tinysleb.compute.memory import obey
 from tinysleb.model.blocks import load_blocks
 from tinysleb.model.chunks import VOCABULARY_CHUNK, chunks, windows_in_call
-from tinysleb.model.forward import advance, embed, final_norm, log_sums
+from tinysleb.model.forward import advance, embed
+from tinysleb.model.head import final_norm, log_sums
 from tinysleb.model.positions import block_positions
 
 

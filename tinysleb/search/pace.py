@@ -18,7 +18,8 @@ from tinysleb.errors import TinyslebError
 from tinysleb.formats.units import format_bytes
 from tinysleb.model.blocks import load_block
 from tinysleb.model.chunks import windows_in_call
-from tinysleb.model.forward import advance_half, token_losses
+from tinysleb.model.forward import advance_half
+from tinysleb.model.head import token_losses
 from tinysleb.model.positions import block_positions
 from tinysleb.search.estimate import block_operations, head_operations
 

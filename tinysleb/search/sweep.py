@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from tinysleb.checkpoint.config import block_parameter_count
 from tinysleb.checkpoint.weights import Weights
 from tinysleb.model.blocks import Block, read_blocks
-from tinysleb.model.forward import advance_half, embed, final_norm, token_losses
+from tinysleb.model.forward import advance_half, embed
+from tinysleb.model.head import final_norm, token_losses
 from tinysleb.model.positions import block_positions
 from tinysleb.search.kept_states import BASE, KeptStates
 from tinysleb.search.original import Original
