@@ -34,7 +34,8 @@ def test_nearness_is_that_of_transformers(name: str, total: int, tmp_path: Path)
     weights, model = open_model(folder), transformers_model(folder)
     plan = plan_from_json({"blocks": 6, "removed": ["F1 A2", 4]}, tmp_path)
     compute = compute_in(total)
-    found = ask(weights, TOKENS, compute).nearness(Shortened(weights, plan.kept), compute)
+    yardstick = ask(weights, TOKENS, compute)
+    found, losses = yardstick.measure(Shortened(weights, plan.kept), compute)
     p, q = (
         transformers_logits(each, TOKENS)[:, :-1].flatten(0, 1).double().log_softmax(-1)
         for each in (model, without_sublayers(model, plan.cuts))
@@ -43,6 +44,8 @@ def test_nearness_is_that_of_transformers(name: str, total: int, tmp_path: Path)
     assert found.mean_kld == pytest.approx((p.exp() * (p - q)).sum(-1).mean().item(), rel=1e-4)
     assert found.same_top == (p.argmax(-1) == q.argmax(-1)).double().mean().item()
     assert found.ratio == pytest.approx(math.exp((p - q)[rows, targets].mean()), rel=1e-4)
+    for measured, logs in ((yardstick.losses, p), (losses, q)):
+        torch.testing.assert_close(measured.flatten().double(), -logs[rows, targets], rtol=1e-4, atol=1e-5)
 
 
 def test_a_large_vocabulary_needs_no_room_for_two_heads(tmp_path: Path) -> None:

@@ -212,7 +212,7 @@ def _heal_and_judge(
     fit, check = split_windows(torch.cat([source.fit for source in sources]))
     _announce(weights, fit, check, compute, say)
     shortened = Shortened(weights, plan.kept)
-    before = [_loss(model, source, compute) for source in sources for model in (weights, shortened)]
+    before = _losses(shortened, sources, compute)
     give_back_freed()
     identity = " ".join([*map(str, plan.removed), *(source.sha256 for source in sources)])
     types = None if prepared.types is None else prepared.types(shortened.config)
@@ -225,15 +225,12 @@ def _heal_and_judge(
         judge = partial(_losses, sources=sources, compute=compute)
         matrices, report["distilled"] = repair.solve_and_distil(prepared.distilling, lessons, healed, judge)
     report["blocks"] = [asdict(matrix) for matrix in matrices]
-    model = Healed(shortened, healed)
-    outcomes = [
-        Outcome(source.name, before[2 * i], before[2 * i + 1], loss)
-        for i, (source, loss) in enumerate(zip(sources, _losses(model, sources, compute), strict=True))
-    ]
+    yardstick = ask(weights, torch.cat([source.held_back for source in sources]), compute)
+    kept, losses = yardstick.measure(Healed(shortened, healed), compute)
+    original, repaired = (_means(each, sources) for each in (yardstick.losses, losses))
+    outcomes = list(map(Outcome, (source.name for source in sources), original, before, repaired))
     for line in (*_outcome_lines(outcomes), *_worse_lines(outcomes, report)):
         say(line)
-    held_back = torch.cat([source.held_back for source in sources])
-    kept = ask(weights, held_back, compute).nearness(model, compute)
     report["kept"] = {"mean_kld": kept.mean_kld, "same_top": kept.same_top}
     if prepared.distilling is None and types is None:
         say(_solved_line(matrices))
@@ -271,12 +268,14 @@ def _lessons(
     return Lessons(weights, text, compute, say, given=given, sampled=sampled)
 
 
-def _loss(weights: Weights, source: Source, compute: Compute) -> float:
-    return evaluate(weights, source.held_back, compute).loss
-
-
 def _losses(weights: Weights, sources: Sequence[Source], compute: Compute) -> list[float]:
-    return [_loss(weights, source, compute) for source in sources]
+    return [evaluate(weights, source.held_back, compute).loss for source in sources]
+
+
+def _means(losses: Tensor, sources: Sequence[Source]) -> list[float]:
+    """The mean of each source, of losses `[n, T - 1]` of what was held back of all of them."""
+    parts = torch.split(losses, [len(source.held_back) for source in sources])
+    return [part.double().mean().item() for part in parts]
 
 
 def _outcome_lines(outcomes: list[Outcome]) -> Iterator[str]:

@@ -6,6 +6,7 @@ Dtypes are those of `forward.py`. The head is read in chunks of the vocabulary, 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -59,13 +60,44 @@ def log_sums(weights: Weights, states: Tensor, dtype: torch.dtype) -> Tensor:
 def top_tokens(weights: Weights, states: Tensor, dtype: torch.dtype) -> Tensor:
     """The most likely token behind each of normed states `[m, width]`, int64 `[m]`, in chunks as above; of
     equals, the lowest."""
-    best = torch.full(states.shape[:1], -torch.inf, device=states.device)
-    tokens = torch.zeros(states.shape[:1], dtype=torch.int64, device=states.device)
+    top = _Top(states)
     for start, rows, chunk in _logit_chunks(weights, states, dtype):
+        top.see(start, rows, chunk)
+    return top.tokens
+
+
+class Answers(NamedTuple):
+    """What a model says behind each token `[…]`: the loss of the one that follows and the log-sum-exp of all
+    logits, float32, and the most likely token, int64."""
+
+    losses: Tensor
+    log_sums: Tensor
+    top: Tensor
+
+
+def answers(weights: Weights, states: Tensor, targets: Tensor, dtype: torch.dtype) -> Answers:
+    """What `token_losses`, `log_sums` and `top_tokens` find, at the cost of one of them, of normed states
+    `[m, width]` and `targets` `[m]`."""
+    log_sum = torch.full(targets.shape, -torch.inf, device=targets.device)
+    target_logit, top = torch.zeros(targets.shape, device=targets.device), _Top(states)
+    for start, rows, chunk in _logit_chunks(weights, states, dtype):
+        _gather_targets(target_logit[rows], chunk, targets[rows] - start)
+        log_sum[rows] = torch.logaddexp(log_sum[rows], _log_sum_exp(chunk))
+        top.see(start, rows, chunk)
+    return Answers(log_sum - target_logit, log_sum, top.tokens)
+
+
+class _Top:
+    """The largest logit seen so far of each state `[m, width]`, and whose it is."""
+
+    def __init__(self, states: Tensor) -> None:
+        self.best = torch.full(states.shape[:1], -torch.inf, device=states.device)
+        self.tokens = torch.zeros(states.shape[:1], dtype=torch.int64, device=states.device)
+
+    def see(self, start: int, rows: slice, chunk: Tensor) -> None:
         values, places = chunk.float().max(-1)
-        tokens[rows] = torch.where(values > best[rows], places + start, tokens[rows])
-        best[rows] = torch.maximum(values, best[rows])
-    return tokens
+        self.tokens[rows] = torch.where(values > self.best[rows], places + start, self.tokens[rows])
+        self.best[rows] = torch.maximum(values, self.best[rows])
 
 
 def _logit_chunks(

@@ -5,16 +5,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from tinysleb.checkpoint.damage import not_finite
 from tinysleb.checkpoint.weights import Weights
 from tinysleb.compute.compute import Compute
-from tinysleb.model.head import token_losses, top_tokens
+from tinysleb.model.head import Answers, answers
 from tinysleb.plan import perplexity
-from tinysleb.search.original import Original, ask_original, walks
+from tinysleb.search.original import Original, joined, original_of, walks
 
 
 @dataclass(frozen=True)
@@ -29,43 +32,63 @@ class Nearness:
 
 @dataclass(frozen=True)
 class Yardstick:
-    """What the original makes of windows `[n, T]`: what divergences are computed from, the most likely tokens
-    `[n, T - 1]`, and the mean loss."""
+    """What the original makes of windows `[n, T]`: what divergences are computed from, the losses of tokens
+    1 … T-1 of each, `[n, T - 1]`, and the most likely tokens there."""
 
     tokens: Tensor
     original: Original
+    losses: Tensor
     top: Tensor
-    loss: float
 
     def nearness(self, model: Weights, compute: Compute) -> Nearness:
         """How near a model with the same vocabulary is."""
-        top, loss, divergence = _read(model, self.tokens, self.original, compute)
+        return self.measure(model, compute)[0]
+
+    @torch.inference_mode()
+    def measure(self, model: Weights, compute: Compute) -> tuple[Nearness, Tensor]:
+        """The same, and the model's losses as there are the original's; in one walk.
+
+        Raises TinyslebError if its perplexity is not a finite number, naming the tensor that is damaged.
+        """
+        found: list[Answers] = []
+        divergences: list[Tensor] = []
+        for some, states in walks(model, self.tokens, compute):
+            said = _answers(model, self.tokens[some.start : some.stop], states, compute.dtype)
+            sums = said.log_sums.flatten()[None].to(states.device)
+            apart = self.original.divergences_by(sums, states[None], some, compute.dtype)
+            divergences.append(apart.view(len(some), -1)[:, :-1].cpu())
+            found.append(said)
+        losses, top = _before_the_last(found)
+        change = (losses.double().mean() - self.losses.double().mean()).item()
+        if not math.isfinite(perplexity(change)):
+            raise not_finite(model, "the perplexity")
+        divergence = torch.cat(divergences).double().mean().item()
         same_top = (top == self.top).double().mean().item()
-        return Nearness(divergence, same_top, perplexity(loss - self.loss))
-
-
-def ask(weights: Weights, tokens: Tensor, compute: Compute) -> Yardstick:
-    """Measure by a model on windows `[n, T]`, tokens 1 … T-1 of each."""
-    original = ask_original(weights, tokens, compute)
-    top, loss, _ = _read(weights, tokens, original, compute)
-    return Yardstick(tokens, original, top, loss)
+        return Nearness(divergence, same_top, perplexity(change)), losses
 
 
 @torch.inference_mode()
-def _read(
-    weights: Weights, tokens: Tensor, original: Original, compute: Compute
-) -> tuple[Tensor, float, float]:
-    """The most likely tokens `[n, T - 1]`, the mean loss and the mean divergence, in one walk."""
-    tops: list[Tensor] = []
-    losses: list[Tensor] = []
-    divergences: list[Tensor] = []
+def ask(weights: Weights, tokens: Tensor, compute: Compute) -> Yardstick:
+    """Measure by a model on windows `[n, T]`, in one walk."""
+    length, found, parts = tokens.shape[1], list[Answers](), list[Original]()
     for some, states in walks(weights, tokens, compute):
-        windows = tokens[some.start : some.stop].to(states.device)
-        predicting = states.view(*windows.shape, -1)[:, :-1].flatten(0, 1)
-        targets = windows[:, 1:].flatten()
-        tops.append(top_tokens(weights, predicting, compute.dtype).view(len(some), -1).cpu())
-        losses.append(token_losses(weights, predicting[None], targets, compute.dtype)[0].cpu())
-        found = original.divergences(weights, states[None], some, compute.dtype)
-        divergences.append(found.view(windows.shape)[:, :-1].flatten().cpu())
-    loss, divergence = (torch.cat(each).double().mean().item() for each in (losses, divergences))
-    return torch.cat(tops), loss, divergence
+        found.append(_answers(weights, tokens[some.start : some.stop], states, compute.dtype))
+        parts.append(original_of(weights, states, length, compute.dtype))
+    losses, top = _before_the_last(found)
+    return Yardstick(tokens, joined(parts), losses, top)
+
+
+def _answers(weights: Weights, windows: Tensor, states: Tensor, dtype: torch.dtype) -> Answers:
+    """Behind each token of windows `[m, T]`, given what the head is applied to; the loss behind the last is
+    of no meaning."""
+    targets = windows.roll(-1, 1).flatten().to(states.device)
+    found = answers(weights, states, targets, dtype)
+    return Answers(*(each.view(windows.shape).cpu() for each in found))
+
+
+def _before_the_last(found: Sequence[Answers]) -> tuple[Tensor, Tensor]:
+    """Losses and most likely tokens behind all tokens of each window but its last."""
+    losses, top = (
+        torch.cat(parts)[:, :-1] for parts in zip(*((a.losses, a.top) for a in found), strict=True)
+    )
+    return losses, top

@@ -8,7 +8,7 @@ token, is all that need be kept of p. So a candidate's divergence costs no more 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -43,24 +43,43 @@ class Original:
 
         `states`: as `final_norm` gives them, float32 `[variants, m · T, width]`, of the m `windows`.
         """
+        sums = log_sums(weights, states.flatten(0, 1), dtype).view(len(states), -1)
+        return self.divergences_by(sums, states, windows, dtype)
+
+    def divergences_by(self, sums: Tensor, states: Tensor, windows: range, dtype: torch.dtype) -> Tensor:
+        """The same, given the log-sum-exps of the variants' logits, `[variants, m · T]`."""
         device, rows = states.device, slice(windows.start, windows.stop)
         expected = self.expected[rows].flatten(0, 1).to(device)
         information = self.information[rows].flatten().to(device)
-        sums = log_sums(weights, states.flatten(0, 1), dtype).view(len(states), -1)
         products = torch.stack([(each.to(dtype).float() * expected).sum(-1) for each in states])
         return information + sums - products
 
 
 @torch.inference_mode()
 def ask_original(weights: Weights, tokens: Tensor, compute: Compute) -> Original:
-    """What a model says of windows `[n, T]`, a few at a time; one walk for each of these."""
-    parts: list[tuple[Tensor, Tensor]] = []
-    for first, last in chunks(len(tokens), windows_in_call(tokens.shape[1])):
-        normed = normed_states(weights, tokens[first:last], compute, ahead=False)
-        expected, information = (each.cpu() for each in _expected(weights, normed, compute.dtype))
-        shape = last - first, tokens.shape[1]
-        parts.append((expected.view(*shape, -1), information.view(shape)))
-    return Original(*(torch.cat(each) for each in zip(*parts, strict=True)))
+    """What a model says of windows `[n, T]`, in one walk for as many as fit into memory.
+
+    Raises TinyslebError if there is too little for one.
+    """
+    length, dtype = tokens.shape[1], compute.dtype
+    return joined(
+        original_of(weights, states, length, dtype) for _, states in walks(weights, tokens, compute)
+    )
+
+
+def joined(parts: Iterable[Original]) -> Original:
+    """What was said of some windows after the other."""
+    expected, information = zip(*((part.expected, part.information) for part in parts), strict=True)
+    return Original(torch.cat(expected), torch.cat(information))
+
+
+def original_of(weights: Weights, states: Tensor, length: int, dtype: torch.dtype) -> Original:
+    """What a model says of windows of `length` tokens, given what its head is applied to, `[m · T, width]`; a
+    few windows at a time."""
+    rows = windows_in_call(length) * length
+    found = [_expected(weights, states[a:b], dtype) for a, b in chunks(len(states), rows)]
+    expected, information = (torch.cat([part.cpu() for part in parts]) for parts in zip(*found, strict=True))
+    return Original(expected.view(-1, length, states.shape[1]), information.view(-1, length))
 
 
 def walks(weights: Weights, tokens: Tensor, compute: Compute) -> Iterator[tuple[range, Tensor]]:
