@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from gguf.constants import GGUFValueType
 
-from reference import make_llama, with_metadata
+from reference import CORPUS, make_llama, with_metadata
 from tinysleb.cli import main
 from tinysleb.commands import console
 from tinysleb.commands.console import Console, JobClock, Work, duration, printable
@@ -174,6 +174,30 @@ def test_the_time_left_is_that_of_the_whole_job() -> None:
     assert late.seconds_left(0.4, 10.0) == pytest.approx(30)
     assert duration(4800) == "1 h 20 min"
     assert duration(65) == "1 min 05 s"
+
+
+@pytest.mark.parametrize("how", [["solve"], ["distill", "--distill-tokens", "4096"]])
+def test_each_stage_of_healing_is_one_of_those_foreseen(
+    how: list[str], tiny_gguf: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last of a clock's stages is reached by the last of what is done, of a type that has steps."""
+    clocks: list[JobClock] = []
+    real = JobClock.seconds_left
+
+    def recorded(clock: JobClock, done: float, now: float) -> float | None:
+        clocks.append(clock)
+        return real(clock, done, now)
+
+    Path("p.json").write_text('{"blocks": 6, "removed": [3]}')
+    assert run("export", tiny_gguf, "--gguf", "m.gguf", "--type", "q4_0").exit_code == 0
+    monkeypatch.setattr(JobClock, "seconds_left", recorded)
+    Path("t.txt").write_text(" ".join(CORPUS) * 20)
+    words = ("--plan", "p.json", "-o", "o.gguf", "--heal-tokens", 2048, "--self-text", 1024)
+    result = run("heal", "m.gguf", *words, "--text", "t.txt", "--heal", *how)
+    assert result.exit_code == 0, result.output
+    assert clocks[0] is clocks[-1]
+    assert clocks[0].stage == len(clocks[0].stages) - 1
+    assert clocks[0].done == 1
 
 
 def test_progress_is_one_line_of_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from tinysleb.compute.compute import Progress
 from tinysleb.heal.course import Limits
 from tinysleb.heal.repair import STEPS_PART
 from tinysleb.heal.run import PreparedHealing
-from tinysleb.heal.text import HealingText
+from tinysleb.heal.text import HELD_BACK, HealingText
 from tinysleb.search.cuts import ANY, HALF
 from tinysleb.search.estimate import block_operations, head_operations
 from tinysleb.search.pace import Pace
@@ -21,6 +21,8 @@ from tinysleb.text.windows import Calibration
 
 RACING, SAMPLING, HEALING, DISTILLING = 0.35, 2.0, 1.0, 7.0
 """What a token costs at each block in a search, sampling, healing and distilling, in block passes, about."""
+SOURCES = 4
+"""Kinds of text that are healed on, by default."""
 USUAL_PART, USUAL_TRIES = 0.2, 3
 """Where the model says how much goes: part of the blocks until no more need be tried, and healed models."""
 
@@ -72,17 +74,19 @@ def search_stages(config: ModelConfig, tokens: int, cuts: int, kind: str, refine
 
 
 def healing_stages(config: ModelConfig, text: HealingText, limits: Limits | None) -> list[Stage]:
-    """Sampling if any text is sampled, the closed form, and distillation if that has limits."""
-    blocks = config.blocks
-    solving = Stage(HEALING * text.tokens * blocks, 0)
+    """Sampling if any text is sampled, the closed form, and distillation if that has limits; and what is
+    measured before, between and behind."""
+    blocks, held_back = config.blocks, SOURCES * HELD_BACK * text.length
+    solving, measuring = Stage(HEALING * text.tokens * blocks, 0), Stage(held_back * blocks, held_back)
     stages = [Stage(SAMPLING * text.sampled * blocks, SAMPLING * text.sampled)] if text.sampled else []
-    stages += [solving]
+    stages += [measuring, solving]
     if limits is not None:
         tokens = DISTILLING * limits.tokens
+        stages += [measuring]
         for part in (1 - STEPS_PART, STEPS_PART):
             stages += [Stage(part * tokens * blocks, part * tokens, part * limits.seconds), solving]
         stages.pop()
-    return stages
+    return [*stages, measuring, measuring]
 
 
 def prepared_stages(config: ModelConfig, prepared: PreparedHealing) -> list[Stage]:

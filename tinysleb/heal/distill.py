@@ -159,6 +159,7 @@ class _Distillation:
         """Portion after portion, each with a look at the windows held back, until a limit is reached."""
         course = self.course
         begin = time.monotonic() - course.seconds
+        progress(self.limits.done(course))
         if not course.losses:
             self._look()
         while self.limits.done(course) < 1:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tinysleb.checkpoint.config import ModelConfig
 from tinysleb.checkpoint.weights import Checkpoint, Shortened, Weights
-from tinysleb.compute.compute import Compute, Progress, Say, compute_on
+from tinysleb.compute.compute import Compute, Progress, Say, compute_on, scaled
 from tinysleb.compute.device import dtype_name
 from tinysleb.compute.memory import give_back_freed
 from tinysleb.errors import TinyslebError
@@ -212,7 +212,9 @@ def _heal_and_judge(
     fit, check = split_windows(torch.cat([source.fit for source in sources]))
     _announce(weights, fit, check, compute, say)
     shortened = Shortened(weights, plan.kept)
-    before = _losses(shortened, sources, compute)
+    measuring = partial(progress, "measuring")
+    judge = partial(_losses, sources=sources, compute=compute, progress=measuring)
+    before = judge(shortened)
     give_back_freed()
     identity = " ".join([*map(str, plan.removed), *(source.sha256 for source in sources)])
     types = None if prepared.types is None else prepared.types(shortened.config)
@@ -222,11 +224,10 @@ def _heal_and_judge(
         matrices = repair.solve(healed)
     else:
         lessons = _lessons(weights, prepared, sources, compute, say)
-        judge = partial(_losses, sources=sources, compute=compute)
         matrices, report["distilled"] = repair.solve_and_distil(prepared.distilling, lessons, healed, judge)
     report["blocks"] = [asdict(matrix) for matrix in matrices]
-    yardstick = ask(weights, torch.cat([source.held_back for source in sources]), compute)
-    kept, losses = yardstick.measure(Healed(shortened, healed), compute)
+    yardstick = ask(weights, torch.cat([source.held_back for source in sources]), compute, measuring)
+    kept, losses = yardstick.measure(Healed(shortened, healed), compute, measuring)
     original, repaired = (_means(each, sources) for each in (yardstick.losses, losses))
     outcomes = list(map(Outcome, (source.name for source in sources), original, before, repaired))
     for line in (*_outcome_lines(outcomes), *_worse_lines(outcomes, report)):
@@ -268,8 +269,14 @@ def _lessons(
     return Lessons(weights, text, compute, say, given=given, sampled=sampled)
 
 
-def _losses(weights: Weights, sources: Sequence[Source], compute: Compute) -> list[float]:
-    return [evaluate(weights, source.held_back, compute).loss for source in sources]
+def _losses(
+    weights: Weights, sources: Sequence[Source], compute: Compute, progress: Callable[[float], None]
+) -> list[float]:
+    reports = [scaled(progress, i / len(sources), (i + 1) / len(sources)) for i in range(len(sources))]
+    return [
+        evaluate(weights, source.held_back, compute, report).loss
+        for source, report in zip(sources, reports, strict=True)
+    ]
 
 
 def _means(losses: Tensor, sources: Sequence[Source]) -> list[float]:

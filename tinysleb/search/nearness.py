@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,14 +45,16 @@ class Yardstick:
         return self.measure(model, compute)[0]
 
     @torch.inference_mode()
-    def measure(self, model: Weights, compute: Compute) -> tuple[Nearness, Tensor]:
+    def measure(
+        self, model: Weights, compute: Compute, progress: Callable[[float], None] = lambda _done: None
+    ) -> tuple[Nearness, Tensor]:
         """The same, and the model's losses as there are the original's; in one walk.
 
         Raises TinyslebError if its perplexity is not a finite number, naming the tensor that is damaged.
         """
         found: list[Answers] = []
         divergences: list[Tensor] = []
-        for some, states in walks(model, self.tokens, compute):
+        for some, states in walks(model, self.tokens, compute, progress):
             said = _answers(model, self.tokens[some.start : some.stop], states, compute.dtype)
             sums = said.log_sums.flatten()[None].to(states.device)
             apart = self.original.divergences_by(sums, states[None], some, compute.dtype)
@@ -68,10 +70,15 @@ class Yardstick:
 
 
 @torch.inference_mode()
-def ask(weights: Weights, tokens: Tensor, compute: Compute) -> Yardstick:
+def ask(
+    weights: Weights,
+    tokens: Tensor,
+    compute: Compute,
+    progress: Callable[[float], None] = lambda _done: None,
+) -> Yardstick:
     """Measure by a model on windows `[n, T]`, in one walk."""
     length, found, parts = tokens.shape[1], list[Answers](), list[Original]()
-    for some, states in walks(weights, tokens, compute):
+    for some, states in walks(weights, tokens, compute, progress):
         found.append(_answers(weights, tokens[some.start : some.stop], states, compute.dtype))
         parts.append(original_of(weights, states, length, compute.dtype))
     losses, top = _before_the_last(found)

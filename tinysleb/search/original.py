@@ -8,7 +8,7 @@ token, is all that need be kept of p. So a candidate's divergence costs no more 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tinysleb.checkpoint.config import head_name
 from tinysleb.checkpoint.weights import Weights
-from tinysleb.compute.compute import Compute
+from tinysleb.compute.compute import Compute, scaled
 from tinysleb.compute.memory import obey
 from tinysleb.model.blocks import load_blocks
 from tinysleb.model.chunks import VOCABULARY_CHUNK, chunks, windows_in_call
@@ -82,7 +82,12 @@ def original_of(weights: Weights, states: Tensor, length: int, dtype: torch.dtyp
     return Original(expected.view(-1, length, states.shape[1]), information.view(-1, length))
 
 
-def walks(weights: Weights, tokens: Tensor, compute: Compute) -> Iterator[tuple[range, Tensor]]:
+def walks(
+    weights: Weights,
+    tokens: Tensor,
+    compute: Compute,
+    progress: Callable[[float], None] = lambda _done: None,
+) -> Iterator[tuple[range, Tensor]]:
     """`normed_states` of windows `[n, T]`, as many at a time as fit into memory, and which these are.
 
     Raises TinyslebError if there is too little for one.
@@ -90,17 +95,25 @@ def walks(weights: Weights, tokens: Tensor, compute: Compute) -> Iterator[tuple[
     memory = compute.memory_plan(weights, 0, *tokens.shape)
     obey(memory)
     for first, last in chunks(len(tokens), memory.windows):
-        yield range(first, last), normed_states(weights, tokens[first:last], compute, memory.ahead)
+        report = scaled(progress, first / len(tokens), last / len(tokens))
+        yield range(first, last), normed_states(weights, tokens[first:last], compute, memory.ahead, report)
 
 
-def normed_states(weights: Weights, tokens: Tensor, compute: Compute, ahead: bool) -> Tensor:
+def normed_states(
+    weights: Weights,
+    tokens: Tensor,
+    compute: Compute,
+    ahead: bool,
+    progress: Callable[[float], None] = lambda _done: None,
+) -> Tensor:
     """What the head is applied to, float32 `[n · T, width]`, of windows `[n, T]`, in one walk."""
     config = weights.config
     positions = block_positions(config, tokens.shape[1], compute.device)
     states = embed(weights, tokens.to(compute.device))
     blocks = load_blocks(weights, range(config.blocks), compute.dtype, compute.device, ahead)
-    for block, position in zip(blocks, positions, strict=True):
+    for index, (block, position) in enumerate(zip(blocks, positions, strict=True)):
         advance(states, block, config, position)
+        progress((index + 1) / config.blocks)
     return final_norm(weights, states, torch.float32).flatten(0, 1)
 
 
