@@ -19,7 +19,7 @@ from tinysleb.search.run import SearchRequest
 from tinysleb.search.stopping import StoppingRule
 from tinysleb.text.windows import Calibration
 
-RACING, SAMPLING, HEALING, DISTILLING = 0.35, 2.0, 1.0, 7.0
+RACING, SAMPLING, HEALING, DISTILLING = 0.35, 1.0, 2.0, 3.0
 """What a token costs at each block in a search, sampling, healing and distilling, in block passes, about."""
 SOURCES = 4
 """Kinds of text that are healed on, by default."""
