@@ -175,9 +175,8 @@ class _Binary:
             name = self._text("a name", LONGEST_NAME)
             (calls,) = struct.unpack("<i", self._bytes(4, f"the calls of {name!r}"))
             data = self._bytes(4 * self._count(f"the columns of {name!r}", 4), f"the sums of {name!r}")
-            self.means[name] = np.frombuffer(data, np.dtype("<f4")).astype(np.float32) / np.float32(
-                max(calls, 1)
-            )
+            with np.errstate(invalid="ignore"):  # what is not finite is refused
+                self.means[name] = np.frombuffer(data, "<f4").astype(np.float32) / np.float32(max(calls, 1))
             _check(self.path, name, self.means[name])
         chunks, dataset = 0, ""
         if self.file.tell() < self.size:  # the oldest files end here

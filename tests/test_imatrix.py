@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,10 @@ def test_what_is_wrong_with_it_is_said(model: GgufFile, run: Run, tmp_path: Path
         damaged[5] = bad
         for write in (write_gguf_form, write_binary_form):
             refused(write(tmp_path / "j", means | {UP: damaged}), UP, f"holds {bad}")
+    binary = write_binary_form(tmp_path / "j", means)
+    stored = (means[UP][5] * np.float32(4)).tobytes()
+    binary.write_bytes(binary.read_bytes().replace(stored, struct.pack("<I", 0x7FA00000)))
+    refused(binary, "holds nan")  # one that numpy warns of when it is divided
     refused(write_gguf_form(tmp_path / "j", means, count=-1), "counts", "holds -1.0")
     few = {name: mean for name, mean in means.items() if not name.startswith("blk.5.")}
     refused(write_gguf_form(tmp_path / "j", few), "describes a model of 5 blocks; this one has 6")

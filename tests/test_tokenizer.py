@@ -134,9 +134,10 @@ def test_no_or_broken_tokenizer(tiny_folder: Path, tmp_path: Path) -> None:
     (folder / "tokenizer.json").unlink()
     with pytest.raises(TinyslebError, match=r"no tokenizer.model and no tokenizer.json"):
         open_tokenizer(open_model(folder))
-    (folder / "tokenizer.model").write_bytes(b"nonsense")
-    with pytest.raises(TinyslebError, match=r"tokenizer.model is not a SentencePiece model"):
-        open_tokenizer(open_model(folder))
+    for damaged, why in ((b"nonsense", "is not a SentencePiece model"), (b"", "is empty")):
+        (folder / "tokenizer.model").write_bytes(damaged)
+        with pytest.raises(TinyslebError, match=f"tokenizer.model {why}"):
+            open_tokenizer(open_model(folder))
 
 
 def split_by_hand(text: str, specials: Iterable[str]) -> list[str]:

@@ -201,7 +201,9 @@ def load_tokenizer_json(path: Path) -> TokenizerProcess:
 def load_sentencepiece(path: Path) -> SentencePieceProcessor:
     """A `tokenizer.model` file. Raises TinyslebError if it is not one."""
     try:
-        return SentencePieceProcessor(model_proto=path.read_bytes())
+        processor = SentencePieceProcessor()
+        processor.LoadFromSerializedProto(path.read_bytes())  # the constructor takes an empty one for none
+        return processor
     except (OSError, RuntimeError) as error:
         not_one = TinyslebError(f"{path} is not a SentencePiece model: {error}")
         raise wrong_file(path) or not_one from error
