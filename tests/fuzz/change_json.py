@@ -72,7 +72,7 @@ def _third(number: float) -> float:
 def _enlarge(parent: Any, key: Any, random: Random) -> str:
     old = parent[key]
     if random.random() < 0.5:
-        times = LONG if len(repr(old)) < 1000 else 2
+        times = LONG if len(json_text(old)) < 1000 else 2  # a repr cannot be as deep
         parent[key] = old * times if isinstance(old, str) else [old] * times
         return f"{times} times"
     for _ in range(random.choice([10, 90, DEEP])):
