@@ -55,9 +55,11 @@ def search(tiny_folder: Path, tmp_path: Path) -> Callable[..., subprocess.Comple
     np.save(tmp_path / "tokens.npy", tokens.astype(np.int32))
 
     def run(what: str, *, ignored: int | None = None) -> subprocess.CompletedProcess[str]:
-        code = SIGNALLED_IN_ROUND_3.format(what=what)
+        handlers = {signal.SIGINT: "default_int_handler"}  # which tests in the background begin without
         if ignored is not None:
-            code = f"import signal; signal.signal({int(ignored)}, signal.SIG_IGN)\n{code}"
+            handlers[signal.Signals(ignored)] = "SIG_IGN"
+        lines = [f"signal.signal({int(each)}, signal.{handler})" for each, handler in handlers.items()]
+        code = "\n".join(["import signal", *lines, SIGNALLED_IN_ROUND_3.format(what=what)])
         words = [sys.executable, "-c", code, "prune", str(tiny_folder), "-o", "out", *SEARCH]
         return subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
 
