@@ -143,9 +143,7 @@ def _from_gguf(file: GgufFile) -> Imatrix:
                     f"{file.path}: {name!r} is of {len(counts)} experts, which is not supported"
                 )
             _check(file.path, name + COUNTS, counts)
-            with np.errstate(over="ignore", invalid="ignore"):  # means that are not finite are refused
-                means[name] = sums / counts if counts[0] else np.ones_like(sums)
-            _check(file.path, name, means[name])
+            means[name] = _means(file.path, name, sums, counts[0]) if counts[0] else np.ones_like(sums)
     datasets, chunks = values.get("imatrix.datasets"), values.get("imatrix.chunk_count")
     return Imatrix(
         file.path,
@@ -153,6 +151,14 @@ def _from_gguf(file: GgufFile) -> Imatrix:
         [str(each) for each in datasets] if isinstance(datasets, list) else [],
         chunks if isinstance(chunks, int) and 0 <= chunks < 2**32 else 0,
     )
+
+
+def _means(path: Path, name: str, sums: Floats, count: np.float32) -> Floats:
+    """Raises TinyslebError for one that is no mean of squares; numpy need not warn of it."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        means: Floats = sums / count
+    _check(path, name, means)
+    return means
 
 
 def _check(path: Path, name: str, values: Floats) -> None:
@@ -175,9 +181,8 @@ class _Binary:
             name = self._text("a name", LONGEST_NAME)
             (calls,) = struct.unpack("<i", self._bytes(4, f"the calls of {name!r}"))
             data = self._bytes(4 * self._count(f"the columns of {name!r}", 4), f"the sums of {name!r}")
-            with np.errstate(invalid="ignore"):  # what is not finite is refused
-                self.means[name] = np.frombuffer(data, "<f4").astype(np.float32) / np.float32(max(calls, 1))
-            _check(self.path, name, self.means[name])
+            sums = np.frombuffer(data, "<f4").astype(np.float32)
+            self.means[name] = _means(self.path, name, sums, np.float32(max(calls, 1)))
         chunks, dataset = 0, ""
         if self.file.tell() < self.size:  # the oldest files end here
             (chunks,) = struct.unpack("<i", self._bytes(4, "the number of chunks"))
