@@ -11,7 +11,7 @@ from tinysleb.compute.compute import Progress
 from tinysleb.heal.course import Limits
 from tinysleb.heal.repair import STEPS_PART
 from tinysleb.heal.run import PreparedHealing
-from tinysleb.heal.text import HELD_BACK, HealingText
+from tinysleb.heal.text import HELD_BACK, LIBRARY, HealingText
 from tinysleb.search.cuts import ANY, HALF
 from tinysleb.search.estimate import block_operations, head_operations
 from tinysleb.search.pace import Pace
@@ -21,8 +21,8 @@ from tinysleb.text.windows import Calibration
 
 RACING, SAMPLING, HEALING, DISTILLING = 0.35, 1.0, 2.0, 3.0
 """What a token costs at each block in a search, sampling, healing and distilling, in block passes, about."""
-SOURCES = 4
-"""Kinds of text that are healed on, by default."""
+SOURCES = 2 + len(LIBRARY)
+"""Kinds of text that are healed on, by default: also the documentation, and what the model writes."""
 USUAL_PART, USUAL_TRIES = 0.2, 3
 """Where the model says how much goes: part of the blocks until no more need be tried, and healed models."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 import weakref
@@ -15,8 +16,9 @@ import torch
 from torch import Tensor
 
 from tinysleb.checkpoint.config import ModelConfig
+from tinysleb.checkpoint.damage import not_finite
 from tinysleb.checkpoint.weights import Checkpoint, Shortened, Weights
-from tinysleb.compute.compute import Compute, Progress, Say, compute_on, scaled
+from tinysleb.compute.compute import Compute, Progress, Say, compute_on
 from tinysleb.compute.device import dtype_name
 from tinysleb.compute.memory import give_back_freed
 from tinysleb.errors import TinyslebError
@@ -40,7 +42,7 @@ from tinysleb.heal.text import (
 )
 from tinysleb.heal.walk import RIDGE, STEP, HealedMatrix, check_healable, plan_healing_memory
 from tinysleb.plan import Plan, perplexity
-from tinysleb.search.evaluate import evaluate
+from tinysleb.search.evaluate import window_losses
 from tinysleb.search.nearness import ask
 
 Types = Callable[[ModelConfig], Wanted]
@@ -226,10 +228,12 @@ def _heal_and_judge(
         lessons = _lessons(weights, prepared, sources, compute, say)
         matrices, report["distilled"] = repair.solve_and_distil(prepared.distilling, lessons, healed, judge)
     report["blocks"] = [asdict(matrix) for matrix in matrices]
-    yardstick = ask(weights, torch.cat([source.held_back for source in sources]), compute, measuring)
-    kept, losses = yardstick.measure(Healed(shortened, healed), compute, measuring)
-    original, repaired = (_means(each, sources) for each in (yardstick.losses, losses))
-    outcomes = list(map(Outcome, (source.name for source in sources), original, before, repaired))
+    model = Healed(shortened, healed)
+    yardstick = ask(weights, _held_back(sources), compute, measuring)
+    original = _means(weights, yardstick.losses, sources)
+    kept, losses = yardstick.measure(model, compute, measuring)
+    after = _means(model, losses, sources)
+    outcomes = list(map(Outcome, (source.name for source in sources), original, before, after))
     for line in (*_outcome_lines(outcomes), *_worse_lines(outcomes, report)):
         say(line)
     report["kept"] = {"mean_kld": kept.mean_kld, "same_top": kept.same_top}
@@ -272,17 +276,24 @@ def _lessons(
 def _losses(
     weights: Weights, sources: Sequence[Source], compute: Compute, progress: Callable[[float], None]
 ) -> list[float]:
-    reports = [scaled(progress, i / len(sources), (i + 1) / len(sources)) for i in range(len(sources))]
-    return [
-        evaluate(weights, source.held_back, compute, report).loss
-        for source, report in zip(sources, reports, strict=True)
-    ]
+    losses = window_losses(weights, _held_back(sources), compute, progress)
+    return _means(weights, losses, sources)
 
 
-def _means(losses: Tensor, sources: Sequence[Source]) -> list[float]:
-    """The mean of each source, of losses `[n, T - 1]` of what was held back of all of them."""
+def _held_back(sources: Sequence[Source]) -> Tensor:
+    return torch.cat([source.held_back for source in sources])
+
+
+def _means(weights: Weights, losses: Tensor, sources: Sequence[Source]) -> list[float]:
+    """The mean of each source, of losses `[n, T - 1]` of what was held back of all of them.
+
+    Raises TinyslebError for a perplexity that is not a finite number, naming the tensor that is damaged.
+    """
     parts = torch.split(losses, [len(source.held_back) for source in sources])
-    return [part.double().mean().item() for part in parts]
+    means = [part.double().mean().item() for part in parts]
+    if not all(math.isfinite(perplexity(mean)) for mean in means):
+        raise not_finite(weights, "the perplexity")
+    return means
 
 
 def _outcome_lines(outcomes: list[Outcome]) -> Iterator[str]:

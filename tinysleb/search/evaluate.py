@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from tinysleb.checkpoint.config import stack_of
@@ -50,10 +51,26 @@ def evaluate(
     """
     compute = compute or compute_on(dtype_name="float32")
     begin = time.monotonic()
+    total = window_losses(weights, tokens, compute, progress, original).double().sum().item()
+    seconds = time.monotonic() - begin
+    count = tokens.shape[0] * (tokens.shape[1] - 1)
+    if not math.isfinite(perplexity(total / count)):
+        raise not_finite(weights, "the perplexity")
+    return Evaluation(total / count, len(tokens), count, tokens.numel() / seconds)
+
+
+def window_losses(
+    weights: Weights,
+    tokens: Tensor,
+    compute: Compute,
+    progress: Callable[[float], None] = lambda _done: None,
+    original: Original | None = None,
+) -> Tensor:
+    """What `evaluate` takes the mean of: the loss of each token, float32 `[n, T - 1]` on the CPU."""
     stack = stack_of(weights.config)
     memory = compute.memory_plan(weights, 0, *tokens.shape)
     obey(memory)
-    total = 0.0
+    found: list[Tensor] = []
     for start, stop in chunks(len(tokens), memory.windows):
         windows = tokens[start:stop].to(compute.device)
         report = scaled(progress, start / len(tokens), stop / len(tokens))
@@ -61,9 +78,5 @@ def evaluate(
             weights, stack, (), windows, compute.dtype,
             ahead=memory.ahead, original=original, first_window=start, progress=report,
         )  # fmt: skip
-        total += losses[BASE].double().sum().item()
-    seconds = time.monotonic() - begin
-    count = tokens.shape[0] * (tokens.shape[1] - 1)
-    if not math.isfinite(perplexity(total / count)):
-        raise not_finite(weights, "the perplexity")
-    return Evaluation(total / count, len(tokens), count, tokens.numel() / seconds)
+        found.append(losses[BASE].cpu())
+    return torch.cat(found)

@@ -95,7 +95,6 @@ def _answers(weights: Weights, windows: Tensor, states: Tensor, dtype: torch.dty
 
 def _before_the_last(found: Sequence[Answers]) -> tuple[Tensor, Tensor]:
     """Losses and most likely tokens behind all tokens of each window but its last."""
-    losses, top = (
-        torch.cat(parts)[:, :-1] for parts in zip(*((a.losses, a.top) for a in found), strict=True)
-    )
+    losses = torch.cat([each.losses for each in found])[:, :-1]
+    top = torch.cat([each.top for each in found])[:, :-1]
     return losses, top
