@@ -222,9 +222,7 @@ class _Cursor:
     def bytes(self, count: int, what: str) -> bytes:
         if count > self.size - self.position:
             left = self.size - self.position
-            raise self.damaged(
-                f"{what} at byte {self.position} needs {count} bytes, the file has {left} left"
-            )
+            raise self.damaged(f"{what} at byte {self.position} needs {count} bytes, {left} are left")
         self.position += count
         data = self.file.read(count)
         if len(data) != count:
