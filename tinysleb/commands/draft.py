@@ -25,7 +25,7 @@ from tinysleb.export.draft import check_draft
 from tinysleb.export.writers import GGUF, own_format, with_one_cut
 from tinysleb.formats.files import temporary_folder
 from tinysleb.formats.gguf_file import read_gguf
-from tinysleb.heal.choose_blocks import FEW_TOKENS, interleave
+from tinysleb.heal.choose_blocks import FEW_TOKENS
 from tinysleb.heal.choose_draft import TRIES, Trial, choose_draft, first_cuts
 from tinysleb.heal.draft_judge import LENGTH, TEXTS, draft_judge
 from tinysleb.heal.run import PreparedHealing
@@ -35,7 +35,7 @@ from tinysleb.search.cuts import removable
 from tinysleb.search.run import SearchRequest, check_request, read_unfinished, run_search
 from tinysleb.search.speculative import Draft, least_bytes
 from tinysleb.search.stopping import by_count
-from tinysleb.text.windows import Calibration, WindowSource, read_windows, with_others
+from tinysleb.text.windows import Calibration, WindowSource, interleave, read_windows, with_others
 
 TRYING = 3.0
 """What healing a draft on few tokens and judging it costs, for each of these, in block passes, about."""

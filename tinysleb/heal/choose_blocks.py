@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from tinysleb.checkpoint.weights import Shortened, Weights
@@ -27,6 +26,7 @@ from tinysleb.plan import Plan, Round
 from tinysleb.search.cuts import HALF
 from tinysleb.search.evaluate import evaluate
 from tinysleb.sublayers import Cut, cut_name
+from tinysleb.text.windows import interleave
 
 FEW_TOKENS = 4096
 JUDGES = 12
@@ -127,12 +127,6 @@ def _runs(allowed: range, known: Sequence[Cut], step: int) -> list[tuple[Cut, ..
         for begin in begins
         if set(range(begin, begin + length)) != gone
     ]
-
-
-def interleave(windows: Sequence[Tensor]) -> Tensor:
-    """Windows of all sources in turn, so that the first few have some of each."""
-    turns = torch.cat([(torch.arange(len(some)) + 0.5) / len(some) for some in windows])
-    return torch.cat(list(windows))[turns.argsort(stable=True)]
 
 
 def _plan_of(plan: Plan, cuts: tuple[Cut, ...]) -> Plan:

@@ -13,11 +13,12 @@ import torch
 
 from tinysleb.checkpoint.weights import Checkpoint
 from tinysleb.compute.compute import Compute, Progress, Say
-from tinysleb.heal.choose_blocks import choose_healed, interleave, repaired
+from tinysleb.heal.choose_blocks import choose_healed, repaired
 from tinysleb.heal.choose_count import choose_count
 from tinysleb.heal.text import Source
 from tinysleb.plan import Plan, perplexity
 from tinysleb.search.nearness import Nearness, ask
+from tinysleb.text.windows import interleave
 
 
 def choose_runs(

@@ -256,3 +256,9 @@ def cut_windows(tokens: Sequence[int] | Tokens, length: int) -> Tensor:
     """Consecutive windows `[n, length]`; what is left at the end is dropped."""
     count = len(tokens) // length
     return torch.tensor(tokens[: count * length], dtype=torch.int64).view(count, length)
+
+
+def interleave(windows: Sequence[Tensor]) -> Tensor:
+    """Windows of all sources in turn, so that the first few have some of each."""
+    turns = torch.cat([(torch.arange(len(some)) + 0.5) / len(some) for some in windows])
+    return torch.cat(list(windows))[turns.argsort(stable=True)]
