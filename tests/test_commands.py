@@ -54,7 +54,7 @@ UNUSED = {
     "--plan p.json --threads 1": "--threads",
     "--plan p.json --heal-tokens 100": "--heal-tokens",
     "--plan p.json --heal --search plain": "--search",
-    "--no-heal --self-text 0": "--self-text",
+    "--no-heal --self-text 5": "--self-text",
     "--metric last --exact": "--exact",
     "--metric last --resume": "--resume",
     "--text t.txt --tokens tokens.npy": "--text and --tokens",

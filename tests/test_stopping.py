@@ -18,6 +18,7 @@ from tinysleb.plan import Plan, Round, plan_to_json
 from tinysleb.search.cost import generation_costs
 from tinysleb.search.stopping import (
     by_count,
+    by_nearness,
     by_perplexity,
     by_ratio,
     by_saving,
@@ -93,6 +94,22 @@ def test_perplexity_stops_before_it_is_too_high() -> None:
         finished_plan(rule, plan_of(10, 13))
     with pytest.raises(TinyslebError, match="does not say which perplexity"):
         finished_plan(rule, Plan(6, 1, {}, None, (Round(block_cut(1), math.nan, {}),)))
+
+
+def test_divergence_stops_before_it_is_too_large() -> None:
+    """By default, and where nothing is healed; a limit of perplexity cannot be told by it."""
+    rounds = tuple(Round(block_cut(index), nats, {}) for index, nats in enumerate((0.1, 0.19, 0.21), 1))
+    plan = Plan(6, 3, {"score": "kl"}, 0.0, rounds)
+    finished = finished_plan(by_nearness(0.2, 4, "by default"), plan)
+    assert finished is not None
+    assert finished.removed == (1, 2)
+    assert (
+        finished.stopped == "by default: without block 3 too, the model would be 0.21 nats from the original"
+    )
+    with pytest.raises(TinyslebError, match=r"without block 1, the cheapest, the model is 0\.10 nats from"):
+        finished_plan(by_nearness(0.05, 4, "by default"), plan)
+    with pytest.raises(TinyslebError, match="does not say which perplexity"):
+        finished_plan(by_perplexity(0.2, 4, "--max-perplexity-increase 20%"), plan)
 
 
 def test_sizes_that_cannot_be_met(tiny_folder: Path) -> None:

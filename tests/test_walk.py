@@ -34,7 +34,6 @@ from tinysleb.errors import TinyslebError
 from tinysleb.formats.gguf_file import read_gguf
 from tinysleb.formats.tensor_types import RECORDS
 from tinysleb.heal import choose_blocks as healed_search
-from tinysleb.heal import text as healing_text
 from tinysleb.heal import walk as heal_module
 from tinysleb.heal.choose_blocks import Choice, choose_healed
 from tinysleb.heal.healed_weights import Healed, HealedTensors, encoding_for
@@ -42,7 +41,7 @@ from tinysleb.heal.run import Outcome
 from tinysleb.heal.text import Source
 from tinysleb.heal.walk import HealedMatrix, heal, plan_healing_memory
 from tinysleb.model.forward import forward
-from tinysleb.plan import plan_from_json
+from tinysleb.plan import SELF_SOURCE, plan_from_json
 from tinysleb.sublayers import sublayers_of, whole_blocks
 from tinysleb.text.windows import default_text
 
@@ -265,7 +264,7 @@ def test_without_a_text_four_are_healed_on(apply: Callable[..., Result], tiny_gg
     result = apply(tiny_gguf, "a.gguf")
     assert result.exit_code == 0, result.output
     assert result.stderr.count("healed on ") == 4
-    assert healing_text.SELF_SOURCE in result.stderr
+    assert SELF_SOURCE in result.stderr
     assert not list(Path().glob(".*.part"))
 
 

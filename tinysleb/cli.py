@@ -17,6 +17,7 @@ from tinysleb.commands.shared_options import (
     force_option,
     heal_options,
     json_option,
+    measuring_window_options,
     model_path,
     output_option,
     path_type,
@@ -92,7 +93,8 @@ def prune(**options: Any) -> None:
     """Find the blocks MODEL can do without, and write it without them.
 
     MODEL is a .safetensors file with its config.json beside it, a Hugging Face folder, or a .gguf. The output
-    is of the same kind. Without --text, blocks are chosen on Python's own documentation.
+    is of the same kind. Blocks are chosen on --text, or on Python's own documentation, and on as
+    much text that MODEL writes itself (with --self-text 0, on the former alone).
 
     Give at most one of --remove, --ratio, --max-perplexity-increase, --fit and --speedup to say when to stop.
     Without, as much is removed as leaves a healed model that still writes as it should.
@@ -239,7 +241,7 @@ def draft(**options: Any) -> None:
 @click.argument("models", nargs=-1, required=True)
 @text_options
 @pre_option
-@window_options
+@measuring_window_options
 @compute_options
 @dtype_option
 @click.option("--baseline", metavar="MODEL", help="Which of them is the original.  [default: the first]")
@@ -293,7 +295,7 @@ def compare(**options: Any) -> None:
 @click.argument("models", type=model_path, nargs=-1, required=True)
 @text_options
 @pre_option
-@window_options
+@measuring_window_options
 @compute_options
 @click.option(
     "--dtype", type=dtype_choice, default="float32", show_default=True, help="Precision of matrix products."

@@ -14,6 +14,8 @@ from tinysleb.sublayers import Cut, Pair, cut_name, cut_named, pairs_of, stack_l
 
 MOST_BLOCKS = 10_000
 PERPLEXITY, DIVERGENCE = "perplexity", "kl"
+SELF_SOURCE = "text sampled from the model"
+"""How a plan calls what the model wrote itself."""
 BY_HAND = 'a plan can be written by hand: {"blocks": 30, "removed": [3, "F6 A7"]}'
 SIZE_NUMBERS = ("bytes", "prompt_speed", "generation_speed")
 """What a plan says of the model after no cut, one, two and so on: its size, and how many times as fast as the

@@ -48,7 +48,7 @@ class PruneOptions(HealingOptions):
     cut: str
     context: int
     metric: str
-    score: str
+    score: str | None
     search: str | None
     exact: bool
     plan: Path | None
@@ -67,7 +67,9 @@ class PruneOptions(HealingOptions):
             self._check_with_plan()
             return
         if self.heal == NONE:
-            refuse_unused(self.given, HEALING_ONLY, "With --heal none nothing is healed")
+            searched = "self_text" if self.self_text == 0 else ""  # which the search goes without, too
+            unused = tuple(name for name in HEALING_ONLY if name != searched)
+            refuse_unused(self.given, unused, "With --heal none nothing is healed")
         if self.metric != PERPLEXITY:
             why = f"--metric {self.metric} scores blocks once"
             refuse_unused(self.given, ("exact", "resume", "score"), why)
@@ -98,6 +100,12 @@ class PruneOptions(HealingOptions):
         refuse_unused(self.given, ("exact",), "--search refined goes on where SLEB ends")
         if self.metric != PERPLEXITY or self.cut not in (BLOCK, HALF):
             raise TinyslebError("--search refined is for --metric perplexity, and --cut block or half")
+
+    @property
+    def scored_by(self) -> str:
+        """What candidates are scored by: what the stopping rule goes by, or the divergence."""
+        by_perplexity = self.max_perplexity_increase is not None or self.metric != PERPLEXITY
+        return self.score or (PERPLEXITY if by_perplexity else DIVERGENCE)
 
     @property
     def by_quality(self) -> bool:

@@ -14,13 +14,13 @@ from tinysleb.commands.report_healing import healed_blocks, held_back, how_much,
 from tinysleb.commands.report_rounds import rounds
 from tinysleb.commands.report_style import page, table, tiles
 from tinysleb.formats.units import format_bytes
-from tinysleb.plan import Plan
+from tinysleb.plan import PERPLEXITY, SELF_SOURCE, Plan
 from tinysleb.search.stopping import BY_DEFAULT
 
 DEFAULT_TEXT = "Python's own documentation"
 USUAL = {
-    "cut": "block", "context": 2048, "metric": "perplexity", "score": "perplexity", "windows": 4,
-    "window_length": 1024, "seed": 0, "keep_first": 1, "keep_last": 1,
+    "cut": "block", "context": 2048, "metric": "perplexity", "windows": 16, "window_length": 256, "seed": 0,
+    "keep_first": 1, "keep_last": 1,
 }  # fmt: skip
 """The settings of a search that are not asked for, as they are without options."""
 
@@ -72,7 +72,7 @@ def command_of(plan: Plan) -> list[str]:
     """The command that comes to this plan, as far as the plan tells: it does not know where files lay."""
     settings = plan.settings
     words = ["tinysleb", "prune", str(settings.get("model", "MODEL")), *_rule(plan)]
-    text = str(settings.get("text", DEFAULT_TEXT))
+    text = str(settings.get("text", DEFAULT_TEXT)).removesuffix(f" and {SELF_SOURCE}")
     option = "--tokens" if text.endswith(".npy") else "--text"
     if not text.startswith(DEFAULT_TEXT):
         words += [word for name in text.split(", ") for word in (option, name)]
@@ -80,6 +80,8 @@ def command_of(plan: Plan) -> list[str]:
         told = option == "--tokens" and name.startswith("window")  # by the file
         if (value := settings.get(name, usual)) != usual and not told:
             words += [f"--{name.replace('_', '-')}", str(value)]
+    if "score" in settings and settings.get("metric") == PERPLEXITY:
+        words += ["--score", str(settings["score"])]
     words += ["--exact"] if settings.get("exact") else []
     words += ["--dtype", str(settings["dtype"])] if "dtype" in settings else []
     return [*words, *_healing(plan)]

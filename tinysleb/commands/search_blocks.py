@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tinysleb.checkpoint.config import block_parameter_count, parameter_count
 from tinysleb.checkpoint.weights import Checkpoint, total_bytes
+from tinysleb.commands.calibration import announced, own_text, text_calibration, with_own_text
 from tinysleb.commands.computing import choose_compute
 from tinysleb.commands.console import Console, duration
 from tinysleb.commands.dry_run import print_dry_run
@@ -32,7 +33,7 @@ from tinysleb.heal.run import PreparedHealing
 from tinysleb.search.cuts import HEALED, removable
 from tinysleb.search.pace import measure_pace
 from tinysleb.search.run import SearchRequest, announce, check_request, read_unfinished, run_search
-from tinysleb.text.windows import Calibration, WindowSource, read_windows, with_others
+from tinysleb.text.windows import Calibration
 
 if TYPE_CHECKING:
     from tinysleb.commands.shortened import Heal
@@ -65,14 +66,15 @@ def _search_and_write(weights: Checkpoint, options: PruneOptions, group: Group) 
     request = _request(weights, options)
     check_request(request, weights.config.blocks)
     saved = read_unfinished(unfinished, options.resume, options.force, group)
-    calibration = _calibration(weights, options)
+    calibration = text_calibration(weights, options)
     compute = choose_compute(options, group, saved)
     prepared = prepare_unless(weights, options, compute, options.out, options.fit)
     if isinstance(prepared, str) and options.search == HEALED:
         raise TinyslebError(f"--search healed needs healing: {prepared}")
-    stages = job_stages(weights.config, calibration, request, prepared)
+    own = own_text(calibration, options, prepared)
+    stages = job_stages(weights.config, calibration, request, prepared, own)
     if options.dry_run:
-        _print_dry_run(weights, calibration, request, compute, prepared, stages, options)
+        _print_dry_run(weights, announced(calibration, own), request, compute, prepared, stages, options)
         return
     console = Console(console_works(stages, weights.config), silent=group.rank > 0)
     tell_remarks(weights, console)
@@ -80,8 +82,9 @@ def _search_and_write(weights: Checkpoint, options: PruneOptions, group: Group) 
         console.say(f"there is no {unfinished} to resume: the search starts from the beginning")
     _say_what_healing_lacks(prepared, options, console)
     with told_what_is_kept(options.out, console):
+        calibration = with_own_text(weights, calibration, own, compute, console)
         plan = run_search(
-            weights, calibration, request, compute,
+            weights, calibration, request, compute.between_stages(),
             saved=saved, unfinished=unfinished, say=console.say,
             progress=search_progress(console.progress, weights.config, request.rule),
         )  # fmt: skip
@@ -112,12 +115,6 @@ def _what_heals(
     return heal_with(weights, prepared, compute, console, runs_among, request.rule.by_quality)
 
 
-def _calibration(weights: Checkpoint, options: PruneOptions) -> Calibration:
-    source = WindowSource(options.texts, options.token_file, options.windows, options.window_length)
-    calibration = read_windows(weights, source, options.seed)
-    return with_others(weights, source, calibration, options.seed) if options.refined else calibration
-
-
 def _say_what_healing_lacks(prepared: PreparedHealing | str, options: PruneOptions, console: Console) -> None:
     """Before the search, and again in the end."""
     if isinstance(prepared, PreparedHealing):
@@ -136,7 +133,7 @@ def _request(weights: Checkpoint, options: PruneOptions) -> SearchRequest:
         refuse_full_disk(options.out, int(kept * total_bytes(in_types(weights, options.type_name))))
     return SearchRequest(
         rule, options.metric, options.seed, options.keep_first, options.keep_last, options.exact, options.cut,
-        costs_of(options, weights), options.refined, options.score,
+        costs_of(options, weights), options.refined, options.scored_by,
     )  # fmt: skip
 
 

@@ -82,9 +82,8 @@ search_options = shared(
     click.option(
         "--score",
         type=click.Choice([PERPLEXITY, DIVERGENCE]),
-        default=PERPLEXITY,
-        show_default=True,
-        help="kl: by the divergence from the original, which depends less on the text.",
+        help="What makes a block dispensable: that the model stays near the original (kl), or that it finds "
+        "the text likely, as published.  [default: perplexity with --max-perplexity-increase, else kl]",
     ),
     click.option(
         "--search",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import click
 
 from tinysleb.commands.console import QUIET
 from tinysleb.commands.options import DISTILL_MINUTES, DISTILL_TOKENS
-from tinysleb.commands.parsing import shared
+from tinysleb.commands.parsing import Command, shared
 from tinysleb.commands.values import ModelPath
 from tinysleb.formats.tensor_types import WRITABLE
 
@@ -33,16 +34,22 @@ text_options = shared(
     ),
     click.option("--tokens", "token_file", type=path_type, help="Windows as a .npy array, int32 [n, T]."),
 )
-window_options = shared(
-    click.option(
-        "--windows", type=click.IntRange(1), metavar="N",
-        help="Number of windows.  [default: 4; with eval and compare, all]",
-    ),
-    click.option(
-        "--window-length", type=click.IntRange(2), metavar="N", default=1024, show_default=True,
-        help="Tokens in a window.",
-    ),
-)  # fmt: skip
+
+
+def _window_options(usual: str, length: int) -> Callable[[Command], Command]:
+    """How many windows there are unless it is said, in words, and of how many tokens."""
+    return shared(
+        click.option(
+            "--windows", type=click.IntRange(1), metavar="N", help=f"Number of windows.  [default: {usual}]"
+        ),
+        click.option(
+            "--window-length", type=click.IntRange(2), metavar="N", default=length, show_default=True,
+            help="Tokens in a window.",
+        ),
+    )  # fmt: skip
+
+
+window_options, measuring_window_options = _window_options("16", 256), _window_options("all", 1024)
 threads_option = click.option(
     "-t", "--threads", type=click.IntRange(1), metavar="N",
     help="Processor threads.  [default: all cores that this process may use]",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 
 from tinysleb.checkpoint.weights import Checkpoint
@@ -54,9 +53,9 @@ def stopping_rule(options: PruneOptions, weights: Checkpoint, allowed: range) ->
 
 
 def unhealed_part(plan: Plan, rule: StoppingRule) -> Plan:
-    """What is left of a plan by quality if nothing can be healed: the perplexity that was found while
-    searching decides. Raises TinyslebError if not even the first cut is left, or no perplexity is known."""
+    """What is left of a plan by quality if nothing can be healed: the loss that was found while searching
+    decides. Raises TinyslebError if not even the first cut is left, or no loss is known."""
     if not rule.by_quality:
         return plan
-    least = stopping.by_perplexity(math.exp(LIMIT) - 1, rule.most, "by default, where nothing is healed")
+    least = stopping.by_nearness(LIMIT, rule.most, "by default, where nothing is healed")
     return finished_plan(least, plan) or plan

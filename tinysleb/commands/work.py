@@ -37,18 +37,25 @@ class Stage:
 
 
 def job_stages(
-    config: ModelConfig, calibration: Calibration, request: SearchRequest, prepared: PreparedHealing | str
+    config: ModelConfig,
+    calibration: Calibration,
+    request: SearchRequest,
+    prepared: PreparedHealing | str,
+    own: HealingText | None = None,
 ) -> list[Stage]:
-    """A search, and the healing that was prepared, if any was."""
+    """What the model writes for it, if it does; a search; and the healing that was prepared, if any was."""
     refined = request.refine and calibration.others is not None
     rule, cuts = request.rule, usual_cuts(config, request.rule)
-    stages = search_stages(config, calibration.tokens.numel(), cuts, request.kind, refined)
+    stages = [] if own is None else [sampling_stage(config, own)]
+    stages += search_stages(config, calibration.tokens.numel(), cuts, request.kind, refined)
     if not isinstance(prepared, PreparedHealing):
         return stages
     healing = prepared_stages(config, prepared)
+    sampling = [healing.pop(0)] if prepared.text.sampled else []
+    if own is None:
+        stages += sampling
     if rule.by_quality:
-        choosing = Stage(USUAL_TRIES * HEALING * prepared.text.tokens * config.blocks, 0)
-        healing.insert(1 if prepared.text.sampled else 0, choosing)
+        stages.append(Stage(USUAL_TRIES * HEALING * prepared.text.tokens * config.blocks, 0))
     return stages + healing
 
 
@@ -73,12 +80,17 @@ def search_stages(config: ModelConfig, tokens: int, cuts: int, kind: str, refine
     return [stage, stage] if refined else [stage]
 
 
+def sampling_stage(config: ModelConfig, text: HealingText) -> Stage:
+    """What the model writes for a text."""
+    return Stage(SAMPLING * text.sampled * config.blocks, SAMPLING * text.sampled)
+
+
 def healing_stages(config: ModelConfig, text: HealingText, limits: Limits | None) -> list[Stage]:
     """Sampling if any text is sampled, the closed form, and distillation if that has limits; and what is
     measured before, between and behind."""
     blocks, held_back = config.blocks, SOURCES * HELD_BACK * text.length
     solving, measuring = Stage(HEALING * text.tokens * blocks, 0), Stage(held_back * blocks, held_back)
-    stages = [Stage(SAMPLING * text.sampled * blocks, SAMPLING * text.sampled)] if text.sampled else []
+    stages = [sampling_stage(config, text)] if text.sampled else []
     stages += [measuring, solving]
     if limits is not None:
         tokens = DISTILLING * limits.tokens

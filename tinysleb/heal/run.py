@@ -31,7 +31,6 @@ from tinysleb.heal.prompts import check_prompts
 from tinysleb.heal.repair import Distilling, Repair
 from tinysleb.heal.rounding_walk import Wanted, plan_rounding_memory
 from tinysleb.heal.text import (
-    SELF_SOURCE,
     HealingText,
     Source,
     least_bytes,
@@ -41,7 +40,7 @@ from tinysleb.heal.text import (
     window_length,
 )
 from tinysleb.heal.walk import RIDGE, STEP, HealedMatrix, check_healable, plan_healing_memory
-from tinysleb.plan import Plan, perplexity
+from tinysleb.plan import SELF_SOURCE, Plan, perplexity
 from tinysleb.search.evaluate import window_losses
 from tinysleb.search.nearness import ask
 
@@ -189,7 +188,6 @@ def _gather_sources(
     try:
         if text.token_file is not None:
             raise TinyslebError("windows come from a file of tokens")
-        say(f"sampling {text.sampled} tokens from the model")
         sources.append(self_source(weights, text, compute, say, partial(progress, "sampling text")))
     except TinyslebError as error:
         if not sources:

@@ -24,12 +24,18 @@ from tinysleb.formats.units import format_bytes
 from tinysleb.heal.kept_sample import load_sample, save_sample
 from tinysleb.heal.prompts import self_prompts
 from tinysleb.model.sampling import load_resident, sample
+from tinysleb.plan import SELF_SOURCE
 from tinysleb.text.given_text import given_texts
 from tinysleb.text.library import code, docstrings, library_files, library_windows
 from tinysleb.text.tokenizer import Tokenizer, open_tokenizer
-from tinysleb.text.windows import Calibration, check_vocabulary, from_text, from_token_file
+from tinysleb.text.windows import (
+    WINDOW_LENGTH,
+    Calibration,
+    check_vocabulary,
+    from_text,
+    from_token_file,
+)
 
-WINDOW_LENGTH = 256
 HELD_BACK = 16
 """Windows of a source that it is evaluated on; never more than a quarter of them."""
 CHECKED = 8
@@ -41,7 +47,6 @@ PORTION = 128
 LEAST_PORTION = 16
 """Fewer at once would take several times as long."""
 LIBRARY = (("docstrings of Python's library", docstrings), ("code of Python's library", code))
-SELF_SOURCE = "text sampled from the model"
 
 
 @dataclass(frozen=True)
@@ -165,6 +170,8 @@ def self_source(
     kept = None if text.kept is None else load_sample(text.kept, identity)
     windows = torch.zeros(0, window_length(weights, text), dtype=torch.int64) if kept is None else kept
     start = len(windows)
+    if start < wanted:
+        say(f"sampling {text.sampled} tokens from the model")
     portions = self_windows(
         weights, text, compute, say, lambda done: progress(min(1.0, (start + done) / wanted)), portion, start
     )

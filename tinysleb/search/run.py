@@ -35,7 +35,7 @@ from tinysleb.search.stopping import StoppingRule, by_count, by_saving, finished
 from tinysleb.sublayers import Cut, cut_title
 from tinysleb.text.windows import Calibration
 
-EARLIER = {"cut": BLOCK}
+EARLIER = {"cut": BLOCK, "score": PERPLEXITY}
 """What settings were before plans had them."""
 
 
@@ -285,7 +285,7 @@ def _settings(
         "model_fingerprint": model_fingerprint(weights),
         "types": stored_types(weights),
         "metric": request.metric,
-        **({"score": request.score} if request.score != PERPLEXITY else {}),
+        "score": request.score,
         "cut": request.kind,
         **({"context": request.costs.context} if request.kind == ANY and request.costs else {}),
         "exact": request.exact,

@@ -21,8 +21,8 @@ SIZE_BYTES_PER_CUT = 130
 """What a plan says of a cut's size and speed."""
 LIMIT = 0.2
 """The divergence from the original, in nats, up to which a model still writes as it should."""
-BY_DEFAULT, HOPELESS = "by default", 1.0
-"""How a rule is called that nobody named, and by how much perplexity has grown when no more need be tried."""
+BY_DEFAULT, HOPELESS = "by default", math.log(2)
+"""How a rule is called that nobody named, and how many nats from the original no more need be tried."""
 PLAN_BYTES_MORE = 8192
 """The plan's reason, and the model card's own text."""
 
@@ -31,7 +31,8 @@ PLAN_BYTES_MORE = 8192
 class StoppingRule:
     """`name`: as the user wrote it, for messages and plans. `most`: the largest number of blocks to remove.
 
-    `increase`: the largest growth of perplexity, as a fraction of what it was. `output_bytes`: the largest
+    `increase`: the largest growth of perplexity, as a fraction of what it was; `divergence`: that from the
+    original, in nats, if the search goes by that instead. `output_bytes`: the largest
     size of the output; `size_of`: the size of the output shortened by a plan. `saving`: how many bytes fewer
     are to be read for a token, by `costs`. `by_quality`: how many of the cuts are made is decided afterwards.
     """
@@ -39,6 +40,7 @@ class StoppingRule:
     name: str
     most: int
     increase: float | None = None
+    divergence: float | None = None
     output_bytes: int | None = None
     size_of: Callable[[Plan], int] | None = None
     saving: float | None = None
@@ -107,10 +109,17 @@ def by_perplexity(increase: float, removable: int, name: str) -> StoppingRule:
     return StoppingRule(name, removable, increase=increase)
 
 
+def by_nearness(nats: float, removable: int, name: str) -> StoppingRule:
+    """As long as the model is at most so far from the original on the calibration windows, or perplexity has
+    grown by at most as much, whichever the search goes by."""
+    return StoppingRule(name, removable, increase=math.expm1(nats), divergence=nats)
+
+
 def by_quality(most: int, known: bool) -> StoppingRule:
-    """Cuts to choose from, `most` at most, by what is kept of the original afterwards; as long as perplexity
+    """Cuts to choose from, `most` at most, by what is kept of the original afterwards; as long as the loss
     has not grown beyond what can be healed, if it is `known` while searching."""
-    return StoppingRule(BY_DEFAULT, most, increase=HOPELESS if known else None, by_quality=True)
+    rule = by_nearness(HOPELESS, most, BY_DEFAULT) if known else StoppingRule(BY_DEFAULT, most)
+    return replace(rule, by_quality=True)
 
 
 Stored = Callable[[Weights], Weights]
@@ -156,8 +165,8 @@ def finished_plan(rule: StoppingRule, plan: Plan) -> Plan | None:
     """
     for count in range(1, len(plan.rounds) + 1):
         shorter = plan.first(count)
-        if rule.increase is not None and (growth := _growth(shorter, rule)) > rule.increase:
-            return _before_last(shorter, rule, growth)
+        if rule.increase is not None and (excess := _excess(shorter, rule, rule.increase)):
+            return _before_last(shorter, rule, excess)
         if rule.output_bytes is not None and rule.size_of is not None:
             size = rule.size_of(shorter)
             if size <= rule.output_bytes:
@@ -172,22 +181,26 @@ def finished_plan(rule: StoppingRule, plan: Plan) -> Plan | None:
     return None
 
 
-def _growth(plan: Plan, rule: StoppingRule) -> float:
-    """The fraction by which the last round's perplexity exceeds the original's."""
-    if plan.loss is None or math.isnan(plan.rounds[-1].loss):
+def _excess(plan: Plan, rule: StoppingRule, increase: float) -> str:
+    """How the last round exceeds what is allowed, with a gap for the verb; '' if it does not."""
+    last = plan.rounds[-1].loss
+    if plan.by_divergence and rule.divergence is not None:
+        return f"the model {{}} {last:.2f} nats from the original" if last > rule.divergence else ""
+    if plan.by_divergence or plan.loss is None or math.isnan(last):
         raise TinyslebError(f"{rule.name}: the plan does not say which perplexity its rounds lead to")
-    return perplexity(plan.rounds[-1].loss) / perplexity(plan.loss) - 1
+    growth = perplexity(last) / perplexity(plan.loss) - 1
+    return f"perplexity {{}} {growth:.1%} higher" if growth > increase else ""
 
 
-def _before_last(plan: Plan, rule: StoppingRule, growth: float) -> Plan:
+def _before_last(plan: Plan, rule: StoppingRule, excess: str) -> Plan:
     *rounds, last = plan.rounds
     if not rounds:
         raise TinyslebError(
-            f"{rule.name} allows no removal: without {cut_title(last.cut)}, the cheapest, perplexity is "
-            f"{growth:.1%} higher",
+            f"{rule.name} allows no removal: without {cut_title(last.cut)}, the cheapest, "
+            f"{excess.format('is')}",
             "allow more; with --resume, the finished round is not repeated",
         )
-    reason = f"{rule.name}: without {cut_title(last.cut)} too, perplexity would be {growth:.1%} higher"
+    reason = f"{rule.name}: without {cut_title(last.cut)} too, {excess.format('would be')}"
     return replace(plan, target=len(rounds), rounds=tuple(rounds), stopped=reason)
 
 

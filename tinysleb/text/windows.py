@@ -21,8 +21,8 @@ from tinysleb.text.given_text import GivenText, PlainText, given_texts
 from tinysleb.text.long_text import PartEncoder, Tokens
 from tinysleb.text.tokenizer import Tokenizer, open_tokenizer
 
-DEFAULT_WINDOWS = 4
-WINDOW_LENGTH = 1024
+DEFAULT_WINDOWS = 16
+WINDOW_LENGTH = 256
 LONG_TEXT = 4 << 20
 """Bytes; a sample of more text than this is drawn without reading it all."""
 STRETCH = 1 << 16
