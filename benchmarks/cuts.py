@@ -2,10 +2,11 @@
 
     python benchmarks/cuts.py MODEL TEXT [--blocks 3 6 9] [--ways "block" "half refined" …]
 
-A way is a kind of cut, and `kl` or `refined`, or both. Chosen on the search's default windows; healed on its
-default text and as much that the model writes; measured on the first windows of TEXT, and on windows of
-Python's documentation that nothing was fitted to. Cuts of another kind than blocks go on until they save what
-so many blocks do, in bytes read for a token with 2,048 in the cache. Speed: `benchmarks/llama_cpp.py`.
+A way is a kind of cut, and `perplexity` or `refined`, or both. Chosen on the search's default windows, half
+of which the model writes; healed on the default text and as much that the model writes; measured on the first
+windows of TEXT, and on windows of Python's documentation. Cuts of another kind than blocks go on until they
+save what so many blocks do, in bytes read for a token with 2,048 in the cache. Speed:
+`benchmarks/llama_cpp.py`.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ from tinysleb.search.exchange import exchange
 from tinysleb.search.original import ask_original
 from tinysleb.search.run import search
 from tinysleb.text.tokenizer import open_tokenizer
-from tinysleb.text.windows import from_text
+from tinysleb.text.windows import DEFAULT_WINDOWS, WINDOW_LENGTH, from_text, interleave
 
-WAYS = ("block", "block refined", "half", "half refined", "half kl", "half kl refined", "attention", "any")
-WINDOWS, LENGTH, MEASURED = 4, 1024, 8
-HEALED_LENGTH, HEALED_TOKENS = 256, 32768
+WAYS = ("block", "block refined", "half", "half refined", "half perplexity", "attention", "any")
+LENGTH, MEASURED = 1024, 8
+HEALED_TOKENS = 32768
 
 
 class Bench:
@@ -45,15 +46,15 @@ class Bench:
         self.weights: Checkpoint = open_model(path)
         self.compute: Compute = compute_on("auto", "auto", "6GiB")
         tokenizer, rows = open_tokenizer(self.weights), self.weights.config.vocab_size
-        docs = from_text(tokenizer, [], LENGTH, WINDOWS + MEASURED, 0, rows).tokens
-        self.tokens = docs[:WINDOWS]
         unseen = from_text(tokenizer, [text], LENGTH, MEASURED, None, rows).tokens
-        self.measured = {"text": unseen, "docs": docs[WINDOWS:]}
-        half = HEALED_TOKENS // 2
-        given = from_text(tokenizer, [], HEALED_LENGTH, half // HEALED_LENGTH, 1, rows).tokens
+        docs = from_text(tokenizer, [], LENGTH, MEASURED, 0, rows).tokens
+        self.measured = {"text": unseen, "docs": docs}
+        half, searched = HEALED_TOKENS // 2, DEFAULT_WINDOWS // 2
+        given = from_text(tokenizer, [], WINDOW_LENGTH, half // WINDOW_LENGTH, 1, rows).tokens
         wanted = HealingText([], None, HEALED_TOKENS, half, 0)
         sampled = self_source(self.weights, wanted, self.compute, lambda _line: None, lambda _done: None)
-        self.fit = torch.cat([given, sampled.fit[:, :HEALED_LENGTH]])
+        self.fit = torch.cat([given, sampled.fit])
+        self.tokens = interleave([given[:searched], sampled.fit[:searched]])
 
     def perplexities(self, weights: Weights) -> str:
         found = (evaluate(weights, each, self.compute).perplexity for each in self.measured.values())
@@ -73,7 +74,7 @@ def search_by(bench: Bench, way: str, blocks: int, costs: Costs) -> Plan:
     each = costs.attention if kind == ATTENTION else costs.block
     most = bench.weights.config.blocks - 2
     remove = min(most, math.ceil(blocks * costs.block / each - 1e-9)) if kind == ATTENTION else blocks
-    score = DIVERGENCE if "kl" in how else PERPLEXITY
+    score = PERPLEXITY if "perplexity" in how else DIVERGENCE
     return search(bench.weights, bench.tokens, remove=remove, cut=kind, score=score, compute=bench.compute)
 
 

@@ -45,12 +45,13 @@ from tinysleb.search.cuts import BLOCK, HALF, removable
 from tinysleb.search.rounds import search
 from tinysleb.sublayers import Cut, Pair, pairs_of
 from tinysleb.text.tokenizer import open_tokenizer
-from tinysleb.text.windows import from_text
+from tinysleb.text.windows import DEFAULT_WINDOWS, WINDOW_LENGTH, from_text
 
 CPU = torch.device("cpu")
 DTYPES = (torch.float32, torch.bfloat16)
-WINDOWS, LENGTH, REMOVED = 4, 1024, 6
-GROWTH_BLOCKS, GROWTH_LENGTH = (8, 16, 32, 64), 256
+REMOVED = 6
+GROWTH_BLOCKS, GROWTH_WINDOWS, GROWTH_LENGTH = (8, 16, 32, 64), 4, 256
+FLOOR_LENGTH = 1024
 
 
 def main() -> None:
@@ -64,7 +65,7 @@ def main() -> None:
         return
     weights = open_model(options.model)
     vocabulary = weights.config.vocab_size
-    tokens = from_text(open_tokenizer(weights), [], LENGTH, WINDOWS, 0, vocabulary).tokens
+    tokens = from_text(open_tokenizer(weights), [], WINDOW_LENGTH, DEFAULT_WINDOWS, 0, vocabulary).tokens
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
     if "search" in options.parts:
         for kind in (BLOCK, HALF):
@@ -77,7 +78,8 @@ def main() -> None:
 
 def compare(path: Path, weights: Weights, tokens: Tensor, naive_candidates: int, kind: str) -> None:
     """Seconds of the first round and of all, in each dtype, of the naive loop, exact and raced."""
-    print(f"\n{REMOVED} of {weights.config.blocks} blocks removed, --cut {kind}, {WINDOWS} x {LENGTH} tokens")
+    count, length = tokens.shape
+    print(f"\n{REMOVED} of {weights.config.blocks} blocks removed, --cut {kind}, {count} x {length} tokens")
     print(
         f"{'dtype':<10}{'rounds':<8}{'naive, s':>10}{'exact, s':>10}{'ratio':>7}{'racing, s':>11}{'ratio':>7}"
     )
@@ -162,7 +164,7 @@ def layer_of(pair: Pair, layers: Sequence[Any]) -> Any:
 
 def growth() -> None:
     """Each model in a process of its own, so that its peak memory is its own."""
-    print(f"\none exact round, random models of width 256, {WINDOWS} x {GROWTH_LENGTH} tokens")
+    print(f"\none exact round, random models of width 256, {GROWTH_WINDOWS} x {GROWTH_LENGTH} tokens")
     print(f"{'blocks':<8}{'seconds':>9}{'exponent':>10}{'peak, MiB':>11}{'streams, MiB':>14}")
     runs: list[dict[str, float]] = []
     for blocks in GROWTH_BLOCKS:
@@ -182,7 +184,9 @@ def growth_run(folder: Path) -> dict[str, float]:
     import resource
 
     weights = open_model(folder)
-    tokens = torch.randint(0, 1000, (WINDOWS, GROWTH_LENGTH), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(
+        0, 1000, (GROWTH_WINDOWS, GROWTH_LENGTH), generator=torch.Generator().manual_seed(0)
+    )
     searched(weights, tokens[:1], torch.float32, 1, exact=True, kind=BLOCK)
     before = resident_bytes()
     _, seconds = searched(weights, tokens, torch.float32, 1, exact=True, kind=BLOCK)
@@ -209,14 +213,14 @@ def write_random(folder: Path, blocks: int) -> None:
 def floor(weights: Weights) -> None:
     """Milliseconds for 2 windows: a block, its matrix products alone, its attention, and the rest."""
     config = weights.config
-    position = block_positions(config, LENGTH, CPU)[0]
-    states = torch.randn(2, LENGTH, config.width)
+    position = block_positions(config, FLOOR_LENGTH, CPU)[0]
+    states = torch.randn(2, FLOOR_LENGTH, config.width)
     shapes = {name: shape for name, shape in block_shapes(config).items() if len(shape) == 2}
-    print(f"\na block on 2 x {LENGTH} tokens, ms")
+    print(f"\na block on 2 x {FLOOR_LENGTH} tokens, ms")
     print(f"{'dtype':<10}{'block':>8}{'products':>10}{'share':>7}{'attention':>11}{'rest':>7}{'GFLOP/s':>9}")
     for dtype in DTYPES:
         block = load_block(weights, 0, dtype, CPU)
-        inputs = {shape[1]: torch.randn(2, LENGTH, shape[1]).to(dtype) for shape in shapes.values()}
+        inputs = {shape[1]: torch.randn(2, FLOOR_LENGTH, shape[1]).to(dtype) for shape in shapes.values()}
         projections = [name for name in shapes if name.startswith("self_attn")]
 
         def multiply(names: Iterable[str], block: Block = block, inputs: dict[int, Tensor] = inputs) -> None:
@@ -229,7 +233,9 @@ def floor(weights: Weights) -> None:
             partial(attention, inputs[config.width], block, config, position),
             partial(multiply, projections),
         )
-        rate = sum(2 * rows * columns for rows, columns in shapes.values()) * 2 * LENGTH / products / 1e6
+        rate = (
+            sum(2 * rows * columns for rows, columns in shapes.values()) * 2 * FLOOR_LENGTH / products / 1e6
+        )
         mixing = attending - projecting
         print(
             f"{str(dtype)[6:]:<10}{full:>8.1f}{products:>10.1f}{products / full:>7.0%}"

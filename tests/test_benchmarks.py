@@ -56,18 +56,25 @@ def test_every_benchmark_is_run_here() -> None:
 
 
 def test_cuts(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    words = (tiny_gguf, "text.txt", "--blocks", 2, "--ways", "block", "half kl refined", "any")
-    sizes = {"WINDOWS": 2, "LENGTH": 64, "MEASURED": 2, "HEALED_LENGTH": 32, "HEALED_TOKENS": 1024}
+    words = (tiny_gguf, "text.txt", "--blocks", 2, "--ways", "block", "half perplexity refined", "any")
+    sizes = {"DEFAULT_WINDOWS": 2, "LENGTH": 64, "MEASURED": 2, "WINDOW_LENGTH": 32, "HEALED_TOKENS": 1024}
     smallest(monkeypatch, "cuts", *words, **sizes)
     printed = capsys.readouterr().out
-    assert all(f"{way}, 2 (" in printed for way in ("block", "half kl refined", "any"))
+    assert all(f"{way}, 2 (" in printed for way in ("block", "half perplexity refined", "any"))
 
 
 @pytest.mark.parametrize("part", ["search", "growth", "floor"])
 def test_search(
     part: str, tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sizes = {"WINDOWS": 2, "LENGTH": 32, "REMOVED": 2, "GROWTH_BLOCKS": (3,), "GROWTH_LENGTH": 8}
+    sizes = {
+        "DEFAULT_WINDOWS": 2,
+        "WINDOW_LENGTH": 32,
+        "REMOVED": 2,
+        "GROWTH_BLOCKS": (3,),
+        "GROWTH_LENGTH": 8,
+        "FLOOR_LENGTH": 32,
+    }
     smallest(monkeypatch, "search", tiny_gguf, part, "--naive-candidates", 1, **sizes)
     rows = {"search": "racing [", "growth": "\n3 ", "floor": "\nbfloat16"}
     assert rows[part] in capsys.readouterr().out

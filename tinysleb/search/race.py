@@ -32,6 +32,8 @@ ERROR_LEVEL = 0.01
 SEGMENT = 32
 """Tokens whose losses are summed into one observation of the test: neighbours are not independent."""
 FEWEST_SEGMENTS = 6
+FIRST_HEAT = 2
+"""Windows of the first heat: one of each kind, where text and what the model wrote take turns."""
 TIE = 1e-6
 """Nats by which a mean loss must be lower to count as lower: float32 token losses of 8 to 16 nats are
 2⁻²⁰ ≈ 1e-6 apart. Candidates that are the same model, such as those without one of two equal blocks, are
@@ -235,10 +237,10 @@ class Race:
 
 
 def heats(windows: int, growing: bool) -> Iterator[int]:
-    """Sizes of consecutive heats: all windows at once, or 1, 1, 1, 1, 2, 3, 4, 6, …, half of those seen."""
+    """Sizes of consecutive heats: all windows at once, or 2, 1, 1, 2, 3, 4, 6, …, half of those seen."""
     seen = 0
     while seen < windows:
-        size = min(max(1, seen // 2), windows - seen) if growing else windows
+        size = min(max(1, seen // 2) if seen else FIRST_HEAT, windows - seen) if growing else windows
         yield size
         seen += size
 
