@@ -51,7 +51,7 @@ class Bench:
         self.measured = {"text": unseen, "docs": docs}
         half, searched = HEALED_TOKENS // 2, DEFAULT_WINDOWS // 2
         given = from_text(tokenizer, [], WINDOW_LENGTH, half // WINDOW_LENGTH, 1, rows).tokens
-        wanted = HealingText([], None, HEALED_TOKENS, half, 0)
+        wanted = HealingText([], None, HEALED_TOKENS, half, 0, WINDOW_LENGTH)
         sampled = self_source(self.weights, wanted, self.compute, lambda _line: None, lambda _done: None)
         self.fit = torch.cat([given, sampled.fit])
         self.tokens = interleave([given[:searched], sampled.fit[:searched]])

@@ -24,7 +24,7 @@ README = Path(__file__).parent.parent / "README.md"
 def test_the_whole_job(tmp_path: Path) -> None:
     model = tinysleb.open_model(make_llama(tmp_path / "m"))
     windows = torch.randint(0, 512, (4, 64), generator=torch.Generator().manual_seed(0))
-    plan = tinysleb.search(model, windows, remove=2)
+    plan = tinysleb.search(model, windows, remove=2, score="perplexity")
     assert len(plan.removed) == 2
     shorter = tinysleb.shorten(model, plan)
     healed, plan = tinysleb.heal(model, plan, tokens=4096, self_tokens=0)

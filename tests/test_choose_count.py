@@ -61,7 +61,8 @@ def test_by_default_the_model_says_how_much(
     run: Run, tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a limit that a random model can keep: the plan says what was measured, and why it ended."""
-    monkeypatch.setattr(import_module("tinysleb.heal.choose_count"), "LIMIT", 100.0)
+    for name in ("heal.choose_count", "commands.stopping_rule"):
+        monkeypatch.setattr(import_module(f"tinysleb.{name}"), "LIMIT", 100.0)
     Path("t.txt").write_text("The quick brown fox jumps over the lazy dog, again and again. " * 300)
     words = ("prune", tiny_gguf, "--text", "t.txt", "--windows", 2, "--window-length", 64)
     result = run(*words, "-o", "out.gguf", "--heal", "solve", "--self-text", 0, "--heal-tokens", 2048)

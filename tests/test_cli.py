@@ -260,7 +260,7 @@ def test_what_a_user_can_get_wrong(tiny_folder: Path, tiny_gguf: Path, run: Run,
     fails(run("prune", "absent"), "there is no file or folder absent")
     fails(run("inspect", "cut.gguf"), "cut.gguf is truncated")
     fails(run("inspect", "short.txt"), "short.txt is not a model")
-    fails(run(*prune, "--text", "short.txt"), "tokens are too few for one window of 512", "shorter windows")
+    fails(run(*prune, "--text", "short.txt"), "tokens are too few for one window of 256", "shorter windows")
     fails(run(*prune, "--text", "absent.txt"), "cannot read absent.txt")
     fails(run(*prune, "--remove", 5, *FAST), "5 blocks cannot be removed: only 4 of 6 may go", "--remove")
     every = run(*prune, "--remove", 6, "--keep-first", 0, "--keep-last", 0, *FAST)

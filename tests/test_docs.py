@@ -18,7 +18,7 @@ from reference import CORPUS
 from tinysleb.checkpoint.architectures import ARCHITECTURES
 from tinysleb.checkpoint.open_model import open_model
 from tinysleb.cli import main
-from tinysleb.commands import stored_types
+from tinysleb.commands import stopping_rule, stored_types
 from tinysleb.commands.report_style import STYLE
 
 ROOT = Path(__file__).parent.parent
@@ -98,9 +98,15 @@ def test_options_named_in_messages_and_hints_exist() -> None:
 
 @pytest.mark.parametrize("line", sorted({line for path in PAGES for line in commands(path.read_text())}))
 def test_commands_in_the_documentation_run(
-    line: str, run: Callable[..., Any], sentencepiece_folder: Path, tiny_gguf: Path, tmp_path: Path
+    line: str,
+    run: Callable[..., Any],
+    sentencepiece_folder: Path,
+    tiny_gguf: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """On a tiny model, with files of the names that stand there."""
+    """On a tiny model, which bears nothing, with files of the names that stand there."""
+    monkeypatch.setattr(stopping_rule, "LIMIT", 100.0)
     (tmp_path / "models").mkdir()
     (tmp_path / "MODEL").symlink_to(sentencepiece_folder)
     (tmp_path / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf").symlink_to(tiny_gguf)

@@ -150,6 +150,8 @@ def test_every_kind_of_block_is_searched_as_by_brute_force(
         "--tokens",
         "tokens.npy",
         "--exact",
+        "--score",
+        "perplexity",
         "--no-heal",
     ]
     result = CliRunner().invoke(main, [*words, "--dtype", "float32", "--cut", kind])

@@ -105,6 +105,12 @@ class Plan:
         return len(self.rounds) == self.target
 
 
+def usual_score(metric: str) -> str:
+    """What losses are in a search by a metric, unless it is said: only one that scores every round anew asks
+    the original."""
+    return DIVERGENCE if metric == PERPLEXITY else PERPLEXITY
+
+
 def plan_to_json(plan: Plan) -> dict[str, Any]:
     """The plan as `plan.json` has it; `removed` comes first, for people and programs alike."""
     return {

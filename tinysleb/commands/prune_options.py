@@ -18,7 +18,7 @@ from tinysleb.commands.options import (
 )
 from tinysleb.commands.outputs import output_beside
 from tinysleb.errors import TinyslebError
-from tinysleb.plan import DIVERGENCE, PERPLEXITY
+from tinysleb.plan import DIVERGENCE, PERPLEXITY, usual_score
 from tinysleb.search.cuts import ANY, ATTENTION, BLOCK, HALF, HEALED, REFINED
 
 STOPPING = ("remove", "ratio", "max_perplexity_increase", "fit", "speedup")
@@ -103,9 +103,10 @@ class PruneOptions(HealingOptions):
 
     @property
     def scored_by(self) -> str:
-        """What candidates are scored by: what the stopping rule goes by, or the divergence."""
-        by_perplexity = self.max_perplexity_increase is not None or self.metric != PERPLEXITY
-        return self.score or (PERPLEXITY if by_perplexity else DIVERGENCE)
+        """What candidates are scored by: what was asked for, or what the stopping rule goes by."""
+        if self.score is not None:
+            return self.score
+        return usual_score(self.metric) if self.max_perplexity_increase is None else PERPLEXITY
 
     @property
     def by_quality(self) -> bool:

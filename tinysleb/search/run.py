@@ -22,7 +22,16 @@ from tinysleb.compute.distributed import Group
 from tinysleb.compute.memory import describe_memory
 from tinysleb.errors import TinyslebError
 from tinysleb.formats.files import valid_text, write_json
-from tinysleb.plan import PERPLEXITY, Plan, Round, perplexity, plan_from_json, plan_to_json, read_plan
+from tinysleb.plan import (
+    PERPLEXITY,
+    Plan,
+    Round,
+    perplexity,
+    plan_from_json,
+    plan_to_json,
+    read_plan,
+    usual_score,
+)
 from tinysleb.search import rounds
 from tinysleb.search.cost import Costs, generation_costs
 from tinysleb.search.cuts import ANY, BLOCK, CONTEXT, DEFAULT_KIND, check_target, removable
@@ -67,7 +76,7 @@ def search(
     windows: Tensor,
     *,
     remove: int,
-    score: str = PERPLEXITY,
+    score: str | None = None,
     cut: str = DEFAULT_KIND,
     metric: str = PERPLEXITY,
     exact: bool = False,
@@ -79,8 +88,9 @@ def search(
 ) -> Plan:
     """The plan that removes `remove` blocks of `weights`, or as many halves, found on `windows` `[n, T]`.
 
-    `score`: "perplexity", or "kl" for the divergence from the original. `cut`: what may go together, one of
-    `cuts.KINDS`; of any, what costs as much as so many blocks.
+    `score`: "perplexity", or "kl" for the divergence from the original, the default of the metric
+    `perplexity`. `cut`: what may go together, one of `cuts.KINDS`; of any, what costs as much as so many
+    blocks.
 
     Raises TinyslebError if so many blocks cannot go, memory is too little, or a loss is not finite.
     """
@@ -88,7 +98,9 @@ def search(
     if cut == ANY:
         check_target(remove, weights.config.blocks, removable(weights.config.blocks, keep_first, keep_last))
         rule = by_saving(remove * costs.block, costs, 2 * weights.config.blocks, rule.name)
-    request = SearchRequest(rule, metric, seed, keep_first, keep_last, exact, cut, costs, score=score)
+    request = SearchRequest(
+        rule, metric, seed, keep_first, keep_last, exact, cut, costs, score=score or usual_score(metric)
+    )
     calibration = Calibration(windows, "windows given by the caller")
     compute = compute or compute_on()
     return run_search(weights, calibration, request, compute, say=lambda _line: None, progress=progress)
@@ -222,7 +234,7 @@ def _original(scoring: Scoring, tokens: Tensor) -> Original | None:
 def _change(plan: Plan, before: float, after: float) -> str:
     """A change of the loss, as a person is told it."""
     if plan.by_divergence:
-        return f"divergence {before:.3f} -> {after:.3f} nats"
+        return f"divergence {max(before, 0.0):.3f} -> {after:.3f} nats"
     return f"perplexity {perplexity(before):.2f} -> {perplexity(after):.2f}"
 
 
