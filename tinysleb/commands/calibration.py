@@ -40,7 +40,7 @@ def own_text(
 ) -> HealingText | None:
     """What the model is to write for the search, and for the healing behind it; None if nothing is to be
     sampled."""
-    wanted = _own_windows(calibration) * (1 if calibration.others is None else 2)
+    wanted = _half(calibration.tokens) + (0 if calibration.others is None else _half(calibration.others))
     if options.token_file is not None or options.self_text == 0 or not wanted:
         return None
     tokens = wanted * calibration.tokens.shape[1]
@@ -75,12 +75,11 @@ def with_own_text(
     if written is None:
         return calibration
     own = cut_windows(json.loads(written), calibration.tokens.shape[1])
-    count = _own_windows(calibration)
     others = calibration.others
     return Calibration(
-        _mixed(calibration.tokens, own[:count]),
+        _mixed(calibration.tokens, own),
         _with_own(calibration.source),
-        None if others is None else _mixed(others, own[count : 2 * count]),
+        None if others is None else _mixed(others, own[_half(calibration.tokens) :]),
     )
 
 
@@ -93,11 +92,12 @@ def _with_own(source: str) -> str:
     return f"{source} and {SELF_SOURCE}"
 
 
-def _own_windows(calibration: Calibration) -> int:
-    """How many windows the model is to write."""
-    return len(calibration.tokens) // 2
+def _half(windows: Tensor) -> int:
+    """How many of windows `[n, T]` the model is to write."""
+    return len(windows) // 2
 
 
 def _mixed(windows: Tensor, own: Tensor) -> Tensor:
-    """As many windows `[n, T]`, the last ones replaced by `own`, in turn with the others."""
+    """As many windows `[n, T]`, half of them replaced by the first of `own`, in turn with the others."""
+    own = own[: _half(windows)]
     return interleave([windows[: len(windows) - len(own)], own]) if len(own) else windows
