@@ -78,6 +78,6 @@ def test_by_default_the_model_says_how_much(
     unhealed_run = run(*words, "-o", "other.gguf", "--heal", "none")
     assert unhealed_run.exit_code == 0, unhealed_run.output
     unhealed = json.loads(Path("other.plan.json").read_text())
-    assert unhealed["stopped"].startswith("by default, where nothing is healed: ")
+    assert unhealed["stopped"].startswith("by default: without block ")
     assert run(*words, "--search", "healed").exit_code == 2
     assert run(*words, "--search", "refined").exit_code == 2
