@@ -60,8 +60,8 @@ REPLACED = "a run of blocks"
 TYPES = ("Q3_K_M", "Q2_K")
 WINDOWS, LENGTH = 8, 1024
 COLUMNS = (
-    "method", "blocks", "MB", "perplexity", "given", "KLD", "same top", "agrees", "repeated", "ended",
-    "prompt", "generation",
+    "method", "blocks", "MB", "perplexity", "given", "KLD", "same top", "reverse KLD", "agrees", "repeated",
+    "ended", "prompt", "generation",
 )  # fmt: skip
 SMALLER = "original in smaller types"
 HIGHEST = 2.5
@@ -239,9 +239,10 @@ def page(models: Mapping[str, Sequence[Row]], picture: Path, command: str) -> It
     yield "What pruning costs and brings, beside its peers. The page is generated; no figure is set by hand."
     yield f"\n![Perplexity against speed and size, by method]({picture.name})\n"
     yield "Perplexity, KLD (divergence from the original) and same top token are of text that nothing was"
-    yield "fitted to; given: the perplexity of windows of the given text that healing holds back. Agrees (for"
-    yield "how many tokens with the original), repeated and ended are of twenty answers: see"
-    yield "[comparing.md](comparing.md). Tokens per second are llama.cpp's.\n"
+    yield "fitted to; given: the perplexity of windows of the given text that healing holds back. Reverse KLD"
+    yield "(how far sixty drawn answers stray from the original), agrees (for how many tokens with it),"
+    yield "repeated and ended are of what the models write: see [comparing.md](comparing.md). Tokens per"
+    yield "second are llama.cpp's.\n"
     for name, rows in models.items():
         yield f"## {name}\n"
         yield from table(rows)
@@ -283,8 +284,13 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
 def written(writing: Mapping[str, float] | None) -> Sequence[str]:
     """How a model writes; nothing where it could not be asked."""
     if writing is None:
-        return "", "", ""
-    return f"{writing['agreement']:.1f}", f"{writing['repeated']:.0%}", f"{writing['ended']:.0%}"
+        return "", "", "", ""
+    return (
+        f"{writing['reverse_kld']:.3f}",
+        f"{writing['agreement']:.1f}",
+        f"{writing['repeated']:.0%}",
+        f"{writing['ended']:.0%}",
+    )
 
 
 def best(rows: Sequence[Row], axis: str, title: str) -> Iterator[str]:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from click.testing import Result
 
-from reference import CORPUS, llama_cpp_tokens, make_llama, transformers_model
+from reference import CORPUS, llama_cpp_tokens, make_llama, transformers_logits, transformers_model
 from tinysleb.checkpoint.open_model import open_model
 from tinysleb.compute.compute import Compute
 from tinysleb.compute.memory import Budget
+from tinysleb.measure.drawn import DRAWS, draw, reverse_divergence
 from tinysleb.measure.language import language_of
 from tinysleb.measure.prompts import PROMPTS, Prompt
 from tinysleb.measure.writing import WRITTEN, Answer, Questions, answer, judge, questions, repeated
@@ -123,6 +125,8 @@ def test_what_was_written_is_shown(run: Run, tiny_folder: Path) -> None:
     assert set(found["texts"][0]["texts"]) == {str(tiny_folder), "p.json"}
     original, cut = (row["writing"] for row in found["models"])
     assert original["agreement"] > cut["agreement"]
+    assert (original["reverse_kld"], original["reverse_kld_error"]) == (0, 0)
+    assert cut["reverse_kld"] > 2 * cut["reverse_kld_error"] > 0
     little = run(*words, "--memory", "1MiB")
     assert little.exit_code == 1
     assert "of memory" in little.stderr
@@ -140,3 +144,38 @@ def test_without_a_tokenizer_the_rest_is_measured(run: Run, tmp_path: Path) -> N
     assert result.exit_code == 0, result.output
     assert "the models are not asked to write: there is no tokenizer.model" in result.stderr
     assert json.loads(result.stdout)["models"][1]["writing"] is None
+
+
+def test_what_is_drawn_ends_where_an_answer_ends(tiny_folder: Path) -> None:
+    weights = open_model(tiny_folder)
+    asked = questions(weights, PROMPTS[:3])
+    often = replace(asked, ends=frozenset(range(0, 512, 20)))
+    drawn = draw(weights, often, COMPUTE)
+    assert len(drawn.tokens) == 3 * DRAWS
+    for row, mask, number in zip(drawn.tokens.tolist(), drawn.written.tolist(), range(9), strict=True):
+        begin = len(asked.tokens[number % 3])
+        assert row[:begin] == list(asked.tokens[number % 3])
+        wrote = [token for token, by_model in zip(row[1:], mask, strict=True) if by_model]
+        ended = [place for place, token in enumerate(wrote) if token in often.ends]
+        assert wrote == row[begin : begin + len(wrote)]
+        assert ended == [len(wrote) - 1] if ended else len(wrote) == WRITTEN
+
+
+def test_reverse_divergence_is_that_of_transformers(tmp_path: Path) -> None:
+    """Against both distributions over the whole vocabulary where the tokens were drawn, within the error."""
+    weights, original = (
+        open_model(make_llama(tmp_path / name, seed=seed)) for name, seed in (("a", 1), ("b", 2))
+    )
+    drawn = draw(weights, questions(weights, PROMPTS), COMPUTE)
+    one, other = (
+        transformers_logits(transformers_model(tmp_path / name), drawn.tokens)[:, :-1].log_softmax(-1)
+        for name in ("a", "b")
+    )
+    mean, error = reverse_divergence(weights, original, drawn, COMPUTE)
+    chosen = drawn.tokens[:, 1:, None]
+    by_tokens = (one - other).gather(-1, chosen)[..., 0][drawn.written]
+    assert mean == pytest.approx(by_tokens.mean().item(), abs=1e-5)
+    whole = (one.exp() * (one - other)).sum(-1)[drawn.written].mean().item()
+    assert abs(mean - whole) < 4 * error
+    assert 0 < error < 0.2 * mean
+    assert reverse_divergence(weights, weights, drawn, COMPUTE) == (0.0, 0.0)

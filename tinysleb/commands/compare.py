@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -23,9 +23,10 @@ from tinysleb.compute.compute import Compute
 from tinysleb.errors import TinyslebError
 from tinysleb.formats.logits_file import LogitsFile, LogProbabilities, read_logits_file, written_logits_file
 from tinysleb.measure.choices import Choices, drawn, encode_question, score_choices
+from tinysleb.measure.drawn import draw, reverse_divergence
 from tinysleb.measure.speed import Speed, ideal_speed, measure_speeds
 from tinysleb.measure.tasks import read_task
-from tinysleb.measure.writing import answer, judge, questions
+from tinysleb.measure.writing import Questions, answer, judge, questions
 from tinysleb.search.comparison import Comparison
 from tinysleb.search.comparison import compare as compare_models
 from tinysleb.search.cuts import CONTEXT
@@ -159,11 +160,20 @@ def _write(job: _Job) -> Texts | None:
         answers = [
             answer(each.weights, asked, compute, job.progress(f"{each.name} writes")) for each in job.models
         ]
+        strays = [_strays(job, each, asked, compute) for each in job.models[1:]]
     except TinyslebError as error:
         job.console.say(f"the models are not asked to write: {error.one_line}")
         return None
     judged = [judge(asked, each, answers[0]) for each in answers]
+    for place, (mean, doubt) in enumerate(strays, 1):
+        judged[place] = replace(judged[place], reverse_kld=mean, reverse_kld_error=doubt)
     return Texts(asked.prompts, answers, judged)
+
+
+def _strays(job: _Job, model: Model, asked: Questions, compute: Compute) -> tuple[float, float]:
+    """How far what a model draws is from the original, and the error of that."""
+    texts = draw(model.weights, asked, compute, job.progress(f"{model.name} draws"))
+    return reverse_divergence(model.weights, job.original, texts, compute.between_stages())
 
 
 def _time(job: _Job) -> Mapping[str, Speed]:

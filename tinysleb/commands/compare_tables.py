@@ -11,6 +11,7 @@ from tinysleb.commands.compare_options import CompareOptions
 from tinysleb.commands.console import print_json, print_line
 from tinysleb.formats.logits_file import first_scored
 from tinysleb.measure.choices import Accuracy
+from tinysleb.measure.drawn import DRAWS
 from tinysleb.measure.prompts import Prompt
 from tinysleb.measure.speed import GENERATED, PROMPT, Ideal, Rate, Speed
 from tinysleb.measure.writing import WRITTEN, Answer, Writing
@@ -19,7 +20,7 @@ from tinysleb.search.comparison import Comparison
 Table = Sequence[Sequence[str]]
 
 TEXT_COLUMNS = ("model", "perplexity", "ratio", "mean KLD", "median", "99 %", "same top", "RMS Δp")
-WRITING_COLUMNS = ("model", "as the first for", "repeated", "ended", "right language")
+WRITING_COLUMNS = ("model", "reverse KLD", "as the first for", "repeated", "ended", "right language")
 ACCURACY_COLUMNS = ("model", "acc", "acc_norm")
 SPEED_COLUMNS = (
     "model", "MB", "prompt", "generation", f"prompt of {PROMPT}", f"generation of {GENERATED}"
@@ -85,7 +86,8 @@ def _tables(
     )
     if texts is not None:
         yield (
-            f"Writing: {len(texts.prompts)} answers of at most {WRITTEN} tokens, the likeliest each time",
+            f"Writing: {len(texts.prompts)} answers of at most {WRITTEN} tokens, the likeliest each time; "
+            f"reverse KLD: of {DRAWS} drawn ones each, from the first model",
             _table(WRITING_COLUMNS, names, map(_writing_row, texts.writing)),
         )
     for kind, first in models[0].accuracies.items():
@@ -118,6 +120,7 @@ def _text_row(found: Comparison) -> Sequence[str]:
 
 def _writing_row(found: Writing) -> Sequence[str]:
     return (
+        f"{found.reverse_kld:.3f} ± {found.reverse_kld_error:.3f}",
         f"{found.agreement:.1f} tokens",
         f"{found.repeated:.0%}",
         f"{found.ended:.0%}",

@@ -18,6 +18,7 @@ MEASURES = {
 }  # fmt: skip
 """The measures that are shown, by their keys; others that a file has are left out."""
 MORE: Mapping[tuple[str, ...], tuple[str, str]] = {
+    ("writing", "reverse_kld"): ("reverse KLD, drawn", "{:.3f}"),
     ("writing", "agreement"): ("as the first for", "{:.1f} tokens"),
     ("writing", "repeated"): ("repeats itself", "{:.0%}"),
     ("writing", "ended"): ("comes to an end", "{:.0%}"),

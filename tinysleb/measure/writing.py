@@ -18,7 +18,7 @@ from tinysleb.formats.units import format_bytes
 from tinysleb.heal.prompts import text_ends
 from tinysleb.measure.language import language_of
 from tinysleb.measure.prompts import PROMPTS, Prompt, encode_prompts
-from tinysleb.model.sampling import load_resident, sample
+from tinysleb.model.sampling import Resident, load_resident, sample
 from tinysleb.text.long_text import Unfinished
 from tinysleb.text.tokenizer import open_tokenizer
 
@@ -53,12 +53,15 @@ class Answer:
 class Writing:
     """How a model writes. `agreement`: after how many tokens it departs from the original's answer, on
     average; `repeated`: the share of four tokens in a row that were there before; `ended`: of answers that
-    end by themselves, in `WRITTEN` tokens; `language`: of those that are in the language asked for."""
+    end by themselves, in `WRITTEN` tokens; `language`: of those that are in the language asked for.
+    `reverse_kld`: by how many nats a token its drawn answers stray from the original, with the error."""
 
     agreement: float
     repeated: float
     ended: float
     language: float
+    reverse_kld: float = 0.0
+    reverse_kld_error: float = 0.0
 
 
 def questions(weights: Checkpoint, prompts: Sequence[Prompt] = PROMPTS) -> Questions:
@@ -90,13 +93,7 @@ def answer(
     The whole model is in memory. Raises TinyslebError if it has no room there.
     """
     length = max(map(len, asked.tokens)) + WRITTEN
-    needed = sampling_bytes(weights.config, len(asked.tokens), length, compute.dtype.itemsize)
-    if (wanted := compute.memory.resident + needed) > compute.memory.total:
-        raise TinyslebError(
-            f"the model does not fit into {format_bytes(compute.memory.total)} of memory to write",
-            f"--memory {format_bytes(wanted)} would do",
-        )
-    model = load_resident(weights, compute.dtype, compute.device)
+    model = model_to_write(weights, len(asked.tokens), length, compute)
     rows = sample(model, asked.tokens, length, seed=0, temperature=0, progress=progress).tolist()
     answers = []
     for row, prompt in zip(rows, asked.tokens, strict=True):
@@ -105,6 +102,18 @@ def answer(
         text = asked.decode([*prompt, *kept]).removeprefix(asked.decode(prompt))
         answers.append(Answer(kept, text, len(kept) < len(written)))
     return answers
+
+
+def model_to_write(weights: Weights, count: int, length: int, compute: Compute) -> Resident:
+    """The model in memory, with room for `count` texts of `length` tokens. Raises TinyslebError if there is
+    none."""
+    needed = sampling_bytes(weights.config, count, length, compute.dtype.itemsize)
+    if (wanted := compute.memory.resident + needed) > compute.memory.total:
+        raise TinyslebError(
+            f"the model does not fit into {format_bytes(compute.memory.total)} of memory to write",
+            f"--memory {format_bytes(wanted)} would do",
+        )
+    return load_resident(weights, compute.dtype, compute.device)
 
 
 def judge(asked: Questions, answers: Sequence[Answer], originals: Sequence[Answer]) -> Writing:

@@ -1,0 +1,74 @@
+"""How far what a model writes strays from its original: KL(model ‖ original), of answers that it draws.
+
+A measure on given text asks what a model makes of what somebody else wrote. A model can come through that and
+still write what its original never would, word by word. In this divergence, the other way round, that counts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tinysleb.checkpoint.weights import Weights
+from tinysleb.compute.compute import Compute, scaled
+from tinysleb.measure.writing import WRITTEN, Questions, model_to_write
+from tinysleb.model.sampling import sample
+from tinysleb.search.evaluate import window_losses
+
+DRAWS = 3
+"""Answers to each question: of 60, the error is a tenth of what small models without a fifth of their blocks
+stray."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Answers with their questions: tokens `[n, T]`, and which of tokens 1 … T-1 the model wrote, bool
+    `[n, T-1]`; an answer ends with the token that ends it."""
+
+    tokens: Tensor
+    written: Tensor
+
+
+def draw(
+    weights: Weights,
+    asked: Questions,
+    compute: Compute,
+    progress: Callable[[float], None] = lambda _done: None,
+) -> Drawn:
+    """`DRAWS` answers to each question, at temperature 1: one to all questions at once.
+
+    The whole model is in memory. Raises TinyslebError if it has no room there.
+    """
+    count, length = len(asked.tokens), max(map(len, asked.tokens)) + WRITTEN
+    model = model_to_write(weights, count, length, compute)
+    parts = []
+    for number in range(DRAWS):
+        told = scaled(progress, number / DRAWS, (number + 1) / DRAWS)
+        parts.append(sample(model, asked.tokens, length, seed=0, first=number * count, progress=told))
+    tokens, prompts = torch.cat(parts), [*asked.tokens] * DRAWS
+    written = torch.zeros(len(tokens), length - 1, dtype=torch.bool)
+    for row, prompt, mask in zip(tokens.tolist(), prompts, written, strict=True):
+        answer = row[len(prompt) : len(prompt) + WRITTEN]
+        ends = [place for place, token in enumerate(answer) if token in asked.ends]
+        count = ends[0] + 1 if ends else len(answer)
+        mask[len(prompt) - 1 : len(prompt) - 1 + count] = True
+    return Drawn(tokens, written)
+
+
+def reverse_divergence(
+    weights: Weights, original: Weights, drawn: Drawn, compute: Compute
+) -> tuple[float, float]:
+    """KL(model ‖ original) in nats per token, and its standard error.
+
+    Estimated by the mean of log p - log q over what the model drew; of a ratio, answers being independent
+    (Cochran, Sampling Techniques, chapter 6).
+    """
+    theirs, own = (window_losses(each, drawn.tokens, compute).double() for each in (original, weights))
+    sums, counts = ((each * drawn.written).sum(1) for each in (theirs - own, torch.ones_like(own)))
+    mean, answers = (sums.sum() / counts.sum()).item(), len(sums)
+    residual = (sums - mean * counts).square().sum().item()
+    return mean, math.sqrt(residual * answers / max(1, answers - 1)) / counts.sum().item()
