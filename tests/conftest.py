@@ -21,6 +21,7 @@ from reference import make_llama
 from tinysleb.cli import main
 from tinysleb.commands import console
 from tinysleb.export import gguf_check
+from tinysleb.measure import drawn as measure_drawn
 
 REAL_MODEL = Path(__file__).parent.parent / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -85,6 +86,12 @@ def llama_cpp_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def no_progress_in_logs(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is printed does not depend on how long it takes."""
     monkeypatch.setattr(console, "SECONDS_BETWEEN_LINES", math.inf)
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where models are compared, each draws one answer to a question; that takes a second."""
+    monkeypatch.setattr(measure_drawn, "DRAWS", 1)
 
 
 @pytest.fixture(autouse=True)

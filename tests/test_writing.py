@@ -15,7 +15,8 @@ from reference import CORPUS, llama_cpp_tokens, make_llama, transformers_logits,
 from tinysleb.checkpoint.open_model import open_model
 from tinysleb.compute.compute import Compute
 from tinysleb.compute.memory import Budget
-from tinysleb.measure.drawn import DRAWS, draw, reverse_divergence
+from tinysleb.measure import drawn as measure_drawn
+from tinysleb.measure.drawn import draw, reverse_divergence
 from tinysleb.measure.language import language_of
 from tinysleb.measure.prompts import PROMPTS, Prompt
 from tinysleb.measure.writing import WRITTEN, Answer, Questions, answer, judge, questions, repeated
@@ -146,13 +147,14 @@ def test_without_a_tokenizer_the_rest_is_measured(run: Run, tmp_path: Path) -> N
     assert json.loads(result.stdout)["models"][1]["writing"] is None
 
 
-def test_what_is_drawn_ends_where_an_answer_ends(tiny_folder: Path) -> None:
+def test_what_is_drawn_ends_where_an_answer_ends(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure_drawn, "DRAWS", 2)
     weights = open_model(tiny_folder)
     asked = questions(weights, PROMPTS[:3])
     often = replace(asked, ends=frozenset(range(0, 512, 20)))
     drawn = draw(weights, often, COMPUTE)
-    assert len(drawn.tokens) == 3 * DRAWS
-    for row, mask, number in zip(drawn.tokens.tolist(), drawn.written.tolist(), range(9), strict=True):
+    assert len(drawn.tokens) == 3 * 2
+    for row, mask, number in zip(drawn.tokens.tolist(), drawn.written.tolist(), range(6), strict=True):
         begin = len(asked.tokens[number % 3])
         assert row[:begin] == list(asked.tokens[number % 3])
         wrote = [token for token, by_model in zip(row[1:], mask, strict=True) if by_model]
@@ -161,8 +163,9 @@ def test_what_is_drawn_ends_where_an_answer_ends(tiny_folder: Path) -> None:
         assert ended == [len(wrote) - 1] if ended else len(wrote) == WRITTEN
 
 
-def test_reverse_divergence_is_that_of_transformers(tmp_path: Path) -> None:
+def test_reverse_divergence_is_that_of_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against both distributions over the whole vocabulary where the tokens were drawn, within the error."""
+    monkeypatch.setattr(measure_drawn, "DRAWS", 3)
     weights, original = (
         open_model(make_llama(tmp_path / name, seed=seed)) for name, seed in (("a", 1), ("b", 2))
     )
