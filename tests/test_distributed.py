@@ -68,6 +68,21 @@ def test_several_processes_make_the_plan_of_one(
     assert not list(tmp_path.glob("*.unfinished.json"))
 
 
+def test_the_first_process_lets_the_model_write_for_all(tiny_folder: Path, tmp_path: Path) -> None:
+    words = ["prune", tiny_folder, "--windows", "4", "--window-length", "64", "--remove", "2"]
+    words += ["--heal", "none", "--dtype", "float32", "--device", "cpu"]
+    one = subprocess.run(
+        [sys.executable, "-m", "tinysleb", *map(str, words), "-o", "one"],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert one.returncode == 0, one.stderr
+    several = torchrun(2, "-m", "tinysleb", *words, "-o", "several", cwd=tmp_path)
+    assert several.returncode == 0, several.stderr
+    assert several.stderr.count("sampling") == 1
+    assert plan_of(tmp_path / "several") == plan_of(tmp_path / "one")
+    assert plan_of(tmp_path / "one")["settings"]["text"].endswith("text sampled from the model")
+
+
 def test_a_process_that_dies_ends_the_search_and_what_is_saved_resumes(
     words: list[object], tmp_path: Path
 ) -> None:
