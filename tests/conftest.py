@@ -90,8 +90,9 @@ def no_progress_in_logs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where models are compared, each draws one answer to a question; that takes a second."""
+    """Where models are compared, each draws one short answer to a question."""
     monkeypatch.setattr(measure_drawn, "DRAWS", 1)
+    monkeypatch.setattr(measure_drawn, "WRITTEN", 16)
 
 
 @pytest.fixture(autouse=True)

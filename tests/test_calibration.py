@@ -11,7 +11,7 @@ import pytest
 import torch
 from click.testing import Result
 
-from reference import transformers_logits, transformers_model, without_blocks
+from reference import CORPUS, transformers_logits, transformers_model, without_blocks
 from tinysleb.checkpoint.open_model import open_model
 from tinysleb.compute.compute import compute_on
 from tinysleb.heal import text as healing_text
@@ -20,6 +20,14 @@ from tinysleb.plan import plan_from_json
 from tinysleb.text.windows import Calibration, cut_windows, interleave, windows
 
 Run = Callable[..., Result]
+
+
+@pytest.fixture(autouse=True)
+def short_documentation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is tokenised more quickly than all of it."""
+    monkeypatch.setattr("pydoc_data.topics.topics", {"text": "".join(CORPUS) * 60})
+
+
 SMALL = ("--windows", 5, "--window-length", 64, "--remove", 1, "--heal", "none", "--dtype", "float32")
 
 

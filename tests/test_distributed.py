@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import Result
 
 from tinysleb.compute.distributed import Group
 
@@ -68,14 +70,12 @@ def test_several_processes_make_the_plan_of_one(
     assert not list(tmp_path.glob("*.unfinished.json"))
 
 
-def test_the_first_process_lets_the_model_write_for_all(tiny_folder: Path, tmp_path: Path) -> None:
+def test_the_first_process_lets_the_model_write_for_all(
+    tiny_folder: Path, run: Callable[..., Result], tmp_path: Path
+) -> None:
     words = ["prune", tiny_folder, "--windows", "4", "--window-length", "64", "--remove", "2"]
     words += ["--heal", "none", "--dtype", "float32", "--device", "cpu"]
-    one = subprocess.run(
-        [sys.executable, "-m", "tinysleb", *map(str, words), "-o", "one"],
-        cwd=tmp_path, capture_output=True, text=True,
-    )  # fmt: skip
-    assert one.returncode == 0, one.stderr
+    assert run(*words, "-o", "one").exit_code == 0
     several = torchrun(2, "-m", "tinysleb", *words, "-o", "several", cwd=tmp_path)
     assert several.returncode == 0, several.stderr
     assert several.stderr.count("sampling") == 1

@@ -149,6 +149,7 @@ def test_without_a_tokenizer_the_rest_is_measured(run: Run, tmp_path: Path) -> N
 
 def test_what_is_drawn_ends_where_an_answer_ends(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure_drawn, "DRAWS", 2)
+    monkeypatch.setattr(measure_drawn, "WRITTEN", WRITTEN)
     weights = open_model(tiny_folder)
     asked = questions(weights, PROMPTS[:3])
     often = replace(asked, ends=frozenset(range(0, 512, 20)))
@@ -166,6 +167,7 @@ def test_what_is_drawn_ends_where_an_answer_ends(tiny_folder: Path, monkeypatch:
 def test_reverse_divergence_is_that_of_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against both distributions over the whole vocabulary where the tokens were drawn, within the error."""
     monkeypatch.setattr(measure_drawn, "DRAWS", 3)
+    monkeypatch.setattr(measure_drawn, "WRITTEN", 64)
     weights, original = (
         open_model(make_llama(tmp_path / name, seed=seed)) for name, seed in (("a", 1), ("b", 2))
     )

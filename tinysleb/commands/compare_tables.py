@@ -86,8 +86,7 @@ def _tables(
     )
     if texts is not None:
         yield (
-            f"Writing: {len(texts.prompts)} answers of at most {WRITTEN} tokens, the likeliest each time; "
-            f"reverse KLD: of {DRAWS} drawn ones each, from the first model",
+            f"Writing: {len(texts.prompts)} answers of at most {WRITTEN} tokens; reverse KLD: {DRAWS} drawn each",
             _table(WRITING_COLUMNS, names, map(_writing_row, texts.writing)),
         )
     for kind, first in models[0].accuracies.items():
@@ -119,13 +118,9 @@ def _text_row(found: Comparison) -> Sequence[str]:
 
 
 def _writing_row(found: Writing) -> Sequence[str]:
-    return (
-        f"{found.reverse_kld:.3f} ± {found.reverse_kld_error:.3f}",
-        f"{found.agreement:.1f} tokens",
-        f"{found.repeated:.0%}",
-        f"{found.ended:.0%}",
-        f"{found.language:.0%}",
-    )
+    strays = f"{found.reverse_kld:.3f} ± {found.reverse_kld_error:.3f}"
+    shares = (f"{share:.0%}" for share in (found.repeated, found.ended, found.language))
+    return strays, f"{found.agreement:.1f} tokens", *shares
 
 
 def _accuracy_row(found: Accuracy) -> Sequence[str]:
