@@ -86,7 +86,8 @@ def _tables(
     )
     if texts is not None:
         yield (
-            f"Writing: {len(texts.prompts)} answers of at most {WRITTEN} tokens; reverse KLD: {DRAWS} drawn each",
+            f"Writing: {len(texts.prompts)} answers of at most {WRITTEN} tokens; "
+            f"reverse KLD: of {DRAWS} drawn to each question",
             _table(WRITING_COLUMNS, names, map(_writing_row, texts.writing)),
         )
     for kind, first in models[0].accuracies.items():
