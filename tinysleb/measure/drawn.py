@@ -54,8 +54,8 @@ def draw(
     for row, prompt, mask in zip(tokens.tolist(), prompts, written, strict=True):
         answer = row[len(prompt) : len(prompt) + WRITTEN]
         ends = [place for place, token in enumerate(answer) if token in asked.ends]
-        count = ends[0] + 1 if ends else len(answer)
-        mask[len(prompt) - 1 : len(prompt) - 1 + count] = True
+        begin, wrote = len(prompt) - 1, ends[0] + 1 if ends else len(answer)
+        mask[begin : begin + wrote] = True
     return Drawn(tokens, written)
 
 
