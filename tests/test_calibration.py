@@ -20,15 +20,13 @@ from tinysleb.plan import plan_from_json
 from tinysleb.text.windows import Calibration, cut_windows, interleave, windows
 
 Run = Callable[..., Result]
+SMALL = ("--windows", 5, "--window-length", 64, "--remove", 1, "--heal", "none", "--dtype", "float32")
 
 
 @pytest.fixture(autouse=True)
 def short_documentation(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which is tokenised more quickly than all of it."""
     monkeypatch.setattr("pydoc_data.topics.topics", {"text": "".join(CORPUS) * 60})
-
-
-SMALL = ("--windows", 5, "--window-length", 64, "--remove", 1, "--heal", "none", "--dtype", "float32")
 
 
 def settings_of(folder: Path) -> dict[str, object]:

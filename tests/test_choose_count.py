@@ -75,9 +75,9 @@ def test_by_default_the_model_says_how_much(
     kept = plan["healing"]["kept"]
     assert kept["mean_kld"] > 0
     assert 0 < kept["same_top"] <= 1
-    unhealed_run = run(*words, "-o", "other.gguf", "--heal", "none")
+    unhealed_run = run(*words, "-o", "other.gguf", "--heal", "none", "--score", "perplexity")
     assert unhealed_run.exit_code == 0, unhealed_run.output
     unhealed = json.loads(Path("other.plan.json").read_text())
-    assert unhealed["stopped"].startswith("by default: without block ")
+    assert unhealed["stopped"].startswith("by default, where nothing is healed: ")
     assert run(*words, "--search", "healed").exit_code == 2
     assert run(*words, "--search", "refined").exit_code == 2
