@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tinysleb.checkpoint.weights import Checkpoint
 from tinysleb.commands.console import Console
+from tinysleb.commands.draft_options import DraftOptions
 from tinysleb.commands.outputs import kept_sample
 from tinysleb.commands.prune_options import PruneOptions
 from tinysleb.compute.compute import Compute
@@ -28,11 +29,12 @@ from tinysleb.text.windows import (
 )
 
 
-def text_calibration(weights: Checkpoint, options: PruneOptions) -> Calibration:
-    """Windows of the text that was given, or of the default text. Raises TinyslebError if there are none."""
+def text_calibration(weights: Checkpoint, options: PruneOptions | DraftOptions, refined: bool) -> Calibration:
+    """Windows of the text that was given, or of the default text; if the search is to be `refined`, others to
+    judge by as well. Raises TinyslebError if there are none."""
     source = WindowSource(options.texts, options.token_file, options.windows, options.window_length)
     calibration = read_windows(weights, source, options.seed)
-    return with_others(weights, source, calibration, options.seed) if options.refined else calibration
+    return with_others(weights, source, calibration, options.seed) if refined else calibration
 
 
 def own_text(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tinysleb.checkpoint.weights import Checkpoint, Shortened
+from tinysleb.commands.calibration import text_calibration
 from tinysleb.commands.computing import choose_compute
 from tinysleb.commands.console import Console, Work
 from tinysleb.commands.draft_options import DraftOptions
@@ -35,7 +36,7 @@ from tinysleb.search.cuts import removable
 from tinysleb.search.run import SearchRequest, check_request, read_unfinished, run_search
 from tinysleb.search.speculative import Draft, least_bytes
 from tinysleb.search.stopping import by_count
-from tinysleb.text.windows import Calibration, WindowSource, interleave, read_windows, with_others
+from tinysleb.text.windows import Calibration, interleave
 
 TRYING = 3.0
 """What healing a draft on few tokens and judging it costs, for each of these, in block passes, about."""
@@ -108,9 +109,7 @@ def _prepare(options: DraftOptions) -> Job:
     )  # fmt: skip
     check_request(request, blocks)
     saved = read_unfinished(unfinished_search(options.out), options.resume, options.force, ALONE)
-    source = WindowSource(options.texts, options.token_file, options.windows, options.window_length)
-    calibration = read_windows(weights, source, options.seed)
-    calibration = with_others(weights, source, calibration, options.seed)
+    calibration = text_calibration(weights, options, refined=True)
     compute = choose_compute(options, saved=saved)
     prepared = prepare_unless(weights, options, compute, options.out, None)
     return Job(weights, options, request, calibration, compute, prepared, saved)

@@ -66,7 +66,7 @@ def _search_and_write(weights: Checkpoint, options: PruneOptions, group: Group) 
     request = _request(weights, options)
     check_request(request, weights.config.blocks)
     saved = read_unfinished(unfinished, options.resume, options.force, group)
-    calibration = text_calibration(weights, options)
+    calibration = text_calibration(weights, options, options.refined)
     compute = choose_compute(options, group, saved)
     prepared = prepare_unless(weights, options, compute, options.out, options.fit)
     if isinstance(prepared, str) and options.search == HEALED:
