@@ -19,7 +19,16 @@ from tinysleb.measure import drawn as measure_drawn
 from tinysleb.measure.drawn import draw, reverse_divergence
 from tinysleb.measure.language import language_of
 from tinysleb.measure.prompts import PROMPTS, Prompt
-from tinysleb.measure.writing import WRITTEN, Answer, Questions, answer, judge, questions, repeated
+from tinysleb.measure.writing import (
+    WRITTEN,
+    Answer,
+    Questions,
+    answer,
+    judge,
+    model_to_write,
+    questions,
+    repeated,
+)
 from tinysleb.text.tokenizer import open_tokenizer
 
 Run = Callable[..., Result]
@@ -34,7 +43,9 @@ def test_answers_are_those_of_transformers(tokenizer: str, tmp_path: Path) -> No
     asked = questions(weights, PROMPTS[:4])
     assert PROMPTS[1].text in asked.decode(asked.tokens[1])
     model = transformers_model(folder)
-    for tokens, found in zip(asked.tokens, answer(weights, asked, COMPUTE), strict=True):
+    for tokens, found in zip(
+        asked.tokens, answer(model_to_write(weights, asked, COMPUTE), asked), strict=True
+    ):
         expected = model.generate(
             torch.tensor([tokens]), max_new_tokens=WRITTEN, do_sample=False, eos_token_id=list(asked.ends)
         )[0, len(tokens) :].tolist()
@@ -153,7 +164,7 @@ def test_what_is_drawn_ends_where_an_answer_ends(tiny_folder: Path, monkeypatch:
     weights = open_model(tiny_folder)
     asked = questions(weights, PROMPTS[:3])
     often = replace(asked, ends=frozenset(range(0, 512, 20)))
-    drawn = draw(weights, often, COMPUTE)
+    drawn = draw(model_to_write(weights, often, COMPUTE), often)
     assert len(drawn.tokens) == 3 * 2
     for row, mask, number in zip(drawn.tokens.tolist(), drawn.written.tolist(), range(6), strict=True):
         begin = len(asked.tokens[number % 3])
@@ -171,7 +182,8 @@ def test_reverse_divergence_is_that_of_transformers(tmp_path: Path, monkeypatch:
     weights, original = (
         open_model(make_llama(tmp_path / name, seed=seed)) for name, seed in (("a", 1), ("b", 2))
     )
-    drawn = draw(weights, questions(weights, PROMPTS), COMPUTE)
+    asked = questions(weights, PROMPTS)
+    drawn = draw(model_to_write(weights, asked, COMPUTE), asked)
     one, other = (
         transformers_logits(transformers_model(tmp_path / name), drawn.tokens)[:, :-1].log_softmax(-1)
         for name in ("a", "b")

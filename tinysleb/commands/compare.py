@@ -26,7 +26,7 @@ from tinysleb.measure.choices import Choices, drawn, encode_question, score_choi
 from tinysleb.measure.drawn import draw, reverse_divergence
 from tinysleb.measure.speed import Speed, ideal_speed, measure_speeds
 from tinysleb.measure.tasks import read_task
-from tinysleb.measure.writing import Questions, answer, judge, questions
+from tinysleb.measure.writing import Answer, Questions, answer, judge, model_to_write, questions
 from tinysleb.search.comparison import Comparison
 from tinysleb.search.comparison import compare as compare_models
 from tinysleb.search.cuts import CONTEXT
@@ -157,23 +157,29 @@ def _write(job: _Job) -> Texts | None:
     compute = job.compute.between_stages()
     try:
         asked = questions(job.original)
-        answers = [
-            answer(each.weights, asked, compute, job.progress(f"{each.name} writes")) for each in job.models
-        ]
-        strays = [_strays(job, each, asked, compute) for each in job.models[1:]]
+        found = [_ask(job, each, asked, compute) for each in job.models]
     except TinyslebError as error:
         job.console.say(f"the models are not asked to write: {error.one_line}")
         return None
-    judged = [judge(asked, each, answers[0]) for each in answers]
-    for place, (mean, doubt) in enumerate(strays, 1):
-        judged[place] = replace(judged[place], reverse_kld=mean, reverse_kld_error=doubt)
+    answers = [each for each, _ in found]
+    judged = [
+        replace(judge(asked, each, answers[0]), reverse_kld=mean, reverse_kld_error=doubt)
+        for each, (mean, doubt) in found
+    ]
     return Texts(asked.prompts, answers, judged)
 
 
-def _strays(job: _Job, model: Model, asked: Questions, compute: Compute) -> tuple[float, float]:
-    """How far what a model draws is from the original, and the error of that."""
-    texts = draw(model.weights, asked, compute, job.progress(f"{model.name} draws"))
-    return reverse_divergence(model.weights, job.original, texts, compute.between_stages())
+def _ask(
+    job: _Job, model: Model, asked: Questions, compute: Compute
+) -> tuple[list[Answer], tuple[float, float]]:
+    """A model's answers, and how far those that it draws are from the original, with the error of that."""
+    resident = model_to_write(model.weights, asked, compute)
+    answers = answer(resident, asked, job.progress(f"{model.name} writes"))
+    if model is job.models[0]:
+        return answers, (0.0, 0.0)
+    texts = draw(resident, asked, job.progress(f"{model.name} draws"))
+    del resident  # or it would be in memory while both are walked
+    return answers, reverse_divergence(model.weights, job.original, texts, compute.between_stages())
 
 
 def _time(job: _Job) -> Mapping[str, Speed]:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from tinysleb.checkpoint.weights import Weights
 from tinysleb.compute.compute import Compute, scaled
-from tinysleb.measure.writing import WRITTEN, Questions, model_to_write
-from tinysleb.model.sampling import sample
+from tinysleb.measure.writing import WRITTEN, Questions
+from tinysleb.model.sampling import Resident, sample
 from tinysleb.search.evaluate import window_losses
 
 DRAWS = 3
@@ -33,18 +33,9 @@ class Drawn:
     written: Tensor
 
 
-def draw(
-    weights: Weights,
-    asked: Questions,
-    compute: Compute,
-    progress: Callable[[float], None] = lambda _done: None,
-) -> Drawn:
-    """`DRAWS` answers to each question, at temperature 1: one to all questions at once.
-
-    The whole model is in memory. Raises TinyslebError if it has no room there.
-    """
+def draw(model: Resident, asked: Questions, progress: Callable[[float], None] = lambda _done: None) -> Drawn:
+    """`DRAWS` answers to each question, at temperature 1: one to all questions at once."""
     count, length = len(asked.tokens), max(map(len, asked.tokens)) + WRITTEN
-    model = model_to_write(weights, count, length, compute)
     parts = []
     for number in range(DRAWS):
         told = scaled(progress, number / DRAWS, (number + 1) / DRAWS)

@@ -82,18 +82,24 @@ def questions(weights: Checkpoint, prompts: Sequence[Prompt] = PROMPTS) -> Quest
     return Questions(prompts, tokens, text_ends(weights, unfinished, TURN_ENDS), tokenizer.decode)
 
 
-def answer(
-    weights: Weights,
-    asked: Questions,
-    compute: Compute,
-    progress: Callable[[float], None] = lambda _done: None,
-) -> list[Answer]:
-    """What a model writes, the most probable token each time; all answers at once.
-
-    The whole model is in memory. Raises TinyslebError if it has no room there.
-    """
+def model_to_write(weights: Weights, asked: Questions, compute: Compute) -> Resident:
+    """The model in memory, with room for an answer to all questions at once. Raises TinyslebError if there is
+    none."""
     length = max(map(len, asked.tokens)) + WRITTEN
-    model = model_to_write(weights, len(asked.tokens), length, compute)
+    needed = sampling_bytes(weights.config, len(asked.tokens), length, compute.dtype.itemsize)
+    if (wanted := compute.memory.resident + needed) > compute.memory.total:
+        raise TinyslebError(
+            f"the model does not fit into {format_bytes(compute.memory.total)} of memory to write",
+            f"--memory {format_bytes(wanted)} would do",
+        )
+    return load_resident(weights, compute.dtype, compute.device)
+
+
+def answer(
+    model: Resident, asked: Questions, progress: Callable[[float], None] = lambda _done: None
+) -> list[Answer]:
+    """What a model writes, the most probable token each time; all answers at once."""
+    length = max(map(len, asked.tokens)) + WRITTEN
     rows = sample(model, asked.tokens, length, seed=0, temperature=0, progress=progress).tolist()
     answers = []
     for row, prompt in zip(rows, asked.tokens, strict=True):
@@ -102,18 +108,6 @@ def answer(
         text = asked.decode([*prompt, *kept]).removeprefix(asked.decode(prompt))
         answers.append(Answer(kept, text, len(kept) < len(written)))
     return answers
-
-
-def model_to_write(weights: Weights, count: int, length: int, compute: Compute) -> Resident:
-    """The model in memory, with room for `count` texts of `length` tokens. Raises TinyslebError if there is
-    none."""
-    needed = sampling_bytes(weights.config, count, length, compute.dtype.itemsize)
-    if (wanted := compute.memory.resident + needed) > compute.memory.total:
-        raise TinyslebError(
-            f"the model does not fit into {format_bytes(compute.memory.total)} of memory to write",
-            f"--memory {format_bytes(wanted)} would do",
-        )
-    return load_resident(weights, compute.dtype, compute.device)
 
 
 def judge(asked: Questions, answers: Sequence[Answer], originals: Sequence[Answer]) -> Writing:
