@@ -122,7 +122,7 @@ def test_smollm2_with_its_draft_writes_the_same_and_accepts_what_was_predicted(
 ) -> None:
     """By llama.cpp's server, on prompts like those that it was judged by: it drafts one token at a time,
     where the rate is the acceptance itself, and four, where it is what the rounds are expected to give."""
-    words = ("--remove", 3, "--heal", "none", "--windows", 4, "--force", "--json")
+    words = ("--remove", 3, "--heal", "none", "--force", "--json")
     result = run("draft", smollm2, "-o", "draft.gguf", *words)
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
