@@ -1,13 +1,13 @@
 """What pruning costs and brings, beside its peers: the page docs/results.md and its picture, by one command.
 
-    python -m benchmarks.results TEXT MODEL.gguf … [--ways …] [--blocks 3 6 9] [--distilled 6]
+    python -m benchmarks.results TEXT MODEL.gguf [--ways …] [--blocks 3 6 9] [--distilled 6]
 
-Each model is cut in every way by as many blocks, or by what saves as many bytes for a token; some are healed
+The model is cut in every way by as many blocks, or by what saves as many bytes for a token; some are healed
 in closed form, and distilled; llama.cpp makes the original in smaller types. All are compared with `tinysleb
 compare`: on TEXT, which nothing was fitted to, on windows of the given text (Python's documentation) that
 healing holds back, in twenty answers, and in llama.cpp's speed. What is in WORK already is not made again, so
-that it can go on after an interruption; measuring is one run. Needs the extras `llamacpp` and `plot`, hours,
-and a machine that does nothing else.
+that it can go on after an interruption; measuring is one run. The page shows every model that was measured in
+WORK. Needs the extras `llamacpp` and `plot`, hours, and a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -54,11 +54,12 @@ and so is made for each size."""
 BY_BYTES = ("attention", "any sublayer")
 """Cuts that go on until they save what so many blocks do."""
 HEALED = ("SLEB", "half blocks", "attention", "any sublayer")
-DISTILLED = ("SLEB",)
+DISTILLED = ("SLEB", "half blocks")
 REPLACED = "a run of blocks"
 """What ReplaceMe (arXiv 2505.02819) chooses, and puts a linear map in place of."""
 TYPES = ("Q3_K_M", "Q2_K")
 WINDOWS, LENGTH = 8, 1024
+MEASURED = "measured.json"
 COLUMNS = (
     "method", "blocks", "MB", "perplexity", "given", "KLD", "same top", "reverse KLD", "agrees", "repeated",
     "ended", "prompt", "generation",
@@ -217,8 +218,17 @@ class Row:
         return float(self.text["speed"][axis]["median"])
 
 
-def measure(maker: Maker, text: Path) -> list[Row]:
-    """All variants, the original first, in one run."""
+@dataclass(frozen=True)
+class Measured:
+    """All variants of a model, the original first, and how they were made."""
+
+    name: str
+    command: str
+    rows: Sequence[Row]
+
+
+def measure(maker: Maker, text: Path, command: str) -> None:
+    """All variants in one run, into the folder."""
     variants = [Variant(str(maker.model), "original", 0), *maker.all()]
     documentation, *_ = text_sources(maker.weights, HealingText([], None, 32768, 16384, 0))
     np.save(maker.folder / "given.npy", documentation.held_back.numpy().astype(np.int32))
@@ -228,12 +238,22 @@ def measure(maker: Maker, text: Path) -> list[Row]:
         maker.run("compare", *files, "--text", text.resolve(), *windows, "--speed", "--json")
     )
     on_given = json.loads(maker.run("eval", *files, "--tokens", "given.npy", "--json"))
-    (maker.folder / "measured.json").write_text(json.dumps({"text": on_text, "given": on_given}))
     rows = zip(variants, on_text["models"], on_given["models"], strict=True)
-    return [Row(*each) for each in rows]
+    found = Measured(maker.model.stem, command, [Row(*each) for each in rows])
+    (maker.folder / MEASURED).write_text(json.dumps(asdict(found)))
 
 
-def page(models: Mapping[str, Sequence[Row]], picture: Path, command: str) -> Iterator[str]:
+def read_measured(work: Path) -> list[Measured]:
+    """Every model that was measured, the smallest first."""
+    models = []
+    for path in work.glob(f"*/{MEASURED}"):
+        found = json.loads(path.read_text())
+        rows = [Row(Variant(**row["variant"]), row["text"], row["given"]) for row in found["rows"]]
+        models.append(Measured(found["name"], found["command"], rows))
+    return sorted(models, key=lambda model: model.rows[0].at("bytes"))
+
+
+def page(models: Sequence[Measured], picture: Path) -> Iterator[str]:
     """The page, line by line."""
     yield "# Results\n"
     yield "What pruning costs and brings, beside its peers. The page is generated; no figure is set by hand."
@@ -243,16 +263,17 @@ def page(models: Mapping[str, Sequence[Row]], picture: Path, command: str) -> It
     yield "(how far sixty drawn answers stray from the original), agrees (for how many tokens with it),"
     yield "repeated and ended are of what the models write: see [comparing.md](comparing.md). Tokens per"
     yield "second are llama.cpp's.\n"
-    for name, rows in models.items():
-        yield f"## {name}\n"
-        yield from table(rows)
+    for model in models:
+        yield f"## {model.name}\n"
+        yield from table(model.rows)
         yield ""
         yield "| by perplexity and | no other beats |\n|---|---|"
         for axis, title in AXES.items():
-            yield from best(rows, axis, title)
+            yield from best(model.rows, axis, title)
         yield ""
+    commands = "\n".join(f"$ {model.command}" for model in models)
     yield "## How it was made\n"
-    yield f"```console\n$ {command}\n```\n"
+    yield f"```console\n{commands}\n```\n"
     packages = ", ".join(f"{each} {version(each)}" for each in ("tinysleb", "torch", "gguf", "cyllama"))
     yield f"{packages}, Python {platform.python_version()}, {torch.get_num_threads()} threads,"
     yield f"{processor()}."
@@ -319,7 +340,7 @@ def curve(variant: Variant) -> str:
     return SMALLER if variant.blocks is None else variant.method
 
 
-def draw(models: Mapping[str, Sequence[Row]], path: Path) -> None:
+def draw(models: Sequence[Measured], path: Path) -> None:
     """Three panels for each model, perplexity against each axis; every method is a curve."""
     import matplotlib
 
@@ -328,7 +349,8 @@ def draw(models: Mapping[str, Sequence[Row]], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(len(models), len(AXES), figsize=(15, 5 * len(models)), squeeze=False)
-    for (name, rows), line in zip(models.items(), panels, strict=True):
+    for model, line in zip(models, panels, strict=True):
+        rows = model.rows
         for (axis, title), panel in zip(AXES.items(), line, strict=True):
             for number, method in enumerate(dict.fromkeys(curve(row.variant) for row in rows[1:])):
                 points = [rows[0], *(row for row in rows[1:] if curve(row.variant) == method)]
@@ -339,7 +361,7 @@ def draw(models: Mapping[str, Sequence[Row]], path: Path) -> None:
                     label=method, color=f"C{number % 10}", linewidth=2 if number >= 10 else 1,
                 )  # fmt: skip
             original = rows[0].text["perplexity"]
-            panel.set(xlabel=title, ylabel="perplexity", title=name)
+            panel.set(xlabel=title, ylabel="perplexity", title=model.name)
             panel.set_ylim(0.95 * original, HIGHEST * original)
     panels[0][-1].legend(fontsize=7)
     figure.tight_layout()
@@ -349,7 +371,7 @@ def draw(models: Mapping[str, Sequence[Row]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("text", type=Path)
-    parser.add_argument("models", type=Path, nargs="+")
+    parser.add_argument("model", type=Path)
     parser.add_argument("--ways", nargs="+", choices=list(SEARCHES), default=list(SEARCHES))
     parser.add_argument("--blocks", type=int, nargs="+", default=[3, 6, 9])
     parser.add_argument("--distilled", type=int, nargs="*", default=[3, 6, 9])
@@ -358,16 +380,14 @@ def main() -> None:
     parser.add_argument("--to", type=Path, default=Path("docs/results.md"))
     options = parser.parse_args()
     sizes = Sizes(options.ways, options.blocks, options.distilled, options.distill_tokens)
-    models = {}
-    for model in options.models:
-        models[model.stem] = measure(Maker(model, options.work / model.stem, sizes), options.text)
-    picture = options.to.with_suffix(".svg")
-    draw(models, picture)
-    names = [each.name for each in (options.text, *options.models)]
     sizes_given = ["--ways", *options.ways, "--blocks", *options.blocks, "--distilled", *options.distilled]
     sizes_given += ["--distill-tokens", options.distill_tokens]
-    command = shlex.join(["python", "-m", "benchmarks.results", *names, *map(str, sizes_given)])
-    options.to.write_text("\n".join(page(models, picture, command)) + "\n", encoding="utf-8")
+    words = [options.text.name, options.model.name, *map(str, sizes_given)]
+    command = shlex.join(["python", "-m", "benchmarks.results", *words])
+    measure(Maker(options.model, options.work / options.model.stem, sizes), options.text, command)
+    models, picture = read_measured(options.work), options.to.with_suffix(".svg")
+    draw(models, picture)
+    options.to.write_text("\n".join(page(models, picture)) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
