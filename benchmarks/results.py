@@ -6,8 +6,9 @@ The model is cut in every way by as many blocks, or by what saves as many bytes 
 in closed form, and distilled; llama.cpp makes the original in smaller types. All are compared with `tinysleb
 compare`: on TEXT, which nothing was fitted to, on windows of the given text (Python's documentation) that
 healing holds back, in twenty answers, and in llama.cpp's speed. What is in WORK already is not made again, so
-that it can go on after an interruption; measuring is one run. The page shows every model that was measured in
-WORK. Needs the extras `llamacpp` and `plot`, hours, and a machine that does nothing else.
+that it can go on after an interruption; measuring is one run. What was measured is kept as JSON in a folder
+beside the page, docs/results, and the page shows every model that is there. Needs the extras `llamacpp` and
+`plot`, hours, and a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ REPLACED = "a run of blocks"
 """What ReplaceMe (arXiv 2505.02819) chooses, and puts a linear map in place of."""
 TYPES = ("Q3_K_M", "Q2_K")
 WINDOWS, LENGTH = 8, 1024
-MEASURED = "measured.json"
+FOUND = "bytes", "perplexity", "mean_kld", "same_top", "writing", "speed"
+"""Of what `compare` finds, that is kept."""
 COLUMNS = (
     "method", "blocks", "MB", "perplexity", "given", "KLD", "same top", "reverse KLD", "agrees", "repeated",
     "ended", "prompt", "generation",
@@ -205,51 +207,54 @@ class Maker:
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured of a variant: on the text, and on the given one."""
+    """What was measured of a variant: by `compare`, and its perplexity on the given text."""
 
     variant: Variant
-    text: Mapping[str, Any]
-    given: Mapping[str, Any]
+    found: Mapping[str, Any]
+    given: float
 
     def at(self, axis: str) -> float:
         """Its place on an axis of the picture."""
         if axis == "bytes":
-            return float(self.text["bytes"]) / 1e6
-        return float(self.text["speed"][axis]["median"])
+            return float(self.found["bytes"]) / 1e6
+        return float(self.found["speed"][axis]["median"])
 
 
 @dataclass(frozen=True)
 class Measured:
-    """All variants of a model, the original first, and how they were made."""
+    """All variants of a model, the original first, and how and by what they were measured."""
 
     name: str
     command: str
+    machine: str
     rows: Sequence[Row]
 
 
-def measure(maker: Maker, text: Path, command: str) -> None:
-    """All variants in one run, into the folder."""
-    variants = [Variant(str(maker.model), "original", 0), *maker.all()]
+def measure(maker: Maker, text: Path, command: str) -> Measured:
+    """All variants, in one run."""
+    variants = [Variant(maker.model.name, "original", 0), *maker.all()]
     documentation, *_ = text_sources(maker.weights, HealingText([], None, 32768, 16384, 0))
     np.save(maker.folder / "given.npy", documentation.held_back.numpy().astype(np.int32))
-    files = [each.file for each in variants]
+    files = [str(maker.model), *(each.file for each in variants[1:])]
     windows = ("--windows", WINDOWS, "--window-length", LENGTH)
     on_text = json.loads(
         maker.run("compare", *files, "--text", text.resolve(), *windows, "--speed", "--json")
     )
     on_given = json.loads(maker.run("eval", *files, "--tokens", "given.npy", "--json"))
-    rows = zip(variants, on_text["models"], on_given["models"], strict=True)
-    found = Measured(maker.model.stem, command, [Row(*each) for each in rows])
-    (maker.folder / MEASURED).write_text(json.dumps(asdict(found)))
+    rows = [
+        Row(variant, {key: found[key] for key in FOUND}, given["perplexity"])
+        for variant, found, given in zip(variants, on_text["models"], on_given["models"], strict=True)
+    ]
+    return Measured(maker.model.stem, command, machine(), rows)
 
 
-def read_measured(work: Path) -> list[Measured]:
+def read_measured(folder: Path) -> list[Measured]:
     """Every model that was measured, the smallest first."""
     models = []
-    for path in work.glob(f"*/{MEASURED}"):
-        found = json.loads(path.read_text())
-        rows = [Row(Variant(**row["variant"]), row["text"], row["given"]) for row in found["rows"]]
-        models.append(Measured(found["name"], found["command"], rows))
+    for path in folder.glob("*.json"):
+        known = json.loads(path.read_text(encoding="utf-8"))
+        rows = [Row(Variant(**row["variant"]), row["found"], row["given"]) for row in known["rows"]]
+        models.append(Measured(known["name"], known["command"], known["machine"], rows))
     return sorted(models, key=lambda model: model.rows[0].at("bytes"))
 
 
@@ -271,12 +276,8 @@ def page(models: Sequence[Measured], picture: Path) -> Iterator[str]:
         for axis, title in AXES.items():
             yield from best(model.rows, axis, title)
         yield ""
-    commands = "\n".join(f"$ {model.command}" for model in models)
-    yield "## How it was made\n"
-    yield f"```console\n{commands}\n```\n"
-    packages = ", ".join(f"{each} {version(each)}" for each in ("tinysleb", "torch", "gguf", "cyllama"))
-    yield f"{packages}, Python {platform.python_version()}, {torch.get_num_threads()} threads,"
-    yield f"{processor()}."
+        yield f"```console\n$ {model.command}\n```\n"
+        yield f"{model.machine}.\n"
 
 
 def table(rows: Sequence[Row]) -> Iterator[str]:
@@ -289,11 +290,11 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
             row.variant.method,
             "" if row.variant.blocks is None else str(row.variant.blocks),
             f"{row.at('bytes'):.1f}",
-            f"{row.text['perplexity']:.2f}",
-            f"{row.given['perplexity']:.2f}",
-            f"{row.text['mean_kld']:.3f}",
-            f"{row.text['same_top']:.1%}",
-            *written(row.text["writing"]),
+            f"{row.found['perplexity']:.2f}",
+            f"{row.given:.2f}",
+            f"{row.found['mean_kld']:.3f}",
+            f"{row.found['same_top']:.1%}",
+            *written(row.found["writing"]),
             *(
                 f"{row.at(axis):.0f} ({row.at(axis) / first.at(axis):.2f}x)"
                 for axis in ("prompt", "generation")
@@ -317,13 +318,19 @@ def written(writing: Mapping[str, float] | None) -> Sequence[str]:
 def best(rows: Sequence[Row], axis: str, title: str) -> Iterator[str]:
     """Which variants no other beats in both: the perplexity, and a place on an axis."""
     sign = 1 if axis == "bytes" else -1
-    places = [(row.text["perplexity"], sign * row.at(axis)) for row in rows]
+    places = [(row.found["perplexity"], sign * row.at(axis)) for row in rows]
     named = [
         f"{row.variant.method}{f' ({row.variant.blocks})' if row.variant.blocks else ''}"
         for row, own in zip(rows, places, strict=True)
         if not any(other != own and other[0] <= own[0] and other[1] <= own[1] for other in places)
     ]
     yield f"| {title.split(',')[0]} | {'; '.join(named)} |"
+
+
+def machine() -> str:
+    """What computes, and with what, in words."""
+    packages = ", ".join(f"{each} {version(each)}" for each in ("tinysleb", "torch", "gguf", "cyllama"))
+    return f"{packages}, Python {platform.python_version()}, {torch.get_num_threads()} threads, {processor()}"
 
 
 def processor() -> str:
@@ -357,10 +364,10 @@ def draw(models: Sequence[Measured], path: Path) -> None:
                 places = [row.at(axis) for row in points]
                 ours = method.split(",")[0] in HEALED
                 panel.plot(
-                    places, [row.text["perplexity"] for row in points], "-" if ours else "--", marker=".",
+                    places, [row.found["perplexity"] for row in points], "-" if ours else "--", marker=".",
                     label=method, color=f"C{number % 10}", linewidth=2 if number >= 10 else 1,
                 )  # fmt: skip
-            original = rows[0].text["perplexity"]
+            original = rows[0].found["perplexity"]
             panel.set(xlabel=title, ylabel="perplexity", title=model.name)
             panel.set_ylim(0.95 * original, HIGHEST * original)
     panels[0][-1].legend(fontsize=7)
@@ -384,10 +391,13 @@ def main() -> None:
     sizes_given += ["--distill-tokens", options.distill_tokens]
     words = [options.text.name, options.model.name, *map(str, sizes_given)]
     command = shlex.join(["python", "-m", "benchmarks.results", *words])
-    measure(Maker(options.model, options.work / options.model.stem, sizes), options.text, command)
-    models, picture = read_measured(options.work), options.to.with_suffix(".svg")
+    found = measure(Maker(options.model, options.work / options.model.stem, sizes), options.text, command)
+    kept, picture = options.to.with_suffix(""), options.to.with_suffix(".svg")
+    kept.mkdir(parents=True, exist_ok=True)
+    (kept / f"{found.name}.json").write_text(json.dumps(asdict(found), indent=1) + "\n", encoding="utf-8")
+    models = read_measured(kept)
     draw(models, picture)
-    options.to.write_text("\n".join(page(models, picture)) + "\n", encoding="utf-8")
+    options.to.write_text("\n".join(page(models, picture)), encoding="utf-8")
 
 
 if __name__ == "__main__":

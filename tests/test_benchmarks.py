@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -143,6 +144,8 @@ def test_results(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for row in ("original", "original in Q8_0", "SLEB", "SLEB, healed", "ReplaceMe"):
         assert f"| {row} |" in page
     assert [f"\n| {axis} | " in page for axis in ("prompt", "generation", "size")] == [True] * 3
+    kept = json.loads(Path(f"page/{tiny_gguf.stem}.json").read_text(encoding="utf-8"))
+    assert [row["variant"]["method"] for row in kept["rows"]][:2] == ["original", "original in Q8_0"]
     assert Path("page.svg").read_text(encoding="utf-8").count("<!-- perplexity -->") == 3
 
 
