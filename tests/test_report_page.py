@@ -57,7 +57,13 @@ COMPARED = {
         | {"writing": {"agreement": 12.3, "repeated": 0.4}, "tasks": {"hellaswag": {"acc": 0.35}}}
         | {"speed": None},
     ],
-    "texts": [{"prompt": "Say <hello>", "texts": {"whole": "Hello & welcome", "short<er>": "Hello\nHello"}}],
+    "texts": [
+        {
+            "prompt": "Say <hello>",
+            "texts": {"whole": "Hello & welcome", "short<er>": "Hello\nHello"},
+            "drawn": {"whole": "Good <morning>"},
+        }
+    ],
 }
 VOID = {"meta"}
 OPTIONAL_END = {"tr", "td", "th", "thead", "tbody"}
@@ -242,6 +248,7 @@ def test_a_comparison_is_shown(run: Callable[..., Any], tmp_path: Path) -> None:
     assert "16 windows of 256 tokens" in page
     assert "<h3>Say &lt;hello&gt;</h3>" in page
     assert "<h4>short&lt;er&gt;</h4><pre>Hello\nHello</pre>" in page
+    assert "<h5>drawn</h5><pre>Good &lt;morning&gt;</pre>" in page
     assert "surprise" not in page
 
 

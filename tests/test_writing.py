@@ -131,10 +131,10 @@ def test_what_was_written_is_shown(run: Run, tiny_folder: Path) -> None:
     shown = run(*words, "--show")
     assert shown.exit_code == 0, shown.output
     assert f"> {PROMPTS[5].text}" in shown.stdout
-    assert shown.stdout.count("\np.json: ") == len(PROMPTS)
+    assert shown.stdout.count("\np.json: ") == shown.stdout.count("\np.json, drawn: ") == len(PROMPTS)
     found = json.loads(run(*words, "--json").stdout)
     assert [text["prompt"] for text in found["texts"]] == [prompt.text for prompt in PROMPTS]
-    assert set(found["texts"][0]["texts"]) == {str(tiny_folder), "p.json"}
+    assert set(found["texts"][0]["texts"]) == set(found["texts"][0]["drawn"]) == {str(tiny_folder), "p.json"}
     original, cut = (row["writing"] for row in found["models"])
     assert original["agreement"] > cut["agreement"]
     assert (original["reverse_kld"], original["reverse_kld_error"]) == (0, 0)
@@ -173,6 +173,10 @@ def test_what_is_drawn_ends_where_an_answer_ends(tiny_folder: Path, monkeypatch:
         ended = [place for place, token in enumerate(wrote) if token in often.ends]
         assert wrote == row[begin : begin + len(wrote)]
         assert ended == [len(wrote) - 1] if ended else len(wrote) == WRITTEN
+        if number < 3:
+            text = drawn.answers[number]
+            assert [*text.tokens] == wrote[: len(text.tokens)]
+            assert text.ended == bool(ended) == (len(text.tokens) == len(wrote) - 1)
 
 
 def test_reverse_divergence_is_that_of_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

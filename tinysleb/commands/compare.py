@@ -14,7 +14,8 @@ from torch import Tensor
 
 from tinysleb.checkpoint.weights import Checkpoint, Weights
 from tinysleb.commands.compare_options import CompareOptions
-from tinysleb.commands.compare_tables import Compared, Texts, print_compared
+from tinysleb.commands.compare_tables import print_compared
+from tinysleb.commands.compared import Compared, Texts
 from tinysleb.commands.compared_models import Model, open_models, quantized_models
 from tinysleb.commands.computing import choose_compute
 from tinysleb.commands.console import Console
@@ -161,25 +162,27 @@ def _write(job: _Job) -> Texts | None:
     except TinyslebError as error:
         job.console.say(f"the models are not asked to write: {error.one_line}")
         return None
-    answers = [each for each, _ in found]
+    answers = [each for each, _, _ in found]
     judged = [
         replace(judge(asked, each, answers[0]), reverse_kld=mean, reverse_kld_error=doubt)
-        for each, (mean, doubt) in found
+        for each, _, (mean, doubt) in found
     ]
-    return Texts(asked.prompts, answers, judged)
+    return Texts(asked.prompts, answers, [drawn for _, drawn, _ in found], judged)
 
 
 def _ask(
     job: _Job, model: Model, asked: Questions, compute: Compute
-) -> tuple[list[Answer], tuple[float, float]]:
-    """A model's answers, and how far those that it draws are from the original, with the error of that."""
+) -> tuple[list[Answer], Sequence[Answer], tuple[float, float]]:
+    """A model's answers, the likeliest and drawn ones, and how far these are from the original, with the
+    error of that."""
     resident = model_to_write(model.weights, asked, compute)
     answers = answer(resident, asked, job.progress(f"{model.name} writes"))
-    if model is job.models[0]:
-        return answers, (0.0, 0.0)
     texts = draw(resident, asked, job.progress(f"{model.name} draws"))
     del resident  # or it would be in memory while both are walked
-    return answers, reverse_divergence(model.weights, job.original, texts, compute.between_stages())
+    if model is job.models[0]:
+        return answers, texts.answers, (0.0, 0.0)
+    strays = reverse_divergence(model.weights, job.original, texts, compute.between_stages())
+    return answers, texts.answers, strays
 
 
 def _time(job: _Job) -> Mapping[str, Speed]:

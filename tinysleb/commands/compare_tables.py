@@ -1,20 +1,17 @@
-"""What `tinysleb compare` prints: tables for people, or JSON."""
+"""What `tinysleb compare` prints for people: tables, and the texts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
-from tinysleb.checkpoint.weights import Weights, total_bytes
 from tinysleb.commands.compare_options import CompareOptions
+from tinysleb.commands.compared import Compared, Texts, compared_json
 from tinysleb.commands.console import print_json, print_line
 from tinysleb.formats.logits_file import first_scored
 from tinysleb.measure.choices import Accuracy
 from tinysleb.measure.drawn import DRAWS
-from tinysleb.measure.prompts import Prompt
-from tinysleb.measure.speed import GENERATED, PROMPT, Ideal, Rate, Speed
-from tinysleb.measure.writing import WRITTEN, Answer, Writing
+from tinysleb.measure.speed import GENERATED, PROMPT, Rate
+from tinysleb.measure.writing import WRITTEN, Writing
 from tinysleb.search.comparison import Comparison
 
 Table = Sequence[Sequence[str]]
@@ -27,39 +24,13 @@ SPEED_COLUMNS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Compared:
-    """A model, and what was measured of it."""
-
-    name: str
-    weights: Weights
-    comparison: Comparison
-    ideal: Ideal
-    accuracies: Mapping[str, Accuracy]
-    speed: Speed | None
-
-    @property
-    def bytes(self) -> int:
-        """What its tensors take."""
-        return total_bytes(self.weights)
-
-
-@dataclass(frozen=True)
-class Texts:
-    """What was asked, and of each model the answers and how they are."""
-
-    prompts: Sequence[Prompt]
-    answers: Sequence[Sequence[Answer]]
-    writing: Sequence[Writing]
-
-
 def print_compared(
     models: Sequence[Compared], texts: Texts | None, shape: tuple[int, ...], options: CompareOptions
 ) -> None:
     """Print all of it."""
     second_half = options.kl_divergence_base is not None
     if options.as_json:
-        print_json(_json(models, texts, shape, second_half))
+        print_json(compared_json(models, texts, shape, second_half))
         return
     for heading, table in _tables(models, texts, shape, second_half):
         print_line(heading)
@@ -141,46 +112,13 @@ def _rate(found: Rate) -> str:
 
 
 def _shown(names: Sequence[str], texts: Texts) -> Iterator[str]:
-    """What each model answers to each prompt."""
+    """What each model answers to each prompt: the likeliest, and one that is drawn."""
     for number, prompt in enumerate(texts.prompts):
         yield f"> {prompt.text}"
-        for name, answers in zip(names, texts.answers, strict=True):
+        for name, answers, drawn in zip(names, texts.answers, texts.drawn, strict=True):
             yield f"{name}: {answers[number].text.strip()}"
+            yield f"{name}, drawn: {drawn[number].text.strip()}"
         yield ""
-
-
-def _json(
-    models: Sequence[Compared], texts: Texts | None, shape: tuple[int, ...], second_half: bool
-) -> dict[str, Any]:
-    count, length = shape
-    rows = [
-        {
-            "model": each.name,
-            "bytes": each.bytes,
-            **asdict(each.comparison),
-            "writing": None if texts is None else asdict(texts.writing[number]),
-            "tasks": {kind: asdict(found) for kind, found in each.accuracies.items()},
-            "ideal": asdict(each.ideal),
-            "speed": None if each.speed is None else asdict(each.speed),
-        }
-        for number, each in enumerate(models)
-    ]
-    said = [] if texts is None else [
-        {
-            "prompt": prompt.text,
-            "texts": {
-                each.name: answers[number].text for each, answers in zip(models, texts.answers, strict=True)
-            },
-        }
-        for number, prompt in enumerate(texts.prompts)
-    ]  # fmt: skip
-    return {
-        "windows": count,
-        "window_length": length,
-        "second_half": second_half,
-        "models": rows,
-        "texts": said,
-    }
 
 
 def _aligned(table: Table) -> list[str]:

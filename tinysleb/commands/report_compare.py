@@ -119,8 +119,11 @@ def _texts(items: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _side_by_side(item: Mapping[str, Any]) -> str:
+    drawn = _part(item, "drawn")
     columns = "".join(
-        f"<div><h4>{escape(str(model))}</h4><pre>{escape(str(text))}</pre></div>"
+        f"<div><h4>{escape(str(model))}</h4><pre>{escape(str(text))}</pre>"
+        + (f"<h5>drawn</h5><pre>{escape(str(drawn[model]))}</pre>" if model in drawn else "")
+        + "</div>"
         for model, text in item["texts"].items()
     )
     return f"<h3>{escape(str(item.get('prompt', '')))}</h3><div class='texts'>{columns}</div>"

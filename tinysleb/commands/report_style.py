@@ -16,7 +16,7 @@ body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; padding: 1.2rem 1re
 h1 { font-size: 1.5rem; line-height: 1.25; margin: 0 0 .3rem }
 h2 { font-size: 1.15rem; margin: 2.4rem 0 .4rem }
 h3 { font-size: 1rem; margin: 1.4rem 0 .5rem }
-h4 { font-size: .85rem; margin: 0; color: var(--soft); overflow-wrap: anywhere }
+h4, h5 { font-size: .85rem; margin: 0; color: var(--soft); overflow-wrap: anywhere }
 p { max-width: 46rem; margin: .4rem 0 .8rem }
 .soft { color: var(--soft) }
 .tiles { display: grid; gap: .7rem; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr));

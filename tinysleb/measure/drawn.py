@@ -7,7 +7,7 @@ still write what its original never would, word by word. In this divergence, the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tinysleb.checkpoint.weights import Weights
 from tinysleb.compute.compute import Compute, scaled
-from tinysleb.measure.writing import WRITTEN, Questions
+from tinysleb.measure.writing import WRITTEN, Answer, Questions, read_answers
 from tinysleb.model.sampling import Resident, sample
 from tinysleb.search.evaluate import window_losses
 
@@ -27,27 +27,26 @@ stray."""
 @dataclass(frozen=True)
 class Drawn:
     """Answers with their questions: tokens `[n, T]`, and which of tokens 1 … T-1 the model wrote, bool
-    `[n, T-1]`; an answer ends with the token that ends it."""
+    `[n, T-1]`; an answer ends with the token that ends it. `answers`: the first to each question, to read."""
 
     tokens: Tensor
     written: Tensor
+    answers: Sequence[Answer]
 
 
 def draw(model: Resident, asked: Questions, progress: Callable[[float], None] = lambda _done: None) -> Drawn:
     """`DRAWS` answers to each question, at temperature 1: one to all questions at once."""
     count, length = len(asked.tokens), max(map(len, asked.tokens)) + WRITTEN
-    parts = []
+    parts, answers = [], []
     for number in range(DRAWS):
         told = scaled(progress, number / DRAWS, (number + 1) / DRAWS)
         parts.append(sample(model, asked.tokens, length, seed=0, first=number * count, progress=told))
-    tokens, prompts = torch.cat(parts), [*asked.tokens] * DRAWS
-    written = torch.zeros(len(tokens), length - 1, dtype=torch.bool)
-    for row, prompt, mask in zip(tokens.tolist(), prompts, written, strict=True):
-        answer = row[len(prompt) : len(prompt) + WRITTEN]
-        ends = [place for place, token in enumerate(answer) if token in asked.ends]
-        begin, wrote = len(prompt) - 1, ends[0] + 1 if ends else len(answer)
-        mask[begin : begin + wrote] = True
-    return Drawn(tokens, written)
+        answers += read_answers(asked, parts[-1], WRITTEN)
+    written = torch.zeros(len(answers), length - 1, dtype=torch.bool)
+    for answer, prompt, mask in zip(answers, [*asked.tokens] * DRAWS, written, strict=True):
+        begin = len(prompt) - 1
+        mask[begin : begin + len(answer.tokens) + answer.ended] = True
+    return Drawn(torch.cat(parts), written, answers[:count])
 
 
 def reverse_divergence(

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
+from torch import Tensor
+
 from tinysleb.checkpoint.weights import Checkpoint, Weights
 from tinysleb.compute.compute import Compute
 from tinysleb.compute.memory import sampling_bytes
@@ -100,10 +102,15 @@ def answer(
 ) -> list[Answer]:
     """What a model writes, the most probable token each time; all answers at once."""
     length = max(map(len, asked.tokens)) + WRITTEN
-    rows = sample(model, asked.tokens, length, seed=0, temperature=0, progress=progress).tolist()
+    rows = sample(model, asked.tokens, length, seed=0, temperature=0, progress=progress)
+    return read_answers(asked, rows, WRITTEN)
+
+
+def read_answers(asked: Questions, rows: Tensor, most: int) -> list[Answer]:
+    """What is written behind the questions in tokens `[n, T]`, one row a question; at most so many each."""
     answers = []
-    for row, prompt in zip(rows, asked.tokens, strict=True):
-        written = row[len(prompt) : len(prompt) + WRITTEN]
+    for row, prompt in zip(rows.tolist(), asked.tokens, strict=True):
+        written = row[len(prompt) : len(prompt) + most]
         kept = list(takewhile(lambda token: token not in asked.ends, written))
         text = asked.decode([*prompt, *kept]).removeprefix(asked.decode(prompt))
         answers.append(Answer(kept, text, len(kept) < len(written)))
