@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,8 +18,10 @@ from tinysleb.measure.speed import ideal_speed
 from tinysleb.plan import Plan, Round
 from tinysleb.search.gain import footprint
 from tinysleb.search.pace import Pace, measure_pace
+from tinysleb.search.run import SearchRequest
 from tinysleb.search.stopping import by_count, by_quality
 from tinysleb.sublayers import Cut, block_cut
+from tinysleb.text.windows import Calibration
 
 
 @pytest.mark.parametrize("cuts", [(block_cut(2), block_cut(3)), ((3, 4),), ((4,), (6,))])
@@ -82,6 +86,26 @@ def test_the_time_of_a_job_by_hand(tiny_folder: Path) -> None:
     assert seconds_of([stage, Stage(1e9, 0, limit=60)], Pace(0.01, 0.1)) == pytest.approx(
         0.01 * stage.blocks + 0.1 * stage.heads + 60
     )
+
+
+@pytest.mark.parametrize(
+    ("asked", "blocks", "heads"),
+    [
+        ({"exact": True}, 6**2 / 2 + 5**2 / 2, 6 + 5),
+        ({"metric": "last"}, 3 * 6, 3),
+        ({"metric": "perplexity-once"}, 6**2 / 2 + 3 * 6, 6 + 3),
+    ],
+)
+def test_the_work_of_other_searches_by_hand(
+    asked: Mapping[str, Any], blocks: float, heads: float, tiny_folder: Path
+) -> None:
+    """Two of six blocks, on 100 tokens: nothing is dropped in an exact search, and a metric scores once."""
+    from tinysleb.commands.work import job_stages
+
+    calibration = Calibration(torch.zeros(2, 50, dtype=torch.int64), "zeros")
+    request = SearchRequest(by_count(2, "--remove 2"), **asked)
+    (stage,) = job_stages(open_model(tiny_folder).config, calibration, request, "not healed")
+    assert (stage.blocks, stage.heads) == pytest.approx((100 * blocks, 100 * heads))
 
 
 def test_a_search_without_a_rule_is_done_when_it_usually_is(tiny_folder: Path) -> None:

@@ -12,8 +12,10 @@ from tinysleb.heal.course import Limits
 from tinysleb.heal.repair import STEPS_PART
 from tinysleb.heal.run import PreparedHealing
 from tinysleb.heal.text import HELD_BACK, LIBRARY, HealingText
+from tinysleb.plan import PERPLEXITY
 from tinysleb.search.cuts import ANY, HALF
 from tinysleb.search.estimate import block_operations, head_operations
+from tinysleb.search.metrics import METRICS
 from tinysleb.search.pace import Pace
 from tinysleb.search.run import SearchRequest
 from tinysleb.search.stopping import StoppingRule
@@ -21,6 +23,8 @@ from tinysleb.text.windows import Calibration
 
 RACING, SAMPLING, HEALING, DISTILLING = 0.35, 1.0, 2.0, 3.0
 """What a token costs at each block in a search, sampling, healing and distilling, in block passes, about."""
+ONCE = 3
+"""Walks of the model where cuts are scored once: over what it says, its states, and what is left of it."""
 SOURCES = 2 + len(LIBRARY)
 """Kinds of text that are healed on, by default: also the documentation, and what the model writes."""
 USUAL_PART, USUAL_TRIES = 0.2, 3
@@ -44,10 +48,14 @@ def job_stages(
     own: HealingText | None = None,
 ) -> list[Stage]:
     """What the model writes for it, if it does; a search; and the healing that was prepared, if any was."""
-    refined = request.refine and calibration.others is not None
-    rule, cuts = request.rule, usual_cuts(config, request.rule)
+    rule, tokens = request.rule, calibration.tokens.numel()
     stages = [] if own is None else [sampling_stage(config, own)]
-    stages += search_stages(config, calibration.tokens.numel(), cuts, request.kind, refined)
+    if request.metric == PERPLEXITY:
+        refined = request.refine and calibration.others is not None
+        cuts, racing = usual_cuts(config, rule), not request.exact
+        stages += search_stages(config, tokens, cuts, request.kind, refined, racing)
+    else:
+        stages.append(metric_stage(config, tokens, request))
     if not isinstance(prepared, PreparedHealing):
         return stages
     healing = prepared_stages(config, prepared)
@@ -71,13 +79,24 @@ def search_progress(progress: Progress, config: ModelConfig, rule: StoppingRule)
     return lambda what, done: progress(what, min(done * share, 1.0))
 
 
-def search_stages(config: ModelConfig, tokens: int, cuts: int, kind: str, refined: bool) -> list[Stage]:
+def search_stages(
+    config: ModelConfig, tokens: int, cuts: int, kind: str, refined: bool, racing: bool = True
+) -> list[Stage]:
     """A search on so many tokens until so many cuts are made, n candidates being n²/2 passes of the stack;
     and as much again to refine it."""
     rounds = range(config.blocks, max(config.blocks - cuts, 1), -1)
-    share = RACING * tokens * (2 if kind in (HALF, ANY) else 1)
+    share = (RACING if racing else 1) * tokens * (2 if kind in (HALF, ANY) else 1)
     stage = Stage(share * sum(count**2 / 2 for count in rounds), share * sum(rounds))
     return [stage, stage] if refined else [stage]
+
+
+def metric_stage(config: ModelConfig, tokens: int, request: SearchRequest) -> Stage:
+    """What a metric needs that gives each cut its value once; and the loss before and after the cuts."""
+    stage = Stage(ONCE * tokens * config.blocks, ONCE * tokens)
+    if not METRICS[request.metric].by_round:
+        return stage
+    (scoring,) = search_stages(config, tokens, 1, request.kind, refined=False, racing=False)
+    return Stage(stage.blocks + scoring.blocks, stage.heads + scoring.heads)
 
 
 def sampling_stage(config: ModelConfig, text: HealingText) -> Stage:

@@ -50,11 +50,13 @@ class Scoring:
 @dataclass(frozen=True)
 class Metric:
     """`score` gives each cut its value, before any is made; None for SLEB, which scores anew in every round.
-    `one_run`: a run of neighbours goes, and the value is that of the run which begins with a cut."""
+    `one_run`: a run of neighbours goes, and the value is that of the run which begins with a cut.
+    `by_round`: the value is what a round of the search finds."""
 
     description: str
     score: Callable[[Scoring], dict[Cut, float]] | None = None
     one_run: bool = False
+    by_round: bool = False
 
 
 def _loss_without(scoring: Scoring) -> dict[Cut, float]:
@@ -91,7 +93,7 @@ def _by_chance(scoring: Scoring) -> dict[Cut, float]:
 
 METRICS: Mapping[str, Metric] = {
     PERPLEXITY: Metric("SLEB: the loss of the already shortened model, anew in every round"),
-    "perplexity-once": Metric("the loss without each block, scored once", _loss_without),
+    "perplexity-once": Metric("the loss without each block, scored once", _loss_without, by_round=True),
     "cosine": Metric(
         "one run of blocks whose input and output point the same way (arXiv 2403.17887)",
         _angle_of_run,
