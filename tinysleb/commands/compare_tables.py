@@ -9,9 +9,8 @@ from tinysleb.commands.compared import Compared, Texts, compared_json
 from tinysleb.commands.console import print_json, print_line
 from tinysleb.formats.logits_file import first_scored
 from tinysleb.measure.choices import Accuracy
-from tinysleb.measure.drawn import DRAWS
 from tinysleb.measure.speed import GENERATED, PROMPT, Rate
-from tinysleb.measure.writing import WRITTEN, Writing
+from tinysleb.measure.writing import DRAWS, WRITTEN, Writing
 from tinysleb.search.comparison import Comparison
 
 Table = Sequence[Sequence[str]]

@@ -26,6 +26,9 @@ from tinysleb.text.tokenizer import open_tokenizer
 
 WRITTEN = 128
 """Tokens of an answer, at most."""
+DRAWS = 3
+"""Answers that are drawn to each question: of 60, the error of what is measured of them is a tenth of what
+small models without a fifth of their blocks stray."""
 TURN_ENDS = "<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>"
 """Of what is said in a chat, besides the model's own EOS token."""
 GRAM = 4
@@ -85,10 +88,12 @@ def questions(weights: Checkpoint, prompts: Sequence[Prompt] = PROMPTS) -> Quest
 
 
 def model_to_write(weights: Weights, asked: Questions, compute: Compute) -> Resident:
-    """The model in memory, with room for an answer to all questions at once. Raises TinyslebError if there is
-    none."""
+    """The model in memory, with room for all answers to all questions at once.
+
+    Raises TinyslebError if there is none.
+    """
     length = max(map(len, asked.tokens)) + WRITTEN
-    needed = sampling_bytes(weights.config, len(asked.tokens), length, compute.dtype.itemsize)
+    needed = sampling_bytes(weights.config, DRAWS * len(asked.tokens), length, compute.dtype.itemsize)
     if (wanted := compute.memory.resident + needed) > compute.memory.total:
         raise TinyslebError(
             f"the model does not fit into {format_bytes(compute.memory.total)} of memory to write",
@@ -103,13 +108,13 @@ def answer(
     """What a model writes, the most probable token each time; all answers at once."""
     length = max(map(len, asked.tokens)) + WRITTEN
     rows = sample(model, asked.tokens, length, seed=0, temperature=0, progress=progress)
-    return read_answers(asked, rows, WRITTEN)
+    return read_answers(asked, asked.tokens, rows, WRITTEN)
 
 
-def read_answers(asked: Questions, rows: Tensor, most: int) -> list[Answer]:
-    """What is written behind the questions in tokens `[n, T]`, one row a question; at most so many each."""
+def read_answers(asked: Questions, prompts: Sequence[Sequence[int]], rows: Tensor, most: int) -> list[Answer]:
+    """What is written behind prompts in tokens `[n, T]`, a row each; at most so many tokens."""
     answers = []
-    for row, prompt in zip(rows.tolist(), asked.tokens, strict=True):
+    for row, prompt in zip(rows.tolist(), prompts, strict=True):
         written = row[len(prompt) : len(prompt) + most]
         kept = list(takewhile(lambda token: token not in asked.ends, written))
         text = asked.decode([*prompt, *kept]).removeprefix(asked.decode(prompt))
