@@ -177,10 +177,11 @@ def _ask(
     error of that."""
     resident = model_to_write(model.weights, asked, compute)
     answers = answer(resident, asked, job.progress(f"{model.name} writes"))
-    texts = draw(resident, asked, job.progress(f"{model.name} draws"))
-    del resident  # or it would be in memory while both are walked
+    progress = job.progress(f"{model.name} draws")
     if model is job.models[0]:
-        return answers, texts.answers, (0.0, 0.0)
+        return answers, answer(resident, asked, progress, temperature=1), (0.0, 0.0)
+    texts = draw(resident, asked, progress)
+    del resident  # or it would be in memory while both are walked
     strays = reverse_divergence(model.weights, job.original, texts, compute.between_stages())
     return answers, texts.answers, strays
 

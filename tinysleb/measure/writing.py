@@ -103,11 +103,14 @@ def model_to_write(weights: Weights, asked: Questions, compute: Compute) -> Resi
 
 
 def answer(
-    model: Resident, asked: Questions, progress: Callable[[float], None] = lambda _done: None
+    model: Resident,
+    asked: Questions,
+    progress: Callable[[float], None] = lambda _done: None,
+    temperature: float = 0,
 ) -> list[Answer]:
-    """What a model writes, the most probable token each time; all answers at once."""
+    """What a model writes, by default the most probable token each time; all answers at once."""
     length = max(map(len, asked.tokens)) + WRITTEN
-    rows = sample(model, asked.tokens, length, seed=0, temperature=0, progress=progress)
+    rows = sample(model, asked.tokens, length, seed=0, temperature=temperature, progress=progress)
     return read_answers(asked, asked.tokens, rows, WRITTEN)
 
 
