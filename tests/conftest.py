@@ -21,7 +21,7 @@ from reference import make_llama
 from tinysleb.cli import main
 from tinysleb.commands import console
 from tinysleb.export import gguf_check
-from tinysleb.measure import drawn as measure_drawn
+from tinysleb.measure import drawn, writing
 
 REAL_MODEL = Path(__file__).parent.parent / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -89,10 +89,11 @@ def no_progress_in_logs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where models are compared, each draws one short answer to a question."""
-    monkeypatch.setattr(measure_drawn, "DRAWS", 1)
-    monkeypatch.setattr(measure_drawn, "WRITTEN", 16)
+def short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where models are compared, each gives two short answers to a question, of which it draws one."""
+    monkeypatch.setattr(drawn, "DRAWS", 1)
+    for module in (drawn, writing):
+        monkeypatch.setattr(module, "WRITTEN", 16)
 
 
 @pytest.fixture(autouse=True)

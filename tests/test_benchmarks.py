@@ -5,13 +5,15 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from click.testing import Result
 
 from reference import CORPUS
 
@@ -130,14 +132,26 @@ def test_llama_cpp(
     assert capsys.readouterr().out.count("(1.00x)") == 2
 
 
-def test_results(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With fewer ways than there are."""
+def test_results(
+    tiny_gguf: Path, run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With fewer ways than there are, and its commands in this process, which gives short answers."""
+
+    def run_here(command: Sequence[str], cwd: Path, **_named: object) -> subprocess.CompletedProcess[str]:
+        monkeypatch.chdir(cwd)
+        result = run(*command[1:])
+        monkeypatch.chdir(tmp_path)
+        assert result.exit_code == 0, result.output
+        return subprocess.CompletedProcess(command, 0, result.stdout)
+
     monkeypatch.syspath_prepend(FOLDER.parent)
     searches = {
         "SLEB": ("--cut", "block", "--windows", "2", "--window-length", "64"),
         "a run of blocks": ("--metric", "cosine", "--windows", "2", "--window-length", "64"),
     }
-    sizes = {"WINDOWS": 2, "LENGTH": 64, "SEARCHES": searches, "HEALED": ("SLEB",), "DISTILLED": ()}
+    sizes: dict[str, object] = {"WINDOWS": 2, "LENGTH": 64, "SEARCHES": searches}
+    sizes |= {"HEALED": ("SLEB",), "DISTILLED": ()}
+    sizes["subprocess"] = SimpleNamespace(run=run_here, PIPE=subprocess.PIPE)
     words = ("text.txt", tiny_gguf, "--blocks", 2, "--to", "page.md")
     smallest(monkeypatch, "results", *words, TYPES=("Q8_0",), **sizes)
     page = Path("page.md").read_text(encoding="utf-8")

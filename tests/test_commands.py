@@ -139,8 +139,8 @@ def test_a_plan_without_the_first_block_is_a_warning(tiny_gguf: Path, run: Run) 
 
 
 def test_what_healing_was_done_with_is_in_the_plan(tiny_gguf: Path, run: Run) -> None:
-    words = ("--plan", "p.json", "-o", "o.gguf", "--tokens", "tokens.npy", "--dtype", "bfloat16", "--json")
-    result = run("heal", tiny_gguf, *words)
+    words = ("--plan", "p.json", "-o", "o.gguf", "--tokens", "tokens.npy", "--distill-tokens", "4096")
+    result = run("heal", tiny_gguf, *words, "--dtype", "bfloat16", "--json")
     assert result.exit_code == 0, result.output
     stored = json.loads(str(read_gguf(Path("o.gguf")).values()["tinysleb.plan"]))["healing"]
     assert (stored["dtype"], stored["device"], stored["self_tokens"]) == ("bfloat16", "cpu", 0)

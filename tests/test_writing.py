@@ -16,11 +16,11 @@ from tinysleb.checkpoint.open_model import open_model
 from tinysleb.compute.compute import Compute
 from tinysleb.compute.memory import Budget
 from tinysleb.measure import drawn as measure_drawn
+from tinysleb.measure import writing as measure_writing
 from tinysleb.measure.drawn import draw, reverse_divergence
 from tinysleb.measure.language import language_of
 from tinysleb.measure.prompts import PROMPTS, Prompt
 from tinysleb.measure.writing import (
-    WRITTEN,
     Answer,
     Questions,
     answer,
@@ -33,11 +33,15 @@ from tinysleb.text.tokenizer import open_tokenizer
 
 Run = Callable[..., Result]
 COMPUTE = Compute(torch.device("cpu"), torch.float32, Budget(2**33, 0))
+WRITTEN = 128
 CHAT = "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
 
 
 @pytest.mark.parametrize("tokenizer", ["byte-level", "sentencepiece"])
-def test_answers_are_those_of_transformers(tokenizer: str, tmp_path: Path) -> None:
+def test_answers_are_those_of_transformers(
+    tokenizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure_writing, "WRITTEN", WRITTEN)
     folder = make_llama(tmp_path, tokenizer=tokenizer)
     weights = open_model(folder)
     asked = questions(weights, PROMPTS[:4])
