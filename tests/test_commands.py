@@ -159,16 +159,22 @@ def test_escapes_and_long_names_do_not_reach_the_terminal(run: Run) -> None:
 
 
 def test_the_time_left_is_that_of_the_whole_job() -> None:
-    """Two stages, the second twice the work of the first, which takes 10 s; then at half of the pace."""
+    """Two stages, the second twice the work of the first, which takes 10 s; then at half of the pace. What is
+    foreseen counts as a tenth of the stage."""
     clock = JobClock([Work(1), Work(2)])
     assert clock.seconds_left(0.0, 100.0) is None
     assert clock.seconds_left(0.5, 105.0) == pytest.approx(5 + 20)
     assert clock.seconds_left(1.0, 110.0) == pytest.approx(20)
-    clock.seconds_left(0.0, 110.0)
-    assert clock.seconds_left(0.25, 120.0) == pytest.approx(30), "by the second stage's own pace"
+    assert clock.seconds_left(0.0, 110.0) == pytest.approx(20)
+    assert clock.seconds_left(0.02, 120.0) == pytest.approx((2 + 10) / 0.12 * 0.98), "not 490"
+    assert clock.seconds_left(0.25, 120.0) == pytest.approx((2 + 10) / 0.35 * 0.75), "30 by its own pace"
     endless = JobClock([Work(1), Work(2**90, seconds=60), Work(1)])
     endless.seconds_left(0.0, 0.0)
     assert endless.seconds_left(0.5, 10.0) == pytest.approx(10 + 60 + 20)
+    endless.seconds_left(1.0, 20.0)
+    endless.seconds_left(0.0, 20.0)
+    assert endless.seconds_left(0.1, 50.0) == pytest.approx(30 + 20), "it ends after a minute"
+    assert endless.seconds_left(0.0, 80.0) == pytest.approx(20), "at the pace of the first"
     late = JobClock([Work(1)])
     assert late.seconds_left(0.2, 0.0) is None, "what was done before it was asked says nothing"
     assert late.seconds_left(0.4, 10.0) == pytest.approx(30)

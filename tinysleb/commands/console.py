@@ -117,33 +117,57 @@ def _is_quiet() -> bool:
 class JobClock:
     """The time a job of several stages still needs: a clock for each stage, an estimate for all.
 
-    What is left of the current stage follows from its own pace; later stages are taken to go at the pace of
-    all work so far.
+    Stages are taken to go at the pace of those before; the current one at its own, the more the further it
+    is: one that computes in portions has much of the first behind it before anything is done. A stage that
+    ends after a time has no pace.
     """
 
     FEWEST_DONE = 0.01
-    """Of a stage, before its pace says anything."""
+    """Of the first stage, before its pace says anything."""
+    FORESEEN = 0.1
+    """What is foreseen of a stage counts as much as so much of it being done."""
 
     def __init__(self, stages: Sequence[Work]) -> None:
         self.stages = list(stages)
-        self.stage, self.done = 0, 0.0
-        self.job_began: float | None = None
+        self.stage = 0
+        self.done: float | None = None
         self.stage_began, self.done_before = 0.0, 0.0
+        self.paced = Work(0, 0)
 
     def seconds_left(self, done: float, now: float) -> float | None:
         """What is left at time `now`, in seconds, with the fraction `done` of the stage; None if unknown."""
-        if self.job_began is None:
-            self.job_began, self.stage_began, self.done_before = now, now, done
-        if done < self.done:
-            self.stage = min(self.stage + 1, len(self.stages) - 1)
+        if self.done is None or done < self.done:
+            if self.done is not None:
+                self.paced = self._with_stage(now - self.stage_began)
+                self.stage = min(self.stage + 1, len(self.stages) - 1)
             self.stage_began, self.done_before = now, done
         self.done = done
-        if done < self.FEWEST_DONE or done <= self.done_before:
+        elapsed, (amount, limit) = now - self.stage_began, self.stages[self.stage]
+        left = self._stage_left(done, elapsed)
+        if left is None:
             return None
-        stage_left = (now - self.stage_began) * (1 - done) / (done - self.done_before)
-        work_done = sum(each.amount for each in self.stages[: self.stage])
-        work_done += done * self.stages[self.stage].amount
-        pace = (now - self.job_began) / work_done
-        return stage_left + sum(
-            min(pace * each.amount, each.seconds) for each in self.stages[self.stage + 1 :]
-        )
+        paced = self._with_stage(elapsed + left)
+        if not paced.amount:
+            paced = Work(amount * (1 - self.done_before), elapsed + left)
+        pace = paced.seconds / paced.amount
+        later = sum(min(pace * each.amount, each.seconds) for each in self.stages[self.stage + 1 :])
+        return min(left, max(0.0, limit - elapsed)) + later
+
+    def _stage_left(self, done: float, elapsed: float) -> float | None:
+        """Seconds until all of the stage is done."""
+        observed = done - self.done_before
+        if self.paced.amount:
+            pace = self.paced.seconds / self.paced.amount
+            elapsed += self.FORESEEN * pace * self.stages[self.stage].amount
+            observed += self.FORESEEN
+        elif done < self.FEWEST_DONE or observed <= 0:
+            return None
+        return elapsed * (1 - done) / observed
+
+    def _with_stage(self, seconds: float) -> Work:
+        """The work whose pace is known, with the stage's, if that takes so long and tells a pace."""
+        stage = self.stages[self.stage]
+        if stage.seconds < inf:
+            return self.paced
+        amount = stage.amount * (1 - self.done_before)
+        return Work(self.paced.amount + amount, self.paced.seconds + seconds)
