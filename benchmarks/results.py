@@ -356,10 +356,12 @@ def draw(models: Sequence[Measured], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(len(models), len(AXES), figsize=(15, 5 * len(models)), squeeze=False)
+    methods = list(dict.fromkeys(curve(row.variant) for model in models for row in model.rows[1:]))
     for model, line in zip(models, panels, strict=True):
         rows = model.rows
         for (axis, title), panel in zip(AXES.items(), line, strict=True):
-            for number, method in enumerate(dict.fromkeys(curve(row.variant) for row in rows[1:])):
+            for method in dict.fromkeys(curve(row.variant) for row in rows[1:]):
+                number = methods.index(method)  # a method looks the same for every model
                 points = [rows[0], *(row for row in rows[1:] if curve(row.variant) == method)]
                 places = [row.at(axis) for row in points]
                 ours = method.split(",")[0] in HEALED
