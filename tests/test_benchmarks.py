@@ -149,11 +149,10 @@ def test_results(
         "SLEB": ("--cut", "block", "--windows", "2", "--window-length", "64"),
         "a run of blocks": ("--metric", "cosine", "--windows", "2", "--window-length", "64"),
     }
-    sizes: dict[str, object] = {"WINDOWS": 2, "LENGTH": 64, "SEARCHES": searches}
-    sizes |= {"HEALED": ("SLEB",), "DISTILLED": ()}
-    sizes["subprocess"] = SimpleNamespace(run=run_here, PIPE=subprocess.PIPE)
+    here = SimpleNamespace(run=run_here, PIPE=subprocess.PIPE)
+    sizes = {"WINDOWS": 2, "LENGTH": 64, "SEARCHES": searches, "HEALED": ("SLEB",), "DISTILLED": ()}
     words = ("text.txt", tiny_gguf, "--blocks", 2, "--to", "page.md")
-    smallest(monkeypatch, "results", *words, TYPES=("Q8_0",), **sizes)
+    smallest(monkeypatch, "results", *words, TYPES=("Q8_0",), subprocess=here, **sizes)
     page = Path("page.md").read_text(encoding="utf-8")
     for row in ("original", "original in Q8_0", "SLEB", "SLEB, healed", "ReplaceMe"):
         assert f"| {row} |" in page

@@ -21,6 +21,7 @@ from tinysleb.measure.drawn import draw, reverse_divergence
 from tinysleb.measure.language import language_of
 from tinysleb.measure.prompts import PROMPTS, Prompt
 from tinysleb.measure.writing import (
+    WRITTEN,
     Answer,
     Questions,
     answer,
@@ -33,7 +34,6 @@ from tinysleb.text.tokenizer import open_tokenizer
 
 Run = Callable[..., Result]
 COMPUTE = Compute(torch.device("cpu"), torch.float32, Budget(2**33, 0))
-WRITTEN = 128
 CHAT = "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
 
 
