@@ -17,11 +17,13 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from reference import make_llama
+from reference import CORPUS, make_llama
 from tinysleb.cli import main
 from tinysleb.commands import console
 from tinysleb.export import gguf_check
+from tinysleb.heal import lessons
 from tinysleb.measure import drawn, writing
+from tinysleb.measure.prompts import PROMPTS
 
 REAL_MODEL = Path(__file__).parent.parent / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -90,10 +92,25 @@ def no_progress_in_logs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where models are compared, each gives two short answers to a question, of which it draws one."""
+    """Where models are compared, each gives two short answers to a few questions, of which it draws one."""
+    monkeypatch.setattr(writing.questions, "__defaults__", (PROMPTS[:6],))
     monkeypatch.setattr(drawn, "DRAWS", 1)
     for module in (drawn, writing):
         monkeypatch.setattr(module, "WRITTEN", 16)
+
+
+@pytest.fixture
+def short_documentation(monkeypatch: pytest.MonkeyPatch) -> str:
+    """In place of Python's own, which takes seconds to tokenise; the text."""
+    text = "".join(CORPUS) * 60
+    monkeypatch.setattr("pydoc_data.topics.topics", {"text": text})
+    return text
+
+
+@pytest.fixture(autouse=True)
+def few_lessons(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Distillation draws its text from less of Python's library than it has."""
+    monkeypatch.setattr(lessons, "MOST_GIVEN", 2**14)
 
 
 @pytest.fixture(autouse=True)

@@ -15,19 +15,15 @@ import pytest
 import torch
 from click.testing import Result
 
-from reference import CORPUS
-
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 PLAN = '{"blocks": 6, "removed": [3, 1, 4]}'
 
 
 @pytest.fixture(autouse=True)
-def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short_documentation: str) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
     Path("plan.json").write_text(PLAN)
-    text = "".join(CORPUS) * 60
-    monkeypatch.setattr("pydoc_data.topics.topics", {"text": text})  # quicker to tokenise than all of it
-    Path("text.txt").write_text(text, encoding="utf-8")
+    Path("text.txt").write_text(short_documentation, encoding="utf-8")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # so small a model gains nothing from more
     yield

@@ -11,7 +11,7 @@ import pytest
 import torch
 from click.testing import Result
 
-from reference import CORPUS, transformers_logits, transformers_model, without_blocks
+from reference import transformers_logits, transformers_model, without_blocks
 from tinysleb.checkpoint.open_model import open_model
 from tinysleb.compute.compute import compute_on
 from tinysleb.heal import text as healing_text
@@ -23,10 +23,7 @@ Run = Callable[..., Result]
 SMALL = ("--windows", 5, "--window-length", 64, "--remove", 1, "--heal", "none", "--dtype", "float32")
 
 
-@pytest.fixture(autouse=True)
-def short_documentation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which is tokenised more quickly than all of it."""
-    monkeypatch.setattr("pydoc_data.topics.topics", {"text": "".join(CORPUS) * 60})
+pytestmark = pytest.mark.usefixtures("short_documentation")
 
 
 def settings_of(folder: Path) -> dict[str, object]:

@@ -76,6 +76,7 @@ def test_prune_a_single_file(tiny_folder: Path, run: Run, tmp_path: Path) -> Non
     assert json.loads(stored) == json.loads((tmp_path / "model-sleb" / "plan.json").read_text())
 
 
+@pytest.mark.usefixtures("short_documentation")
 def test_prune_from_text_by_default(tiny_folder: Path, run: Run, tmp_path: Path) -> None:
     sizes = ("--windows", 2, "--window-length", 64, "--heal-tokens", 4096, "--distill-tokens", 2048)
     assert run("prune", tiny_folder, "-o", "a", "--remove", 1, *sizes).exit_code == 0

@@ -14,7 +14,7 @@ from reference import CORPUS
 
 FEW = (
     "--remove 2 --cut half --windows 2 --window-length 64 "
-    "--heal-tokens 2048 --self-text 512 --distill-tokens 4096 -t 2"
+    "--heal-tokens 1024 --self-text 256 --distill-tokens 2048 -t 2"
 )
 
 

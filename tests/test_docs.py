@@ -127,6 +127,7 @@ def shape(line: str) -> str:
     return re.sub(r"\d+(?:[.,]\d+)*(?:, \d+)*", "#", line)
 
 
+@pytest.mark.usefixtures("short_documentation")
 def test_the_output_in_the_readme_is_what_is_printed(
     run: Callable[..., Any], tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,9 +17,9 @@ from torch import Tensor
 from reference import (
     block_cuts,
     make_llama,
+    own_text,
     transformers_loss,
     transformers_model,
-    transformers_sample,
     without_sublayers,
 )
 from tinysleb.checkpoint.open_model import open_model
@@ -57,7 +57,7 @@ def loss_without(model: Any, gone: Iterable[int], tokens: Tensor) -> float:
 def test_no_exchange_is_better_than_the_result(seed: int, kind: str, tmp_path: Path) -> None:
     folder = make_llama(tmp_path, seed=seed, num_hidden_layers=BLOCKS, initializer_range=0.1)
     weights, model = open_model(folder), transformers_model(folder)
-    tokens = transformers_sample(model, count=4, length=129, seed=seed)
+    tokens = own_text(weights, count=4, length=129, seed=seed)
     rounds = tuple(Round(cut, 0.0, {}) for cut in block_cuts((6, 1, 3)))
     better = exchange(
         weights, tokens, Plan(BLOCKS, 3, {}, 1.0, rounds), COMPUTE,
@@ -74,7 +74,7 @@ def test_no_exchange_is_better_than_the_result(seed: int, kind: str, tmp_path: P
 def test_the_best_choice_stays(tmp_path: Path) -> None:
     folder = make_llama(tmp_path, num_hidden_layers=BLOCKS, initializer_range=0.1)
     weights, model = open_model(folder), transformers_model(folder)
-    tokens = transformers_sample(model, count=4, length=129, seed=0)
+    tokens = own_text(weights, count=4, length=129, seed=0)
     losses = {cut: loss_without(model, cut, tokens) for cut in block_cuts(range(1, BLOCKS - 1))}
     best = min(losses, key=lambda cut: losses[cut])
     plan = Plan(BLOCKS, 1, {}, 1.0, (Round(best, losses[best], {}),))

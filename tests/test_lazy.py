@@ -11,7 +11,7 @@ import pytest
 import torch
 from click.testing import Result
 
-from reference import make_llama, transformers_model, transformers_sample
+from reference import make_llama, own_text
 from tinysleb.checkpoint.open_model import open_model
 from tinysleb.compute.compute import Compute
 from tinysleb.compute.memory import Budget
@@ -73,11 +73,11 @@ def test_older_plans_say_less_and_everything_is_looked_at() -> None:
 
 
 @pytest.mark.parametrize("kind", [BLOCK, HALF])
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_passing_over_candidates_changes_nothing(seed: int, kind: str, tmp_path: Path) -> None:
     folder = make_llama(tmp_path, seed=seed, num_hidden_layers=10, initializer_range=0.1)
-    weights, model = open_model(folder), transformers_model(folder)
-    tokens = transformers_sample(model, count=6, length=257, seed=seed)
+    weights = open_model(folder)
+    tokens = own_text(weights, count=6, length=257, seed=seed)
     compute = Compute(torch.device("cpu"), torch.float32, Budget(2**33, 0))
     found: dict[bool, tuple[tuple[Cut, ...], int]] = {}
     for exact in (True, False):
@@ -90,7 +90,7 @@ def test_passing_over_candidates_changes_nothing(seed: int, kind: str, tmp_path:
     assert found[False][1] < found[True][1]
 
 
-@pytest.mark.parametrize("killed_in_sweep", [4, 9, 14])
+@pytest.mark.parametrize("killed_in_sweep", [4, 14])
 def test_a_killed_search_over_halves_resumes_to_the_same_plan(
     killed_in_sweep: int, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

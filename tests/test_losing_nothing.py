@@ -55,7 +55,8 @@ def search(tiny_folder: Path, tmp_path: Path) -> Callable[..., subprocess.Comple
     np.save(tmp_path / "tokens.npy", tokens.astype(np.int32))
 
     def run(what: str, *, ignored: int | None = None) -> subprocess.CompletedProcess[str]:
-        handlers = {signal.SIGINT: "default_int_handler"}  # which tests in the background begin without
+        # Tests in the background, or under nohup, begin without these.
+        handlers = {signal.SIGINT: "default_int_handler", signal.SIGHUP: "SIG_DFL"}
         if ignored is not None:
             handlers[signal.Signals(ignored)] = "SIG_IGN"
         lines = [f"signal.signal({int(each)}, signal.{handler})" for each, handler in handlers.items()]

@@ -26,7 +26,7 @@ from click.testing import Result
 from torch import Tensor
 from torch.nn import functional as F
 
-from reference import block_cuts, make_variant, transformers_logits, transformers_sample, without_sublayers
+from reference import block_cuts, make_variant, own_text, transformers_logits, without_sublayers
 from tinysleb.checkpoint.open_model import open_model
 from tinysleb.compute.compute import Compute
 from tinysleb.compute.memory import Budget
@@ -128,7 +128,7 @@ def test_candidates_come_in_order_where_their_losses_differ_by_more_than_the_err
 ) -> None:
     """On text that the model predicts, so that it matters which block goes."""
     model = exact_model("llama", tmp_path)
-    tokens = transformers_sample(model, count=6, length=120, seed=0)
+    tokens = own_text(open_model(tmp_path), count=4, length=120, seed=0)
     compute = Compute(torch.device("cpu"), dtype, Budget(2**33, 0))
     *_, plan = search(
         open_model(tmp_path), tokens, Plan(6, 3, {}), compute,

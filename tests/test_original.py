@@ -18,9 +18,9 @@ from reference import (
     block_cuts,
     make_llama,
     make_variant,
+    own_text,
     transformers_logits,
     transformers_model,
-    transformers_sample,
     without_sublayers,
 )
 from tinysleb.checkpoint.open_model import open_model
@@ -82,7 +82,7 @@ def test_divergences_in_the_default_precision(dtype: torch.dtype, tmp_path: Path
 def test_a_search_by_divergence_is_that_of_brute_force(kind: str, tmp_path: Path) -> None:
     folder = make_llama(tmp_path, num_hidden_layers=7, initializer_range=0.1)
     weights, model = open_model(folder), transformers_model(folder)
-    tokens = transformers_sample(model, count=3, length=65, seed=0)
+    tokens = own_text(weights, count=3, length=65, seed=0)
     original = ask_original(weights, tokens, COMPUTE)
     *_, plan = search(
         weights, tokens, Plan(7, 3, {"score": DIVERGENCE}), COMPUTE, allowed=range(1, 6), kind=kind,

@@ -77,7 +77,7 @@ def inputs_by_transformers(model: Any, module: torch.nn.Module, windows: Tensor)
 )
 def test_outputs_come_nearer_than_by_plain_rounding(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     """Of the first block's matrices, whose inputs are the original's and those of what is stored below."""
-    folder = make_llama(tmp_path / "m", hidden_size=512, intermediate_size=768, num_hidden_layers=1)
+    folder = make_llama(tmp_path / "m", hidden_size=256, intermediate_size=512, num_hidden_layers=1)
     weights, type_ = open_model(folder), GGMLQuantizationType[name]
     found, _ = rounded(weights, matrices_as(type_), tmp_path / "r", replace(COMPUTE, dtype=dtype))
     model = transformers_model(folder).float()

@@ -140,7 +140,13 @@ def test_a_faster_type_is_named(
     monkeypatch.setattr(stored_types, "machine", lambda: processor)
     note = faster_type(open_model(Path("m.gguf")))
     assert note.endswith(f"with --type {named}, it generates faster") if named else note == ""
-    assert ("packed kernels" in run("inspect", "m.gguf").stdout) is bool(named)
+
+
+@pytest.mark.parametrize("type_", ["q4_1", "q4_0"])
+def test_inspect_says_so(type_: str, tiny_gguf: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    done(run("export", tiny_gguf, "--gguf", "m.gguf", "--type", type_))
+    monkeypatch.setattr(stored_types, "machine", lambda: "x86_64")
+    assert ("packed kernels" in run("inspect", "m.gguf").stdout) is (type_ == "q4_1")
 
 
 def test_the_summary_says_so(plan: str, tiny_gguf: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,9 +135,9 @@ def test_what_was_written_is_shown(run: Run, tiny_folder: Path) -> None:
     shown = run(*words, "--show")
     assert shown.exit_code == 0, shown.output
     assert f"> {PROMPTS[5].text}" in shown.stdout
-    assert shown.stdout.count("\np.json: ") == shown.stdout.count("\np.json, drawn: ") == len(PROMPTS)
+    assert shown.stdout.count("\np.json: ") == shown.stdout.count("\np.json, drawn: ") == 6
     found = json.loads(run(*words, "--json").stdout)
-    assert [text["prompt"] for text in found["texts"]] == [prompt.text for prompt in PROMPTS]
+    assert [text["prompt"] for text in found["texts"]] == [prompt.text for prompt in PROMPTS[:6]]
     assert set(found["texts"][0]["texts"]) == set(found["texts"][0]["drawn"]) == {str(tiny_folder), "p.json"}
     original, cut = (row["writing"] for row in found["models"])
     assert original["agreement"] > cut["agreement"]

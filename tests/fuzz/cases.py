@@ -238,7 +238,7 @@ FILES: Mapping[str, tuple[Change, str, float]] = {
     "imatrix.dat": (change_numbers, IMATRIX_COMMANDS.replace(".gguf --pre", ".dat --pre"), 1),
     "compared.json": (change_json, "report plan.json -o out.html --compare compared.json", 1),
     "text.txt": (change_bytes, TEXT_COMMANDS, 1),
-    "chats.jsonl": (change_lines, "eval bytes --text chats.jsonl --windows 1 --window-length 16", 0.5),
+    "chats.jsonl": (change_lines, "eval bytes --text chats.jsonl --windows 1 --window-length 16", 0.2),
     "hellaswag.txt": (change_bytes, f"compare bytes cut.gguf {QUESTIONS} --hellaswag hellaswag.txt", 0.2),
     "winogrande.csv": (change_bytes, f"compare bytes cut.gguf {QUESTIONS} --winogrande winogrande.csv", 0.2),
     "choices.jsonl": (change_lines, f"compare bytes cut.gguf {QUESTIONS} --choices choices.jsonl", 0.2),

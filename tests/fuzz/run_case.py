@@ -20,14 +20,17 @@ from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
+from pydoc_data import topics
 from typing import Any, NoReturn
 
 from fuzz.cases import Case, make_case
 
 from tinysleb.checkpoint.open_model import open_model
 from tinysleb.cli import main
+from tinysleb.compute import device
 from tinysleb.errors import TinyslebError
 from tinysleb.measure import drawn, writing
+from tinysleb.measure.prompts import PROMPTS
 
 SECONDS, BYTES = 10, 2**30
 """Allowed for a case; memory beyond what the process that forks has."""
@@ -36,8 +39,12 @@ INVALID = 99
 FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 OUTPUTS = ("out", "out.gguf", "out.html", "out.plan.json")
 
-writing.WRITTEN = 16  # tokens of an answer: more of them are not more of the file
-vars(drawn).update(WRITTEN=16, DRAWS=1)
+# Of what does not depend on the file, little: answers, documentation, and how fast the processor is.
+writing.WRITTEN = 8
+writing.questions.__defaults__ = (PROMPTS[:4],)
+vars(drawn).update(WRITTEN=8, DRAWS=1)
+vars(device).update(PROBE_SIZE=64, PROBE_RUNS=1)
+vars(topics)["topics"] = {"text": "Some words of prose. " * 500}
 
 
 @dataclass(frozen=True)
