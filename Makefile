@@ -1,5 +1,6 @@
 # `make demo` shortens a real model; `make test` checks the code. Both set up what they need.
 # Another Python beside it: make quick PYTHON=python3.10 VENV=.venv-3.10
+# Less distillation: make demo MINUTES=5
 PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
@@ -11,6 +12,7 @@ SHORTER := models/SmolLM2-135M-Instruct.Q4_0-sleb.gguf
 SOURCES := pyproject.toml constraints.txt $(shell find tinysleb export -name __pycache__ -prune -o -print)
 QUICK := setup plan gguf_file tokenizer ridge cli
 REMOVE ?= 6
+MINUTES ?=
 CASES ?= 3000
 FIRST ?= 0
 KILLS ?= 50
@@ -21,7 +23,7 @@ CONTINUE = $(if $(wildcard $(SHORTER).unfinished.*),--resume)
 
 demo: $(VENV)/.installed model
 	@echo "Pruning, healing and distilling take about 15 minutes on 2 cores."
-	$(BIN)/tinysleb prune $(MODEL) -o $(SHORTER) --type q4_0 --remove $(REMOVE) --force $(CONTINUE)
+	$(BIN)/tinysleb prune $(MODEL) -o $(SHORTER) --type q4_0 --remove $(REMOVE) --force $(CONTINUE) $(MINUTES:%=--minutes %)
 	@echo "The whole model in the same type, to compare with:"
 	$(BIN)/tinysleb export $(MODEL) --gguf $(WHOLE) --type q4_0 --force
 	@echo "Perplexity on this project's own documentation, which the search has not seen:"
