@@ -55,7 +55,7 @@ and so is made for each size."""
 BY_BYTES = ("attention", "any sublayer")
 """Cuts that go on until they save what so many blocks do."""
 HEALED = ("SLEB", "half blocks", "attention", "any sublayer")
-DISTILLED = ("SLEB", "half blocks")
+DISTILLED = ("SLEB", "half blocks", "attention")
 REPLACED = "a run of blocks"
 """What ReplaceMe (arXiv 2505.02819) chooses, and puts a linear map in place of."""
 TYPES = ("Q3_K_M", "Q2_K")
