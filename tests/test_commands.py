@@ -160,7 +160,7 @@ def test_escapes_and_long_names_do_not_reach_the_terminal(run: Run) -> None:
 
 def test_the_time_left_is_that_of_the_whole_job() -> None:
     """Two stages, the second twice the work of the first, which takes 10 s; then at half of the pace. What is
-    foreseen counts as a tenth of the stage."""
+    foreseen counts as a tenth of the stage, or as the work that it was seen in."""
     clock = JobClock([Work(1), Work(2)])
     assert clock.seconds_left(0.0, 100.0) is None
     assert clock.seconds_left(0.5, 105.0) == pytest.approx(5 + 20)
@@ -175,6 +175,10 @@ def test_the_time_left_is_that_of_the_whole_job() -> None:
     endless.seconds_left(0.0, 20.0)
     assert endless.seconds_left(0.1, 50.0) == pytest.approx(30 + 20), "it ends after a minute"
     assert endless.seconds_left(0.0, 80.0) == pytest.approx(20), "at the pace of the first"
+    long = JobClock([Work(1), Work(100)])
+    for done, now in ((0.0, 0.0), (1.0, 10.0), (0.0, 10.0)):
+        long.seconds_left(done, now)
+    assert long.seconds_left(0.1, 20.0) == pytest.approx((10 + 10) / 0.11 * 0.9), "not 495"
     late = JobClock([Work(1)])
     assert late.seconds_left(0.2, 0.0) is None, "what was done before it was asked says nothing"
     assert late.seconds_left(0.4, 10.0) == pytest.approx(30)

@@ -125,7 +125,7 @@ class JobClock:
     FEWEST_DONE = 0.01
     """Of the first stage, before its pace says anything."""
     FORESEEN = 0.1
-    """What is foreseen of a stage counts as much as so much of it being done."""
+    """What is foreseen of a stage counts as much as so much of it being done, or as what it was seen in."""
 
     def __init__(self, stages: Sequence[Work]) -> None:
         self.stages = list(stages)
@@ -155,11 +155,11 @@ class JobClock:
 
     def _stage_left(self, done: float, elapsed: float) -> float | None:
         """Seconds until all of the stage is done."""
-        observed = done - self.done_before
+        observed, amount = done - self.done_before, self.stages[self.stage].amount
         if self.paced.amount:
-            pace = self.paced.seconds / self.paced.amount
-            elapsed += self.FORESEEN * pace * self.stages[self.stage].amount
-            observed += self.FORESEEN
+            foreseen = min(self.FORESEEN * amount, self.paced.amount)
+            elapsed += foreseen / self.paced.amount * self.paced.seconds
+            observed += foreseen / amount
         elif done < self.FEWEST_DONE or observed <= 0:
             return None
         return elapsed * (1 - done) / observed
