@@ -200,8 +200,8 @@ def transformers_loss(model: Any, tokens: Tensor) -> float:
 
 
 def own_text(weights: Weights, count: int, length: int, seed: int) -> Tensor:
-    """Windows `[count, length]` that the model writes, and so predicts well: what losses are compared on need
-    not come from an independent program, which takes six times as long."""
+    """Windows `[count, length]` that the model writes, and so predicts well. What losses are compared on need
+    not come from an independent program, which would take longer than the comparison."""
     generator = torch.Generator().manual_seed(seed)
     begin = torch.randint(3, 512, (count, 1), generator=generator).tolist()
     return sample(load_resident(weights, torch.float32, torch.device("cpu")), begin, length, seed=seed)
