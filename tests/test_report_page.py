@@ -210,8 +210,9 @@ def test_the_course_of_distillation_is_shown() -> None:
     rows = read(report_html(plan)).rows
     assert ["the model", "4,096", "0.4000"] in rows
     assert ["what is stored", "0", "0.4500"] in rows
-    by_divergence = replace(plan, loss=0.0, settings={"score": "kl"})
+    by_divergence = replace(plan, loss=-1e-4, settings={"score": "kl"})
     assert "windows held back: 0.500 shortened, 0.400 healed" in report_html(by_divergence)
+    assert "-0.000" not in report_html(by_divergence)
 
 
 def test_what_the_number_of_cuts_was_chosen_by_is_shown() -> None:

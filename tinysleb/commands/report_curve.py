@@ -23,8 +23,9 @@ def measure(plan: Plan) -> str:
 
 
 def shown_loss(plan: Plan, loss: float, digits: int = 2) -> str:
-    """A loss as a person is told it: as perplexity, or in nats if it is a divergence."""
-    return f"{loss:.3f}" if plan.by_divergence else f"{perplexity(loss):.{digits}f}"
+    """A loss as a person is told it: as perplexity, or in nats if it is a divergence, which rounding can leave
+    below 0."""
+    return f"{max(loss, 0.0):.3f}" if plan.by_divergence else f"{perplexity(loss):.{digits}f}"
 
 
 def known_losses(plan: Plan) -> list[float]:
