@@ -23,7 +23,7 @@ def measure(plan: Plan) -> str:
 
 
 def shown_loss(plan: Plan, loss: float, digits: int = 2) -> str:
-    """A loss as a person is told it: as perplexity, or in nats if it is a divergence, which rounding can leave
+    """A loss as a person is told it: as perplexity, or in nats if it is a divergence. Rounding can leave that
     below 0."""
     return f"{max(loss, 0.0):.3f}" if plan.by_divergence else f"{perplexity(loss):.{digits}f}"
 
