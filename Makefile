@@ -23,7 +23,7 @@ CONTINUE = $(if $(wildcard $(SHORTER).unfinished.*),--resume)
 
 demo: $(VENV)/.installed model
 	@echo "Pruning, healing and distilling take about 15 minutes on 2 cores."
-	$(BIN)/tinysleb prune $(MODEL) -o $(SHORTER) --type q4_0 --remove $(REMOVE) --force $(CONTINUE) $(MINUTES:%=--minutes %)
+	$(BIN)/tinysleb prune $(MODEL) -o $(SHORTER) --type q4_0 --remove $(REMOVE) --force $(MINUTES:%=--minutes %) $(CONTINUE)
 	@echo "The whole model in the same type, to compare with:"
 	$(BIN)/tinysleb export $(MODEL) --gguf $(WHOLE) --type q4_0 --force
 	@echo "Perplexity on this project's own documentation, which the search has not seen:"

@@ -128,16 +128,17 @@ def test_measures_are_averages_over_answers() -> None:
     assert writing.repeated == pytest.approx((0 + 0 + 1 / 2) / 3)
 
 
-def test_what_was_written_is_shown(run: Run, tiny_folder: Path) -> None:
+def test_what_was_written_is_shown(run: Run, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(questions, "__defaults__", (PROMPTS,))  # all of them
     Path("p.json").write_text('{"blocks": 6, "removed": [3]}')
     Path("t.txt").write_text("The quick brown fox jumps over the lazy dog. " * 40)
     words = ("compare", tiny_folder, "p.json", "--text", "t.txt", "--window-length", 64)
     shown = run(*words, "--show")
     assert shown.exit_code == 0, shown.output
     assert f"> {PROMPTS[5].text}" in shown.stdout
-    assert shown.stdout.count("\np.json: ") == shown.stdout.count("\np.json, drawn: ") == 6
+    assert shown.stdout.count("\np.json: ") == shown.stdout.count("\np.json, drawn: ") == len(PROMPTS)
     found = json.loads(run(*words, "--json").stdout)
-    assert [text["prompt"] for text in found["texts"]] == [prompt.text for prompt in PROMPTS[:6]]
+    assert [text["prompt"] for text in found["texts"]] == [prompt.text for prompt in PROMPTS]
     assert set(found["texts"][0]["texts"]) == set(found["texts"][0]["drawn"]) == {str(tiny_folder), "p.json"}
     original, cut = (row["writing"] for row in found["models"])
     assert original["agreement"] > cut["agreement"]

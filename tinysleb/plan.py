@@ -152,6 +152,12 @@ def perplexity(loss: float) -> float:
     return math.exp(loss) if loss < 700 else math.inf
 
 
+def shown_loss(plan: Plan, loss: float, digits: int = 2) -> str:
+    """A loss as a person is told it: as perplexity, or in nats if it is a divergence. Rounding can leave that
+    below 0."""
+    return f"{max(loss, 0.0):.3f}" if plan.by_divergence else f"{perplexity(loss):.{digits}f}"
+
+
 def read_plan(path: Path) -> Plan:
     """A plan from a JSON file; see `plan_from_json`."""
     return plan_from_json(read_json_object(path), path)

@@ -8,7 +8,7 @@ from html import escape
 
 from tinysleb.commands.report_style import figure, table, words_at
 from tinysleb.formats.units import format_bytes
-from tinysleb.plan import Plan, perplexity
+from tinysleb.plan import Plan, shown_loss
 from tinysleb.sublayers import cut_name
 
 WIDTH, LEFT, INSIDE, RIGHT, TOP, HEIGHT = 600, 52, 34, 30, 30, 250
@@ -20,12 +20,6 @@ MOST_LABELS = 7
 def measure(plan: Plan) -> str:
     """What losses of a plan are."""
     return "divergence from the original" if plan.by_divergence else "perplexity"
-
-
-def shown_loss(plan: Plan, loss: float, digits: int = 2) -> str:
-    """A loss as a person is told it: as perplexity, or in nats if it is a divergence. Rounding can leave that
-    below 0."""
-    return f"{max(loss, 0.0):.3f}" if plan.by_divergence else f"{perplexity(loss):.{digits}f}"
 
 
 def known_losses(plan: Plan) -> list[float]:

@@ -9,12 +9,12 @@ from typing import Any
 
 from tinysleb import __version__
 from tinysleb.commands.report_compare import comparison, headline
-from tinysleb.commands.report_curve import curve, known_losses, measure, shown_loss
+from tinysleb.commands.report_curve import curve, known_losses, measure
 from tinysleb.commands.report_healing import healed_blocks, held_back, how_much, kept_of, worst_growth
 from tinysleb.commands.report_rounds import rounds
 from tinysleb.commands.report_style import page, table, tiles
 from tinysleb.formats.units import format_bytes
-from tinysleb.plan import PERPLEXITY, SELF_SOURCE, Plan
+from tinysleb.plan import PERPLEXITY, SELF_SOURCE, Plan, shown_loss
 from tinysleb.search.stopping import BY_DEFAULT
 
 DEFAULT_TEXT = "Python's own documentation"

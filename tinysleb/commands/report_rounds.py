@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable
 from html import escape
 
-from tinysleb.commands.report_curve import measure, shown_loss
+from tinysleb.commands.report_curve import measure
 from tinysleb.commands.report_style import figure, folded, table, words_at
-from tinysleb.plan import Plan, Round
+from tinysleb.plan import Plan, Round, shown_loss
 from tinysleb.sublayers import Cut, block_cut, cut_name, cut_title
 
 CELL, LANE, LEFT, TOP = 22, 16, 74, 18

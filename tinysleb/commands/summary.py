@@ -9,7 +9,7 @@ from pathlib import Path
 from tinysleb.checkpoint.config import parameter_count
 from tinysleb.checkpoint.weights import Weights
 from tinysleb.commands.console import Console, print_json, print_line
-from tinysleb.plan import PERPLEXITY, Plan, perplexity, plan_to_json
+from tinysleb.plan import PERPLEXITY, Plan, perplexity, plan_to_json, shown_loss
 from tinysleb.search.stopping import LIMIT
 
 RUINED = 4.0
@@ -31,9 +31,9 @@ def print_shortened(
         last = plan.rounds[-1].loss
         what = "the calibration text, before healing" if plan.healing else "the calibration text"
         if plan.by_divergence:
-            print_line(f"divergence from the original on {what}: {last:.3f} nats a token")
+            print_line(f"divergence from the original on {what}: {shown_loss(plan, last)} nats a token")
         else:
-            print_line(f"perplexity on {what}: {perplexity(plan.loss):.2f} -> {perplexity(last):.2f}")
+            print_line(f"perplexity on {what}: {shown_loss(plan, plan.loss)} -> {shown_loss(plan, last)}")
     if verdict := ruined(plan) or beyond_the_limit(plan):
         print_line(verdict)
     for line in what_next(weights.path, out):

@@ -26,10 +26,10 @@ from tinysleb.plan import (
     PERPLEXITY,
     Plan,
     Round,
-    perplexity,
     plan_from_json,
     plan_to_json,
     read_plan,
+    shown_loss,
     usual_score,
 )
 from tinysleb.search import rounds
@@ -234,8 +234,8 @@ def _original(scoring: Scoring, tokens: Tensor) -> Original | None:
 def _change(plan: Plan, before: float, after: float) -> str:
     """A change of the loss, as a person is told it."""
     if plan.by_divergence:
-        return f"divergence {max(before, 0.0):.3f} -> {after:.3f} nats"
-    return f"perplexity {perplexity(before):.2f} -> {perplexity(after):.2f}"
+        return f"divergence {shown_loss(plan, before)} -> {shown_loss(plan, after)} nats"
+    return f"perplexity {shown_loss(plan, before)} -> {shown_loss(plan, after)}"
 
 
 def _relative_cost(costs: Costs, cut: Cut) -> float:
