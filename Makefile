@@ -39,7 +39,7 @@ install: $(VENV)/.installed
 test: check
 
 slow: $(VENV)/.tested-with model
-	$(BIN)/pytest -q -m slow
+	$(BIN)/pytest -q -m slow -n auto --dist worksteal
 
 check: $(VENV)/.tested-with
 	$(BIN)/ruff check .

@@ -293,7 +293,7 @@ def test_smollm2_first_round_equals_brute_force(smollm2: Path) -> None:
 @pytest.mark.slow
 def test_smollm2_racing_removes_what_exact_scoring_does(smollm2: Path) -> None:
     weights = open_model(smollm2)
-    tokens = from_text(open_tokenizer(weights), [], 512, 4, 0, weights.config.vocab_size).tokens
+    tokens = from_text(open_tokenizer(weights), [], 64, 8, 0, weights.config.vocab_size).tokens
     raced, exact = (run_search(weights, tokens, 2, exact=exact) for exact in (False, True))
     assert raced.removed == exact.removed
     assert raced.rounds[-1].loss == pytest.approx(exact.rounds[-1].loss, abs=1e-5)

@@ -71,11 +71,11 @@ def test_smollm2_perplexity(
     path = smollm2 if kind == "Q4_1" else smollm2_f16
     if cut is not None:
         Path("plan-in.json").write_text('{"blocks": 30, "removed": [25, 5, 3, 26, 14, 12]}')
-        few = ("--heal-tokens", 8192, "--self-text", 0)
+        few = ("--heal-tokens", 4096, "--self-text", 0)
         command, *words = {
             "prune": ("prune",),
             "heal": ("heal", *few, "--heal", "solve"),
-            "distill": ("heal", *few, "--distill-tokens", 8192),
+            "distill": ("heal", *few, "--distill-tokens", 4096),
         }[cut]
         assert run(command, path, "--plan", "plan-in.json", "-o", "cut.gguf", *words).exit_code == 0
         path = Path("cut.gguf")
@@ -122,7 +122,7 @@ def test_smollm2_with_its_draft_writes_the_same_and_accepts_what_was_predicted(
 ) -> None:
     """By llama.cpp's server, on prompts like those that it was judged by: it drafts one token at a time,
     where the rate is the acceptance itself, and four, where it is what the rounds are expected to give."""
-    words = ("--remove", 3, "--heal", "none", "--force", "--json")
+    words = ("--remove", 3, "--cut", "block", "--heal", "none", "--force", "--json")
     result = run("draft", smollm2, "-o", "draft.gguf", *words)
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
