@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
+from tinysleb.commands import console
 from tinysleb.errors import TinyslebError
 from tinysleb.heal.choose_count import choose_count
 from tinysleb.plan import Plan, Round
@@ -63,6 +65,7 @@ def test_by_default_the_model_says_how_much(
     """With a limit that a random model can keep: the plan says what was measured, and why it ended."""
     for name in ("heal.choose_count", "commands.stopping_rule"):
         monkeypatch.setattr(import_module(f"tinysleb.{name}"), "LIMIT", 100.0)
+    monkeypatch.setattr(console, "SECONDS_BETWEEN_LINES", 0)
     Path("t.txt").write_text("The quick brown fox jumps over the lazy dog, again and again. " * 300)
     words = ("prune", tiny_gguf, "--text", "t.txt", "--windows", 2, "--window-length", 64)
     result = run(*words, "-o", "out.gguf", "--heal", "solve", "--self-text", 0, "--heal-tokens", 2048)
@@ -72,6 +75,9 @@ def test_by_default_the_model_says_how_much(
     assert [point["cuts"] for point in points][-1] == len(plan["removed"])
     assert "nats from the original when healed" in plan["stopped"]
     assert result.stderr.count("removed, healed: ") == len(points)
+    told = [int(done) for done in re.findall(r"choosing how much to remove: (\d+)%", result.stderr)]
+    assert told == sorted(told)
+    assert len(set(told)) > len(points), "a try takes minutes"
     kept = plan["healing"]["kept"]
     assert kept["mean_kld"] > 0
     assert 0 < kept["same_top"] <= 1

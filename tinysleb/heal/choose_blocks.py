@@ -18,7 +18,7 @@ from pathlib import Path
 from torch import Tensor
 
 from tinysleb.checkpoint.weights import Shortened, Weights
-from tinysleb.compute.compute import Compute
+from tinysleb.compute.compute import Compute, scaled
 from tinysleb.heal.healed_weights import Healed, HealedTensors, unrounded
 from tinysleb.heal.text import Source, split_windows
 from tinysleb.heal.walk import heal
@@ -73,31 +73,37 @@ def choose_healed(
     step = 1 if plan.settings.get("cut") == HALF else 2
     removals = [plan.cuts, *_runs(allowed, plan.cuts, step)]
 
-    def judge(cuts: tuple[Cut, ...], windows: Tensor) -> Choice:
-        with repaired(weights, _with_cuts(plan, cuts), windows, compute, folder) as model:
+    def judge(cuts: tuple[Cut, ...], windows: Tensor, seen: int) -> Choice:
+        told = scaled(progress, seen / work, (seen + len(windows)) / work)
+        with repaired(weights, _with_cuts(plan, cuts), windows, compute, folder, told) as model:
             losses = [evaluate(model, each, compute, lambda _done: None).loss for each in judges]
         return Choice(cuts, sum(losses) / len(losses))
 
     few = few_windows(fit)
-    work = len(removals) * len(few) + FINALISTS * len(fit)
-    choices = []
-    for number, cuts in enumerate(removals, 1):
-        choices.append(judge(cuts, few))
-        progress(number * len(few) / work)
-    finalists = sorted((judge(cuts, fit) for cuts in _finalists(choices)), key=attrgetter("loss"))
+    tries = len(removals) * len(few)
+    work = tries + FINALISTS * len(fit)
+    choices = [judge(cuts, few, number * len(few)) for number, cuts in enumerate(removals)]
+    best = _finalists(choices)
+    finalists = [judge(cuts, fit, tries + number * len(fit)) for number, cuts in enumerate(best)]
+    finalists.sort(key=attrgetter("loss"))
     return _plan_of(plan, finalists[0].cuts), finalists
 
 
 @contextmanager
 def repaired(
-    weights: Weights, plan: Plan, windows: Tensor, compute: Compute, folder: Path
+    weights: Weights,
+    plan: Plan,
+    windows: Tensor,
+    compute: Compute,
+    folder: Path,
+    progress: Callable[[float], None] = lambda _done: None,
 ) -> Iterator[Weights]:
     """The model shortened by a plan and healed on windows `[n, T]`, in float32; it is kept in files in
     `folder`, which are deleted in the end."""
     with tempfile.TemporaryDirectory(dir=folder) as name:
         tensors = HealedTensors(Path(name))
         fit, check = split_windows(windows)
-        heal(unrounded(weights), plan.stack, fit, check, compute, tensors, lambda _done: None)
+        heal(unrounded(weights), plan.stack, fit, check, compute, tensors, progress)
         yield Healed(Shortened(weights, plan.kept), tensors)
 
 

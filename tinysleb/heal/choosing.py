@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from tinysleb.checkpoint.weights import Checkpoint
-from tinysleb.compute.compute import Compute, Progress, Say
+from tinysleb.compute.compute import Compute, Progress, Say, scaled
 from tinysleb.heal.choose_blocks import choose_healed, repaired
 from tinysleb.heal.choose_count import choose_count
 from tinysleb.heal.text import Source
@@ -56,10 +56,11 @@ def choose_how_many(
     yardstick, tried = ask(weights, held_back, compute), count(1)
 
     def measure(plan: Plan) -> Nearness:
-        with repaired(weights, plan, fit, compute, folder) as model:
-            found = yardstick.nearness(model, compute)
-        progress("choosing how much to remove", 1 - 0.5 ** next(tried))
-        return found
+        number = next(tried)
+        begin, end = (1 - 0.5**tries for tries in (number - 1, number))
+        told = scaled(partial(progress, "choosing how much to remove"), begin, end)
+        with repaired(weights, plan, fit, compute, folder, told) as model:
+            return yardstick.nearness(model, compute)
 
     say("choosing how much to remove, by what healed models keep")
     plan, points = choose_count(plan, measure)
