@@ -73,18 +73,22 @@ def choose_healed(
     step = 1 if plan.settings.get("cut") == HALF else 2
     removals = [plan.cuts, *_runs(allowed, plan.cuts, step)]
 
-    def judge(cuts: tuple[Cut, ...], windows: Tensor, seen: int) -> Choice:
-        told = scaled(progress, seen / work, (seen + len(windows)) / work)
-        with repaired(weights, _with_cuts(plan, cuts), windows, compute, folder, told) as model:
-            losses = [evaluate(model, each, compute, lambda _done: None).loss for each in judges]
-        return Choice(cuts, sum(losses) / len(losses))
+    def judge(
+        removals: Sequence[tuple[Cut, ...]], windows: Tensor, progress: Callable[[float], None]
+    ) -> list[Choice]:
+        choices = []
+        for number, cuts in enumerate(removals):
+            told = scaled(progress, number / len(removals), (number + 1) / len(removals))
+            with repaired(weights, _with_cuts(plan, cuts), windows, compute, folder, told) as model:
+                losses = [evaluate(model, each, compute, lambda _done: None).loss for each in judges]
+            choices.append(Choice(cuts, sum(losses) / len(losses)))
+        return choices
 
     few = few_windows(fit)
     tries = len(removals) * len(few)
-    work = tries + FINALISTS * len(fit)
-    choices = [judge(cuts, few, number * len(few)) for number, cuts in enumerate(removals)]
-    best = _finalists(choices)
-    finalists = [judge(cuts, fit, tries + number * len(fit)) for number, cuts in enumerate(best)]
+    share = tries / (tries + FINALISTS * len(fit))
+    choices = judge(removals, few, scaled(progress, 0, share))
+    finalists = judge(_finalists(choices), fit, scaled(progress, share, 1))
     finalists.sort(key=attrgetter("loss"))
     return _plan_of(plan, finalists[0].cuts), finalists
 
@@ -96,7 +100,7 @@ def repaired(
     windows: Tensor,
     compute: Compute,
     folder: Path,
-    progress: Callable[[float], None] = lambda _done: None,
+    progress: Callable[[float], None],
 ) -> Iterator[Weights]:
     """The model shortened by a plan and healed on windows `[n, T]`, in float32; it is kept in files in
     `folder`, which are deleted in the end."""

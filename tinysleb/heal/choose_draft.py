@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from tinysleb.checkpoint.weights import Shortened, Weights
-from tinysleb.compute.compute import Compute
+from tinysleb.compute.compute import Compute, scaled
 from tinysleb.heal.choose_blocks import few_windows, repaired
 from tinysleb.plan import Plan
 from tinysleb.search.acceptance import Judge, hits
@@ -59,14 +59,16 @@ def choose_draft(
 
     def value(count: int) -> float:
         shorter = first_cuts(plan, count)
+        begin, end = (min(1.0, done / expected) for done in (len(known), len(known) + 1))
+        told = scaled(progress, begin, end)
         if fit is None:
             found = trial.of(Shortened(trial.weights, shorter.kept), shorter)
         else:
-            with repaired(trial.weights, shorter, few_windows(fit), trial.compute, folder) as model:
+            with repaired(trial.weights, shorter, few_windows(fit), trial.compute, folder, told) as model:
                 found = trial.of(model, shorter)
         tell(shorter, found)
         known[count] = found
-        progress(min(1.0, len(known) / expected))
+        told(1.0)
         return found.with_misses(trial.misses_left).best.speedup
 
     most = len(plan.rounds)
