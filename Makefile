@@ -22,7 +22,7 @@ CONTINUE = $(if $(wildcard $(SHORTER).unfinished.*),--resume)
 .PHONY: demo test install model slow check quick lowest package fuzz fuzz-coverage kills fix clean
 
 demo: $(VENV)/.installed model
-	@echo "Pruning, healing and distilling take 15 to 20 minutes on 2 cores, more without bfloat16."
+	@echo "Pruning, healing and distilling take 15 to 25 minutes on 2 cores, more without bfloat16."
 	$(BIN)/tinysleb prune $(MODEL) -o $(SHORTER) --type q4_0 --remove $(REMOVE) --force $(MINUTES:%=--minutes %) $(CONTINUE)
 	@echo "The whole model in the same type, to compare with:"
 	$(BIN)/tinysleb export $(MODEL) --gguf $(WHOLE) --type q4_0 --force
