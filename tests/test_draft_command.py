@@ -125,10 +125,14 @@ def test_the_best_draft_is_chosen(healed: bool, tiny_folder: Path, tokens: Tenso
     trial = Trial(weights, judge, cost_of, 4, torch.inf, COMPUTE)
     plan = plan_from_json(PLAN, tiny_folder)
     told: list[int] = []
+    done: list[float] = []
     chosen, tried = choose_draft(
         trial, plan, tokens if healed else None, tmp_path,
-        tell=lambda plan, _found: told.append(len(plan.rounds)), progress=lambda _done: None,
+        tell=lambda plan, _found: told.append(len(plan.rounds)), progress=done.append,
     )  # fmt: skip
+    assert done == sorted(done), "progress that falls begins another stage"
+    assert done[-1] == pytest.approx(1)
+    assert (len(done) > len(told)) == healed, "healing takes most of a try"
     assert sorted(told) == sorted(tried) == [1, 2, 3]
     assert chosen.cuts == plan.cuts[: max(tried, key=lambda count: tried[count].best.speedup)]
     assert not list(tmp_path.glob("tmp*"))
